@@ -1,0 +1,59 @@
+"""The one list of methods: the name in a recipe, what kind of learning it is, and where its parts live.
+
+No torch here: `posttrain plan` reads this table on a laptop. A new method is one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+Family = Literal["sft", "policy", "preference", "diffusion"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`settings` is the frozen dataclass behind the recipe's `objective:` section, `trainer` what trains it;
+    both as "module:name", so that nothing is imported before it is needed."""
+
+    name: str
+    family: Family
+    settings: str
+    trainer: str
+    summary: str
+
+    def load_settings(self) -> Any:
+        return _load(self.settings)
+
+    def load_trainer(self) -> Any:
+        return _load(self.trainer)
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def _policy(name: str, cls: str, summary: str) -> Method:
+    return Method(
+        name, "policy", f"posttrain.objectives.{name}:{cls}", f"posttrain.trainers.bindings:{cls}Trainer", summary
+    )
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in [
+        Method("sft", "sft", "posttrain.trainers.sft:SFT", "posttrain.trainers.sft:SFT", "supervised fine-tuning"),
+        _policy("grpo", "GRPO", "group-relative policy optimisation"),
+        _policy("dr_grpo", "DrGRPO", "GRPO without its length and difficulty bias"),
+        _policy("dapo", "DAPO", "clip-higher and a token-level loss"),
+        _policy("gspo", "GSPO", "one importance ratio a response"),
+        _policy("cispo", "CISPO", "clipped importance weights, no token loses its gradient"),
+        _policy("reinforce", "REINFORCE", "group baseline, no ratio clip"),
+        _policy("bapo", "BAPO", "adaptive clipping bounds"),
+        _policy("bnpo", "BNPO", "Beta-normalised advantages"),
+        _policy("copo", "COPO", "consistency-aware: local and global advantages blended by answer entropy"),
+        _policy("capo", "CAPO", "curvature-aware token rejection"),
+    ]
+}

@@ -1,0 +1,15 @@
+"""Methods that learn from rewards, one file each; `base.py` says what an objective is."""
+
+from __future__ import annotations
+
+from posttrain.methods import METHODS
+from posttrain.objectives.base import AllSum, Groups, Objective, StepTotals, TokenBatch
+
+__all__ = ["OBJECTIVES", "AllSum", "Groups", "Objective", "StepTotals", "TokenBatch"]
+
+
+def __getattr__(name: str) -> object:
+    # Built on first use: a method file imports this package, so the table cannot be built while it loads.
+    if name == "OBJECTIVES":
+        return {m.name: m.load_settings() for m in METHODS.values() if m.settings.startswith(__name__)}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
