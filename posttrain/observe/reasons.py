@@ -1,0 +1,26 @@
+"""Why a generated token carried no gradient: the names, in the order of precedence, and what they mean.
+
+Kept apart from signal.py so that the report can read a run without torch.
+"""
+
+from __future__ import annotations
+
+CARRIED = "carried"
+
+REASONS: dict[str, str] = {
+    "unjudged": "no reward function could judge the response",
+    "equal_rewards": "every response of the group earned the same, so the advantage is zero",
+    "truncated": "the response hit the length limit and is masked",
+    "tool": "written by a tool or the environment, not by the model",
+    "importance": "masked by an importance weight of zero (sampler and trainer disagree)",
+    "clipped_low": "ratio below the lower bound, advantage negative",
+    "clipped_high": "ratio above the upper bound, advantage positive",
+    "dual_clipped": "ratio so high, advantage negative, that the loss is capped",
+    "curvature": "rejected by the objective's keep mask",
+    "nonfinite": "NaN or infinity in the gradient, the ratio or the importance weight",
+    "other": "masked for another reason, or a gradient of exactly zero",
+}
+"""A token is counted under the first reason that holds."""
+
+CLASSES: tuple[str, ...] = (CARRIED, *REASONS)
+PREFIX = "signal/"

@@ -1,0 +1,238 @@
+"""Saves the micro-batches of one optimizer step, so that any objective can be replayed on them without a model.
+
+One step is `step-XXXXXX.rankR.safetensors` (every tensor) beside a `.json` of the same name (what is not a
+tensor), one pair a rank. No pickle: a record can be opened wherever it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from posttrain.objectives.base import Groups, StepTotals, TokenBatch
+
+FORMAT = 1
+MAX_FORWARD_BYTES = 1 << 30  # per-token forward outputs beyond this are left out, and named in the record
+
+_PLAIN = ("logprobs", "old_logprobs", "mask", "advantages", "ref_logprobs", "entropy")
+_MAPPED = ("streams", "forward")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One optimizer step: the micro-batches of every rank found.
+
+    rows        for each micro-batch (B,) int64: index of each response in the flattened (P*G) groups, or None
+                where the trainer gave none; then advantages cannot be computed again
+    world_size  ranks the step had; `ranks` are those found
+    state       the objective's state_dict before the step, as recorded
+    """
+
+    step: int
+    objective: str
+    settings: dict[str, Any]
+    batches: list[TokenBatch]
+    totals: StepTotals
+    groups: Groups | None
+    rows: list[Tensor] | None
+    world_size: int
+    ranks: list[int]
+    left_out: dict[str, int] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def record_step(
+    folder: str | Path,
+    step: int,
+    batches: Sequence[TokenBatch],
+    totals: StepTotals,
+    objective_name: str,
+    settings: Mapping[str, Any],
+    *,
+    groups: Groups | None = None,
+    rows: Sequence[Tensor] | None = None,
+    state: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Path:
+    """Writes this rank's micro-batches of one optimizer step; returns the .safetensors path.
+
+    groups  the whole global rollout batch the micro-batches were drawn from, needed to replay advantage rules
+    rows    with `groups`: for each micro-batch (B,) the index p*G + g of each of its responses
+    state   `objective.state_dict()` before the step: tensors, numbers and nested mappings of them
+    """
+    if rows is not None and len(rows) != len(batches):
+        raise ValueError(f"record_step: {len(batches)} micro-batches, but rows for {len(rows)}")
+    tensors: dict[str, Tensor] = {}
+    for i, batch in enumerate(batches):
+        tensors |= _batch_tensors(f"batch{i}/", batch)
+        if rows is not None:
+            tensors[f"batch{i}/row"] = rows[i].reshape(-1).to(torch.int64)
+    tensors["totals/num_tokens"] = totals.num_tokens
+    tensors["totals/num_responses"] = totals.num_responses
+    if groups is not None:
+        tensors["groups/rewards"] = groups.rewards
+        tensors["groups/rewards_per_function"] = groups.rewards_per_function
+        tensors["groups/weights"] = groups.weights
+    state_tensors, state_json = _split_state(state or {})
+    tensors |= state_tensors
+    left_out = _too_large(tensors)
+    about = {
+        "format": FORMAT,
+        "step": step,
+        "objective": objective_name,
+        "settings": dict(settings),
+        "micro_batches": len(batches),
+        "max_completion_length": totals.max_completion_length,
+        "answers": None if groups is None or groups.answers is None else [list(a) for a in groups.answers],
+        "rank": rank,
+        "world_size": world_size,
+        "left_out": left_out,
+        "state": state_json,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}.rank{rank}.safetensors"
+    kept = {
+        name: t.detach().cpu().contiguous().clone() for name, t in tensors.items() if name not in left_out
+    }
+    aside = path.with_suffix(".tmp")
+    save_file(kept, aside)
+    path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)  # last: a record whose tensors exist is whole
+    return path
+
+
+def load_record(path: str | Path) -> Record:
+    """Reads a step from one of its files, joined with those of the other ranks that lie beside it.
+
+    A folder is read when it holds a single step. FileNotFoundError or ValueError say what is wrong.
+    """
+    path = _pick(Path(path))
+    stem = path.name.split(".rank")[0]
+    files = sorted(path.parent.glob(f"{stem}.rank*.safetensors"), key=_rank_of)
+    abouts, parts = [], []
+    for file in files:
+        abouts.append(json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+        parts.append(load_file(file))
+    first = abouts[0]
+    if first["format"] != FORMAT:
+        raise ValueError(f"{path}: record format {first['format']}; this version reads format {FORMAT}")
+    batches: list[TokenBatch] = []
+    rows: list[Tensor] = []
+    for about, tensors in zip(abouts, parts, strict=True):
+        for i in range(about["micro_batches"]):
+            batches.append(_batch_from(f"batch{i}/", tensors))
+            if f"batch{i}/row" in tensors:
+                rows.append(tensors[f"batch{i}/row"])
+    head = parts[0]
+    return Record(
+        step=first["step"],
+        objective=first["objective"],
+        settings=first["settings"],
+        batches=batches,
+        totals=StepTotals(
+            head["totals/num_tokens"], head["totals/num_responses"], first["max_completion_length"]
+        ),
+        groups=_groups_from(head, first["answers"]),
+        rows=rows if len(rows) == len(batches) else None,
+        world_size=first["world_size"],
+        ranks=[about["rank"] for about in abouts],
+        left_out={name: size for about in abouts for name, size in about["left_out"].items()},
+        state=_join_state(first["state"], head),
+    )
+
+
+def _batch_tensors(prefix: str, batch: TokenBatch) -> dict[str, Tensor]:
+    fields = vars(batch)
+    found = {prefix + name: fields[name] for name in _PLAIN if fields[name] is not None}
+    for group in _MAPPED:
+        found |= {f"{prefix}{group}/{name}": value for name, value in fields[group].items()}
+    return found
+
+
+def _batch_from(prefix: str, tensors: Mapping[str, Tensor]) -> TokenBatch:
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    mapped = {
+        group: {name.removeprefix(group + "/"): t for name, t in own.items() if name.startswith(group + "/")}
+        for group in _MAPPED
+    }
+    return TokenBatch(**{name: own[name] for name in _PLAIN if name in own}, **mapped)
+
+
+def _groups_from(tensors: Mapping[str, Tensor], answers: list[list[str | None]] | None) -> Groups | None:
+    if "groups/rewards" not in tensors:
+        return None
+    return Groups(
+        tensors["groups/rewards"], tensors["groups/rewards_per_function"], tensors["groups/weights"], answers
+    )
+
+
+def _too_large(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Forward outputs and state, largest first, that exceed the limit together: name -> bytes."""
+    sizes = {
+        name: t.numel() * t.element_size()
+        for name, t in tensors.items()
+        if "/forward/" in name or name.startswith("state/")
+    }
+    left_out, total = {}, sum(sizes.values())
+    for name in sorted(sizes, key=lambda n: sizes[n], reverse=True):
+        if total <= MAX_FORWARD_BYTES:
+            break
+        left_out[name] = sizes[name]
+        total -= sizes[name]
+    return left_out
+
+
+def _split_state(
+    state: Mapping[str, Any], prefix: str = "state/"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a nested state by path, and the same nesting with `{"tensor": path}` in their places."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}{key}"] = value
+            plain[key] = {"tensor": f"{prefix}{key}"}
+        elif isinstance(value, Mapping):
+            inner, plain[key] = _split_state(value, f"{prefix}{key}/")
+            tensors |= inner
+        else:
+            plain[key] = value
+    return tensors, plain
+
+
+def _join_state(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Inverse of `_split_state`; a tensor that was left out becomes None."""
+    joined: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict) and set(value) == {"tensor"}:
+            joined[key] = tensors.get(value["tensor"])
+        else:
+            joined[key] = _join_state(value, tensors) if isinstance(value, dict) else value
+    return joined
+
+
+def _rank_of(path: Path) -> int:
+    return int(path.name.split(".rank")[1].split(".")[0])
+
+
+def _pick(path: Path) -> Path:
+    if path.is_dir():
+        steps = sorted({file.name.split(".rank")[0] for file in path.glob("step-*.rank*.safetensors")})
+        if len(steps) != 1:
+            found = ", ".join(steps) if steps else "none"
+            raise ValueError(f"{path}: a folder is replayed when it holds one recorded step; found: {found}")
+        return next(iter(sorted(path.glob(f"{steps[0]}.rank*.safetensors"))))
+    path = path.with_suffix(".safetensors")
+    if not path.exists() or ".rank" not in path.name:
+        raise FileNotFoundError(f"{path}: not a recorded step; expected step-XXXXXX.rankR.safetensors")
+    return path
