@@ -1,0 +1,89 @@
+"""From a recipe's `model` section to a model and its tokenizer: loaded from a path or hub, or made from scratch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+_CHARACTERS = "0123456789+-*/=%<>()[]{}abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:;?!#$&'\"\\_^|~@`\n"
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character of printable ASCII and the line break, and <pad>, <eos>, <bos>, <unk>, <mask>."""
+    vocabulary = {token: i for i, token in enumerate((*_SPECIAL, *_CHARACTERS))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def scratch_llama(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    hidden_size: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    intermediate_size: int | None = None,
+    max_positions: int = 128,
+    seed: int = 0,
+) -> LlamaForCausalLM:
+    """A Llama-shaped model with random float32 weights drawn from `seed`, the process's own RNG left alone."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size or 3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_positions,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def load_pretrained(
+    path: str,
+    *,
+    tokenizer_path: str | None = None,
+    dtype: str = "auto",
+    **options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, padded on the left, from a folder or the hub."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_path or path,
+        padding_side="left",
+        trust_remote_code=options.get("trust_remote_code", False),
+        revision=None if tokenizer_path else options.get("revision"),
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+    return model, tokenizer

@@ -1,0 +1,373 @@
+"""The one seam over TRL's GRPO trainer: its loss body is replaced by an objective, the rest of it stays TRL's.
+
+    rollout (TRL) -> rewards (whole groups) -> objective.advantages -> buffer (TRL) -> forward -> objective.token_loss
+    -> KL, entropy, importance terms -> objective.reduce -> backward
+
+What a method is stands in posttrain/objectives; this file only carries tensors to it and back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
+
+from posttrain.objectives.base import Objective, StepTotals, TokenBatch
+from posttrain.observe.signal import SignalCounts, account_objective
+from posttrain.trainers.config import PolicyConfig, settings_from
+from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
+from posttrain.trainers.loss_metrics import LossMetrics
+from posttrain.trainers.resume import ExactResume
+from posttrain.trainers.scoring import GroupScoring
+from posttrain.trainers.trl_seam import add_fused_lm_head, disable_dropout_in_model
+
+_STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
+
+
+@dataclass(frozen=True)
+class StepWindow:
+    """What one optimizer step knows before its first backward, the same on all ranks.
+
+    keeps holds one (B, T) mask, or None, for each micro-batch of this rank.
+    """
+
+    totals: StepTotals
+    step: Mapping[str, Any]
+    keeps: list[Tensor | None]
+    batches: list[TokenBatch]
+
+
+class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
+    """`trl.GRPOTrainer` that trains an `Objective`.
+
+    `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
+    a method (`BAPOTrainer`) takes the objective's settings from its config instead.
+
+    reward_funcs  a function `f(completions, *, column, ...) -> list[float | None]`, its name ("math_answer",
+                  "package.module:function", "file.py:function"), a reward model, or a list of these
+    ref_model     the KL reference (beta > 0), when it is not the model as it is now
+    """
+
+    objective_class: ClassVar[type[Objective] | None] = None
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: PolicyConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        objective: Objective | None = None,
+        ref_model: PreTrainedModel | None = None,
+        **trl_arguments: Any,
+    ) -> None:
+        args = args if args is not None else PolicyConfig()
+        if objective is None:
+            if self.objective_class is None:
+                raise ValueError("PolicyTrainer needs `objective=`, or use the trainer of a method, e.g. BAPOTrainer")
+            objective = settings_from(args, self.objective_class)
+        self.objective = objective
+        self.method = type(objective).__module__.rsplit(".", 1)[-1]
+        self._check_window(args)
+        self._window: StepWindow | None = None
+        self._window_metrics: dict[str, Any] = {}
+        beta = args.beta
+        self._makes_reference = not (
+            is_peft_model(model) or trl_arguments.get("peft_config") is not None or is_deepspeed_zero3_enabled()
+        )
+        if self._makes_reference:
+            args.beta = 0.0  # keeps TRL from loading a reference from disk or hub; see _set_reference
+        try:
+            super().__init__(
+                model,
+                self._prepare_rewards(reward_funcs, args),
+                args,
+                train_dataset,
+                eval_dataset,
+                **trl_arguments,
+            )
+        finally:
+            args.beta = beta
+        self._set_reference(ref_model)
+        self.loss_metrics = LossMetrics(self.accelerator)
+        self._probe = self._make_probe()
+
+    @staticmethod
+    def _check_window(args: PolicyConfig) -> None:
+        micro_batches = (args.steps_per_generation or args.gradient_accumulation_steps) * args.num_iterations
+        if micro_batches % args.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation x num_iterations = {micro_batches} is not a multiple of "
+                f"gradient_accumulation_steps = {args.gradient_accumulation_steps}: an optimizer step would mix two "
+                "rollouts. Raise steps_per_generation or lower gradient_accumulation_steps."
+            )
+
+    # The reference and the probe
+
+    def _set_reference(self, ref_model: PreTrainedModel | None) -> None:
+        """The KL reference is the given model, or the policy as it is now; never one reloaded from a path.
+
+        TRL's rules hold in two cases: with PEFT the reference is the base model, or a frozen copy of an adapter that
+        came with the model; under ZeRO-3, where no process holds the weights, it is loaded from the model's path.
+        """
+        self.beta = self.args.beta
+        if self.beta == 0.0:
+            if ref_model is not None:
+                raise ValueError("ref_model has no effect at beta 0; set train.beta above 0")
+            return
+        if ref_model is None and not self._makes_reference:
+            return
+        if ref_model is None:
+            ref_model = copy.deepcopy(self.accelerator.unwrap_model(self.model))
+            # The copied fused head would still run the policy's layers: back to the class's own forward.
+            vars(ref_model).pop("forward", None)
+        ref_model.requires_grad_(False)
+        ref_model.eval()
+        if self.args.disable_dropout:
+            disable_dropout_in_model(ref_model)
+        add_fused_lm_head(
+            ref_model, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32
+        )
+        if self.is_deepspeed_enabled:
+            self.ref_model = prepare_deepspeed(ref_model, self.accelerator)
+        elif self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(ref_model, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+
+    def _make_probe(self) -> ForwardProbe | None:
+        if not self.objective.needs:
+            return None
+        policy = self.accelerator.unwrap_model(self.model)
+        causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
+        return ForwardProbe(causal_lm, self.objective.num_candidates, self.temperature)
+
+    # Rollout: advantages
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""
+        output = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return output
+        groups = self.scored_groups(self.num_generations)
+        streams = self.objective.advantages(groups)
+        rows = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        for name, values in streams.items():
+            key = name if name == "advantages" else _STREAM + name
+            output[key] = values.reshape(-1)[rows].to(output["advantages"])
+        self.record_advantages(streams["advantages"].reshape(-1))
+        output["unjudged"] = groups.rewards.reshape(-1)[rows].isnan()
+        # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
+        output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
+        return output
+
+    def _generated_mask(self, completion_ids: Tensor, rows: slice) -> Tensor:
+        """1 where the rollout has a token, whatever the loss does with it. (B, T)."""
+        if self.rollout is None:
+            raise RuntimeError("PolicyTrainer: no rollout has been scored yet")
+        lengths = torch.tensor([len(ids) for ids in self.rollout.completion_ids[rows]], device=completion_ids.device)
+        return torch.arange(completion_ids.size(1), device=completion_ids.device) < lengths.unsqueeze(1)
+
+    # Loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Evaluation generates and scores; a policy loss on held-out prompts would say nothing."""
+        self._prepare_inputs(inputs)
+        return None, None, None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Replaces TRL's loss body. Returns this rank's share of the step's loss times the number of ranks,
+        because the engines average gradients over ranks."""
+        position = self._step % self.current_gradient_accumulation_steps
+        batch, entropies, aux_loss = self._forward(model, inputs)
+        if position == 0:
+            self._window = self._open_window(model, batch)
+        window = self._window
+        if window is None:
+            raise RuntimeError("PolicyTrainer: a micro-batch arrived before the first one of its optimizer step")
+        batch = replace(batch, step=window.step)
+        keep = window.keeps[position]
+        mask = batch.mask if keep is None else batch.mask * keep
+
+        ranks = self.accelerator.num_processes
+        losses, kl = self._token_losses(batch, inputs, entropies)
+        loss = self.objective.reduce(losses.expand_as(mask), mask, window.totals) * ranks
+        policy_loss = loss.detach() * self.current_gradient_accumulation_steps  # as if one micro-batch
+        if self._entropy_bonus_enabled:
+            bonus = (entropies * mask).sum() / window.totals.num_tokens.clamp(min=1.0) * ranks
+            loss = loss - self.entropy_coef * bonus
+        if aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
+
+        self._log_loss(batch, inputs, mask, keep, kl, entropies.detach(), policy_loss, aux_loss)
+        if position == self.current_gradient_accumulation_steps - 1:
+            self._close_window(window)
+        return loss
+
+    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
+        """One micro-batch scored: the batch, the entropies (with gradient) and the router's auxiliary loss."""
+        arguments = model_inputs(inputs)
+        probe = self._probe
+        with nullcontext() if probe is None else probe.taking(arguments["logits_to_keep"]):
+            scored = self._get_per_token_logps_and_entropies(
+                model, **arguments, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+            )
+        logprobs, entropies, aux_loss = scored
+        forward = {"actions": inputs["completion_ids"]}
+        if probe is not None:
+            forward |= probe.outputs()
+        old = inputs.get("old_per_token_logps")
+        advantages = inputs["advantages"]
+        batch = TokenBatch(
+            logprobs=logprobs,
+            old_logprobs=logprobs.detach() if old is None else old,
+            mask=loss_mask(inputs).to(logprobs.dtype),
+            advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+            ref_logprobs=inputs.get("ref_per_token_logps"),
+            entropy=entropies.detach(),
+            streams={
+                key.removeprefix(_STREAM): value.unsqueeze(1)
+                for key, value in inputs.items()
+                if key.startswith(_STREAM)
+            },
+            forward=forward,
+        )
+        return batch, entropies, aux_loss
+
+    def _token_losses(
+        self, batch: TokenBatch, inputs: Mapping[str, Any], entropies: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The objective's token losses with the terms any objective can carry; and the KL (B, T), if any."""
+        losses = self.objective.token_loss(batch)
+        if self.off_policy_mask_threshold is not None:
+            losses = losses * self.get_off_policy_mask(
+                advantages=batch.advantages,
+                per_token_logps=batch.logprobs,
+                sampling_per_token_logps=inputs.get("sampling_per_token_logps", batch.old_logprobs),
+                mask=batch.mask,
+                off_policy_threshold=self.off_policy_mask_threshold,
+            )
+        if self.top_entropy_quantile < 1.0:
+            losses = losses * self.get_high_entropy_mask(entropies, batch.mask, 1 - self.top_entropy_quantile)
+        if "importance_sampling_ratio" in inputs:
+            losses = losses * inputs["importance_sampling_ratio"]
+        if self.beta == 0.0 or batch.ref_logprobs is None:
+            return losses, None
+        difference = batch.ref_logprobs - batch.logprobs
+        kl = torch.exp(difference) - difference - 1  # k3
+        if self.args.use_bias_correction_kl:
+            kl = kl * self.objective.ratio(batch)
+        return losses + self.beta * kl, kl
+
+    # The optimizer step as a whole
+
+    def _all_sum(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def _open_window(self, model: Any, first: TokenBatch) -> StepWindow:
+        """Counts and statistics over all micro-batches and ranks of the optimizer step that begins now."""
+        accumulation = self.current_gradient_accumulation_steps
+        slices = [
+            self._buffered_inputs[(self._step + i) % self.args.steps_per_generation] for i in range(accumulation)
+        ]
+        step: dict[str, Any] = {"learning_rate": self._get_learning_rate() or self.args.learning_rate}
+        objective = self.objective
+        selects = type(objective).keep is not Objective.keep
+        batches: list[TokenBatch] = []
+        if objective.observes_step or selects:
+            batches = [_without_gradient(first)]
+            with torch.no_grad():
+                batches += [_without_gradient(self._forward(model, inputs)[0]) for inputs in slices[1:]]
+            batches = [replace(batch, step=step) for batch in batches]
+            step = {**step, **objective.observe_step(batches, self._all_sum)}
+            batches = [replace(batch, step=step) for batch in batches]
+        keeps = [objective.keep(batch) for batch in batches] if selects else [None] * accumulation
+        masks = [loss_mask(inputs) for inputs in slices]
+        tokens = sum(
+            (mask if keep is None else mask * keep).sum() for mask, keep in zip(masks, keeps, strict=True)
+        )
+        counts = torch.stack([torch.as_tensor(tokens, device=masks[0].device).float(), masks[0].new_tensor(0).float()])
+        counts[1] = float(sum(mask.size(0) for mask in masks))
+        counts = self._all_sum(counts)
+        totals = StepTotals(counts[0], counts[1], self.max_completion_length)
+        return StepWindow(totals, step, keeps, batches)
+
+    def _account(self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None) -> SignalCounts:
+        """Why each generated token of this micro-batch carries gradient or not."""
+        completion = inputs["completion_mask"]
+        tool = inputs.get("tool_mask")
+        return account_objective(
+            self.objective,
+            batch,
+            generated=inputs["generated_mask"],
+            keep=keep,
+            unjudged=inputs["unjudged"].unsqueeze(1),
+            truncated=(completion.sum(1, keepdim=True) == 0),
+            tool=None if tool is None else (tool == 0) & (completion == 1),
+            importance=inputs.get("importance_sampling_ratio"),
+        )
+
+    def _close_window(self, window: StepWindow) -> None:
+        for name, value in self.objective.finish_step(window.batches, self._all_sum).items():
+            self._metrics["train"][f"{self.method}/{name}"].append(float(value))
+        self._window = None
+
+    def _log_loss(
+        self,
+        batch: TokenBatch,
+        inputs: Mapping[str, Any],
+        mask: Tensor,
+        keep: Tensor | None,
+        kl: Tensor | None,
+        entropies: Tensor,
+        policy_loss: Tensor,
+        aux_loss: Tensor | None,
+    ) -> None:
+        signal = self._account(batch, inputs, keep)
+        values = self.loss_metrics.compute(
+            self.objective, self.method, batch, keep=keep, kl=kl, entropies=entropies, policy_loss=policy_loss, signal=signal
+        )
+        for name, value in values.items():
+            self._metrics["train"][name].append(value)
+        if aux_loss is not None:
+            self._metrics["train"]["aux_loss"].append(self.accelerator.gather(aux_loss.detach()).mean().item())
+
+    # Resume
+
+    def rollout_state(self) -> dict[str, Any]:
+        return {
+            "step": self._step,
+            "buffer": self._buffered_inputs,
+            "objective": self.objective.state_dict(),
+            "shape": [self.args.steps_per_generation, self.num_iterations],
+        }
+
+    def load_rollout_state(self, state: dict[str, Any]) -> None:
+        shape = [self.args.steps_per_generation, self.num_iterations]
+        if state["shape"] != shape:
+            raise ValueError(
+                f"the checkpoint was written with steps_per_generation, num_iterations = {state['shape']}, this run "
+                f"has {shape}: its rollout buffer does not fit. Resume with the same values."
+            )
+        device = self.accelerator.device
+        self._step = state["step"]
+        if state["buffer"] is not None:
+            self._buffered_inputs = [
+                {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.items()} for part in state["buffer"]
+            ]
+        self.objective.load_state_dict(state["objective"])
+
+
+def _without_gradient(batch: TokenBatch) -> TokenBatch:
+    return replace(batch, logprobs=batch.logprobs.detach())

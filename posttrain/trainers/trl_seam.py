@@ -1,0 +1,55 @@
+"""Every private name of TRL that this project leans on, in one place, checked when it is imported.
+
+TRL is pinned to a minor version and tests/trainers/test_trl_parity.py proves the numbers; this check gives the
+better message when the ground moves: it names what is gone.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import trl
+from trl import DPOTrainer, GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+__all__ = ["add_fused_lm_head", "check_trl", "disable_dropout_in_model"]
+
+_GRPO_METHODS = (
+    "_calculate_rewards",
+    "_compute_loss",
+    "_generate_and_score_completions",
+    "_generate_single_turn",
+    "_get_per_token_logps_and_entropies",
+    "_prepare_inputs",
+    "_save_checkpoint",
+    "get_high_entropy_mask",
+    "get_off_policy_mask",
+    "training_step",
+)
+_GRPO_ATTRIBUTES = (
+    "self._step",
+    "self._buffered_inputs",
+    "self._metrics",
+    "self._logs",
+    "self._entropy_bonus_enabled",
+    "self.aux_loss_enabled",
+    "self.use_adaptive_entropy",
+    "self.num_generations_eval",
+)
+
+
+def check_trl() -> None:
+    """Raises ImportError naming what this TRL lacks."""
+    missing = [f"GRPOTrainer.{name}" for name in _GRPO_METHODS if not hasattr(GRPOTrainer, name)]
+    source = inspect.getsource(GRPOTrainer)
+    missing += [f"GRPOTrainer: {name}" for name in _GRPO_ATTRIBUTES if name not in source]
+    if not hasattr(DPOTrainer, "_compute_loss"):
+        missing.append("DPOTrainer._compute_loss")
+    if missing:
+        raise ImportError(
+            f"trl {trl.__version__} has moved {', '.join(missing)}, which posttrain overrides or reads. "
+            "Install the version pinned in pyproject.toml."
+        )
+
+
+check_trl()
