@@ -44,7 +44,13 @@ def _policy(name: str, cls: str, summary: str) -> Method:
 METHODS: dict[str, Method] = {
     m.name: m
     for m in [
-        Method("sft", "sft", "posttrain.trainers.sft:SFT", "posttrain.trainers.sft:SFT", "supervised fine-tuning"),
+        Method(
+            "sft",
+            "sft",
+            "posttrain.trainers.sft:SFTSettings",
+            "posttrain.trainers.sft:SFTTrainer",
+            "supervised fine-tuning",
+        ),
         _policy("grpo", "GRPO", "group-relative policy optimisation"),
         _policy("dr_grpo", "DrGRPO", "GRPO without its length and difficulty bias"),
         _policy("dapo", "DAPO", "clip-higher and a token-level loss"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import torch
@@ -19,12 +20,11 @@ from transformers import (
 )
 
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
-_CHARACTERS = "0123456789+-*/=%<>()[]{}abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ,.:;?!#$&'\"\\_^|~@`\n"
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character of printable ASCII and the line break, and <pad>, <eos>, <bos>, <unk>, <mask>."""
-    vocabulary = {token: i for i, token in enumerate((*_SPECIAL, *_CHARACTERS))}
+def character_tokenizer(alphabet: str = string.printable[:95] + "\n") -> PreTrainedTokenizerFast:
+    """One token a character of `alphabet`, and <pad>, <eos>, <bos>, <unk>, <mask>."""
+    vocabulary = {token: i for i, token in enumerate((*_SPECIAL, *alphabet))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

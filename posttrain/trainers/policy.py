@@ -59,6 +59,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
     """
 
     objective_class: ClassVar[type[Objective] | None] = None
+    config_class: ClassVar[type[PolicyConfig]] = PolicyConfig
 
     def __init__(
         self,

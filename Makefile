@@ -1,0 +1,48 @@
+# make demo            a small model is warmed up and then trained by RL with BAPO, on a CPU, in about four minutes
+# make test            the core suite
+# make test-all        the core suite and the optional stack (vLLM, DeepSpeed, evaluation), installed first
+# make test-optional   only the tests of the optional stack
+# make lint            ruff and pyright
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+# On a machine without a GPU the pinned CPU stack; with one, whatever torch pip chooses for it.
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -c GPU)
+ifeq ($(filter-out 0,$(GPU)),)
+PINS := torch==2.13.0 -c constraints.txt
+endif
+
+.PHONY: demo test test-all test-optional lint clean
+.DELETE_ON_ERROR:
+
+$(BIN)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PINS) -e '.[dev]'
+	touch $@
+
+$(BIN)/.all: $(BIN)/.core
+	$(BIN)/python -m pip install --quiet --no-deps -r constraints.txt
+	touch $@
+
+demo: $(BIN)/.core
+	VENV=$(VENV) bash launch/demo.sh
+
+test: $(BIN)/.core
+	$(BIN)/python -m pytest
+
+test-all: $(BIN)/.all
+	$(BIN)/python -m pytest
+
+test-optional: $(BIN)/.all
+	$(BIN)/python -m pytest -m 'vllm or deepspeed or evaluation'
+
+lint: $(BIN)/.core
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,83 @@
+"""From a checked recipe to what every trainer takes: model, tokenizer, rows and training arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.data import RowCounts, load_rows
+from posttrain.recipe import Recipe
+from posttrain.sections import ModelSection, PeftSection
+from posttrain.trainers.models import character_tokenizer, load_pretrained, scratch_llama
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a recipe's `model` and `data` sections became."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train_rows: Dataset
+    train_counts: RowCounts
+    eval_rows: Dataset | None
+    peft_config: LoraConfig | None
+
+
+def ingredients(recipe: Recipe) -> Ingredients:
+    model, tokenizer = model_and_tokenizer(recipe.model)
+    loaded = load_rows(recipe.data, tokenizer)
+    held_out = load_rows(recipe.data.eval, tokenizer).rows if recipe.data.eval is not None else None
+    peft = lora(recipe.model.peft) if recipe.model.peft is not None else None
+    return Ingredients(model, tokenizer, loaded.rows, loaded.counts, held_out, peft)
+
+
+def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if section.scratch is not None:
+        tokenizer = character_tokenizer(section.scratch.alphabet)
+        model = scratch_llama(
+            tokenizer,
+            hidden_size=section.scratch.hidden_size,
+            layers=section.scratch.layers,
+            heads=section.scratch.heads,
+            intermediate_size=section.scratch.intermediate_size,
+            max_positions=section.scratch.max_positions,
+            seed=section.scratch.seed,
+        )
+        return (model if section.dtype == "auto" else model.to(torch_dtype(section.dtype))), tokenizer
+    if section.path is None:
+        raise ValueError("model: give 'path' or 'scratch'")
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if section.revision is not None:
+        options["revision"] = section.revision
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    return load_pretrained(section.path, tokenizer_path=section.tokenizer, dtype=section.dtype, **options)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def lora(section: PeftSection) -> LoraConfig:
+    return LoraConfig(
+        r=section.r,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, a float serves
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+        modules_to_save=section.modules_to_save or None,
+        use_rslora=section.rslora,
+        use_dora=section.dora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def training_arguments(recipe: Recipe, config_class: type, **changes: Any) -> Any:
+    """The family's TRL config, filled from the recipe; `changes` win."""
+    names = {f.name for f in dataclasses.fields(config_class) if f.init}
+    return config_class(**{**recipe.trl_arguments(sorted(names)), **changes})

@@ -1,0 +1,40 @@
+"""Supervised fine-tuning: TRL's SFT trainer, with whole checkpoints and a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import trl
+
+from posttrain.recipe import Recipe
+from posttrain.trainers.build import ingredients, training_arguments
+from posttrain.trainers.resume import ExactResume
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """Nothing to set beyond `train`: the loss is the mean negative log-likelihood of the completion's tokens."""
+
+
+class SFTTrainer(ExactResume, trl.SFTTrainer):
+    """`trl.SFTTrainer`; nothing but its step counter has to be carried over a resume."""
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> SFTTrainer:
+        parts = ingredients(recipe)
+        return cls(
+            parts.model,
+            args=training_arguments(recipe, trl.SFTConfig, **changes),
+            train_dataset=parts.train_rows,
+            eval_dataset=parts.eval_rows,
+            processing_class=parts.tokenizer,
+            peft_config=parts.peft_config,
+        )
+
+    def rollout_state(self) -> dict[str, Any]:
+        return {}
+
+    def load_rollout_state(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"SFT carries nothing between steps, but the checkpoint holds {sorted(state)}")
