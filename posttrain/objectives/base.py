@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
+
+from posttrain.ops.ratio import token_ratio
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity on one process."""
@@ -25,7 +26,7 @@ class Groups:
     rewards               (P, G)     weighted sum of the reward functions; NaN = could not be judged
     rewards_per_function  (P, G, K)  raw values, NaN where that function could not judge
     weights               (K,)       the recipe's reward weights
-    answers               P lists of G final answers (None = no answer found), or None when no reward yields them
+    answers               P lists of G final answers (None = none found), or None when no reward yields them
     """
 
     rewards: Tensor
@@ -41,13 +42,16 @@ class TokenBatch:
     logprobs      (B, T)  log pi_theta of the sampled tokens, with gradient in the training forward
     old_logprobs  (B, T)  the same at sampling time, no gradient
     mask          (B, T)  1.0 where a token takes part in the loss (completion, not a tool's output, not a
-                          masked truncated response)
+                          masked truncated response). Before `keep`: only `reduce` is given the mask after it
     advantages    (B, 1) or (B, T)
     ref_logprobs  (B, T)  frozen reference, or None
     entropy       (B, T)  policy entropy in nats, no gradient, or None
     streams       further per-response (B, 1) tensors that `advantages` returned under other names
     forward       further per-token outputs of the forward pass, as asked for by `Objective.needs`
-    step          what `observe_step` returned for the optimizer step this micro-batch belongs to
+    step          what the trainer knows of the optimizer step ("learning_rate": of the LM head's parameter
+                  group, "peak_learning_rate": the highest of the schedule) and what `observe_step` returned
+                  for it
+    index         this micro-batch's place among its rank's micro-batches of the optimizer step, from 0
     """
 
     logprobs: Tensor
@@ -59,13 +63,14 @@ class TokenBatch:
     streams: Mapping[str, Tensor] = field(default_factory=dict)
     forward: Mapping[str, Tensor] = field(default_factory=dict)
     step: Mapping[str, Any] = field(default_factory=dict)
+    index: int | None = None
 
 
 @dataclass(frozen=True)
 class StepTotals:
     """Counts over the whole optimizer step: all micro-batches, all ranks.
 
-    num_tokens             ()   loss-mask tokens (after `keep`)
+    num_tokens             ()   loss-mask tokens; after `keep` where the objective `divides_by_tokens`
     num_responses          ()   responses, those without any loss token included
     max_completion_length  the rollout's limit, a plain number (Dr.GRPO's constant)
     """
@@ -77,18 +82,42 @@ class StepTotals:
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of every method that learns from rewards. Subclasses override what differs from the defaults."""
+    """Base of every method that learns from rewards. Subclasses override what differs from the defaults.
+
+    The class variables are read from the instance: a method that wraps another (CAPO) answers for it.
+    posttrain/objectives/step.py runs one optimizer step without a trainer, and so says who is called when.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Forward outputs beyond log-probs and entropy: any of "hidden" (B, T, H), "logits" (B, T, V)."""
+    """Forward outputs beyond log-probs and entropy, all without gradient and in `TokenBatch.forward`:
+    "hidden"      forward["hidden"] (B, T, H), the LM head's input at the position that predicts the token
+    "candidates"  forward["actions"] (B, T), the sampled ids; forward["candidate_ids"] and
+                  forward["candidate_logits"] (B, T, K), the K = `num_candidates` most likely ids there, the
+                  sampled one always among them, with logits after temperature
+                  (`ops.logprobs.top_candidates`)"""
+    num_candidates: ClassVar[int] = 0
+    """How many candidate ids a token the method wants, where it needs "candidates"."""
     needs_answers: ClassVar[bool] = False
     """Whether `advantages` reads `Groups.answers`; a recipe whose rewards yield none is refused."""
     observes_step: ClassVar[bool] = False
-    """Whether `observe_step` must see every micro-batch of the optimizer step before its first backward."""
+    """Whether every micro-batch of the optimizer step must be seen, by `observe_step` or to count the kept
+    tokens, before the first backward. Without it no second forward pass is called for, even where `keep`
+    selects."""
+    divides_by_tokens: ClassVar[bool] = False
+    """Whether `reduce` reads `StepTotals.num_tokens`."""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         """Streams of shape (P, G), "advantages" among them. Unjudged (NaN) responses get 0."""
         raise NotImplementedError  # every method defines its own
+
+    def rollout_metrics(self, groups: Groups) -> dict[str, Tensor]:
+        """Scalars () worth logging for this rollout batch (fitted statistics, degenerate groups)."""
+        return {}
+
+    def prepare(self, batch: TokenBatch) -> TokenBatch:
+        """Adds to `batch.forward` what several of the methods below read, so that it is computed once.
+        Optional to call: they compute what they miss."""
+        return batch
 
     def observe_step(self, batches: Sequence[TokenBatch], all_sum: AllSum) -> dict[str, Any]:
         """Statistics over ALL micro-batches and ranks of one optimizer step; lands in `TokenBatch.step`."""
@@ -96,7 +125,12 @@ class Objective:
 
     def ratio(self, batch: TokenBatch) -> Tensor:
         """The importance ratio the surrogate uses: (B, T), or (B, 1) when it is one per response."""
-        return torch.exp(batch.logprobs - batch.old_logprobs)
+        return token_ratio(batch.logprobs, batch.old_logprobs)
+
+    def effective_advantages(self, batch: TokenBatch) -> Tensor:
+        """The advantage a token's gradient carries at ratio one: (B, 1) or (B, T). Differs from
+        `batch.advantages` where a method blends several (COPO)."""
+        return batch.advantages
 
     def token_loss(self, batch: TokenBatch) -> Tensor:
         """The loss a token, before masking and reduction. (B, T), or (B, 1) to be broadcast."""
@@ -107,7 +141,8 @@ class Objective:
         return None
 
     def keep(self, batch: TokenBatch) -> Tensor | None:
-        """(B, T) bool: tokens that count at all. What is dropped leaves numerator and denominator. None = all."""
+        """(B, T) bool: tokens that count at all; what is dropped leaves numerator and denominator.
+        None = all."""
         return None
 
     def reduce(self, losses: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
@@ -115,7 +150,8 @@ class Objective:
         raise NotImplementedError  # every method names its divisor
 
     def finish_step(self, batches: Sequence[TokenBatch], all_sum: AllSum) -> dict[str, Any]:
-        """Called once an optimizer step, after its last backward; updates running statistics, if any."""
+        """Called once an optimizer step, after its last backward, with all its micro-batches; updates running
+        statistics, if any. What it returns is logged once a step."""
         return {}
 
     def metrics(self, batch: TokenBatch) -> dict[str, Tensor]:
@@ -128,4 +164,6 @@ class Objective:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
-            raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)}")
+            raise ValueError(
+                f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)}"
+            )
