@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.ops.logprobs import top_candidates
+
 VISION_KEYS = (
     "pixel_values",
     "image_grid_thw",
@@ -53,14 +55,19 @@ class ForwardProbe:
     FSDP2 the head is then available without any gathering of ours.
     """
 
-    def __init__(self, model: nn.Module, num_candidates: int, temperature: float) -> None:
+    def __init__(
+        self, model: nn.Module, needs: frozenset[str], num_candidates: int, temperature: float
+    ) -> None:
+        unknown = needs - {"hidden", "candidates"}
+        if unknown:
+            raise ValueError(
+                f"the forward pass cannot supply {sorted(unknown)}; it has 'hidden' and 'candidates'"
+            )
+        self._needs = needs
         self._num_candidates = num_candidates
         self._temperature = temperature
-        self._taking = False
-        self.hidden: Tensor | None = None
-        self.candidate_logits: Tensor | None = None
-        self.candidate_ids: Tensor | None = None
-        self._positions = 0
+        self._actions: Tensor | None = None  # set while taking
+        self._taken: dict[str, Tensor] = {}
         self._wrap_forward(model)
 
     def _wrap_forward(self, model: Any) -> None:
@@ -68,10 +75,12 @@ class ForwardProbe:
         probe = self
 
         def forward(this: Any, *args: Any, **kwargs: Any) -> Any:
-            if not probe._taking:
+            if probe._actions is None:
                 return inner(*args, **kwargs)
             seen: list[Tensor] = []
-            handle = this.base_model.register_forward_hook(lambda _m, _i, out: seen.append(out.last_hidden_state))
+            handle = this.base_model.register_forward_hook(
+                lambda _m, _i, out: seen.append(out.last_hidden_state)
+            )
             try:
                 outputs = inner(*args, **kwargs)
             finally:
@@ -82,37 +91,38 @@ class ForwardProbe:
         model.forward = types.MethodType(forward, model)
 
     def _take(self, model: Any, hidden: Tensor) -> None:
-        # Position t-1 predicts token t, so the completion's T tokens belong to the T positions before the last.
-        hidden = hidden[:, -self._positions - 1 : -1]
-        flat = hidden.reshape(-1, hidden.size(-1))
+        actions = self._actions
+        if actions is None:
+            raise RuntimeError("ForwardProbe: a forward was read outside `taking()`")
+        # Position t-1 predicts token t, so the T completion tokens belong to the T positions before the last.
+        hidden = hidden[:, -actions.size(1) - 1 : -1]
+        self._taken = {"hidden": hidden} if "hidden" in self._needs else {}
+        if "candidates" not in self._needs:
+            return
         head = model.get_output_embeddings()
-        values, ids = [], []
+        parts = []
         with torch.no_grad():
-            for chunk in flat.split(_CANDIDATE_CHUNK):
-                logits = head(chunk).float() / self._temperature
-                top = logits.topk(min(self._num_candidates, logits.size(-1)), dim=-1)
-                values.append(top.values)
-                ids.append(top.indices)
-        shape = (*hidden.shape[:2], -1)
-        self.hidden = hidden
-        self.candidate_logits = torch.cat(values).view(shape)
-        self.candidate_ids = torch.cat(ids).view(shape)
+            flat = hidden.reshape(-1, hidden.size(-1))
+            for states, sampled in zip(
+                flat.split(_CANDIDATE_CHUNK), actions.reshape(-1).split(_CANDIDATE_CHUNK), strict=True
+            ):
+                parts.append(
+                    top_candidates(head(states).float() / self._temperature, sampled, self._num_candidates)
+                )
+        shape = (*actions.shape, -1)
+        self._taken["candidate_ids"] = torch.cat([ids for ids, _ in parts]).view(shape)
+        self._taken["candidate_logits"] = torch.cat([logits for _, logits in parts]).view(shape)
 
     @contextmanager
-    def taking(self, positions: int) -> Iterator[None]:
-        """While active, every forward of the model leaves its hidden states and candidates here."""
-        self._taking, self._positions = True, positions
-        try:
-            yield
-        finally:
-            self._taking = False
+    def taking(self, actions: Tensor) -> Iterator[dict[str, Tensor]]:
+        """While active, a forward of the model fills the yielded dict with what `needs` names.
 
-    def outputs(self) -> dict[str, Tensor]:
-        """"hidden" (B, T, H), "candidate_logits" (B, T, K) float32 and "candidate_ids" (B, T, K)."""
-        if self.hidden is None or self.candidate_logits is None or self.candidate_ids is None:
-            raise RuntimeError("ForwardProbe.outputs: no forward has run inside `taking()`")
-        return {
-            "hidden": self.hidden,
-            "candidate_logits": self.candidate_logits,
-            "candidate_ids": self.candidate_ids,
-        }
+        actions  (B, T)  the sampled ids of the completion
+        """
+        self._actions, self._taken = actions, {}
+        found: dict[str, Tensor] = {}
+        try:
+            yield found
+            found.update(self._taken)
+        finally:
+            self._actions, self._taken = None, {}

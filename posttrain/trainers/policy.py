@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from posttrain.objectives.base import Objective, StepTotals, TokenBatch
+from posttrain.objectives.step import kept_mask
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
@@ -34,17 +35,16 @@ from posttrain.trainers.trl_seam import add_fused_lm_head, disable_dropout_in_mo
 _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepWindow:
-    """What one optimizer step knows before its first backward, the same on all ranks.
+    """What one optimizer step knows: counts and statistics over all its micro-batches and ranks.
 
-    keeps holds one (B, T) mask, or None, for each micro-batch of this rank.
+    batches holds this rank's micro-batches, without gradient, as far as the loss has seen them.
     """
 
     totals: StepTotals
     step: Mapping[str, Any]
-    keeps: list[Tensor | None]
-    batches: list[TokenBatch]
+    batches: list[TokenBatch] = field(default_factory=list)
 
 
 class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
@@ -76,7 +76,9 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         args = args if args is not None else PolicyConfig()
         if objective is None:
             if self.objective_class is None:
-                raise ValueError("PolicyTrainer needs `objective=`, or use the trainer of a method, e.g. BAPOTrainer")
+                raise ValueError(
+                    "PolicyTrainer needs `objective=`, or use the trainer of a method, e.g. BAPOTrainer"
+                )
             objective = settings_from(args, self.objective_class)
         self.objective = objective
         self.method = type(objective).__module__.rsplit(".", 1)[-1]
@@ -85,7 +87,9 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         self._window_metrics: dict[str, Any] = {}
         beta = args.beta
         self._makes_reference = not (
-            is_peft_model(model) or trl_arguments.get("peft_config") is not None or is_deepspeed_zero3_enabled()
+            is_peft_model(model)
+            or trl_arguments.get("peft_config") is not None
+            or is_deepspeed_zero3_enabled()
         )
         if self._makes_reference:
             args.beta = 0.0  # keeps TRL from loading a reference from disk or hub; see _set_reference
@@ -152,7 +156,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             return None
         policy = self.accelerator.unwrap_model(self.model)
         causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
-        return ForwardProbe(causal_lm, self.objective.num_candidates, self.temperature)
+        return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates, self.temperature)
 
     # Rollout: advantages
 
@@ -163,7 +167,11 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             return output
         groups = self.scored_groups(self.num_generations)
         streams = self.objective.advantages(groups)
-        rows = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        rows = slice(
+            self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
+        )
+        for name, value in self.objective.rollout_metrics(groups).items():
+            self._metrics["train"][f"{self.method}/{name}"].append(float(value))
         for name, values in streams.items():
             key = name if name == "advantages" else _STREAM + name
             output[key] = values.reshape(-1)[rows].to(output["advantages"])
@@ -177,12 +185,16 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         """1 where the rollout has a token, whatever the loss does with it. (B, T)."""
         if self.rollout is None:
             raise RuntimeError("PolicyTrainer: no rollout has been scored yet")
-        lengths = torch.tensor([len(ids) for ids in self.rollout.completion_ids[rows]], device=completion_ids.device)
+        lengths = torch.tensor(
+            [len(ids) for ids in self.rollout.completion_ids[rows]], device=completion_ids.device
+        )
         return torch.arange(completion_ids.size(1), device=completion_ids.device) < lengths.unsqueeze(1)
 
     # Loss
 
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
         """Evaluation generates and scores; a policy loss on held-out prompts would say nothing."""
         self._prepare_inputs(inputs)
         return None, None, None
@@ -190,44 +202,44 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Replaces TRL's loss body. Returns this rank's share of the step's loss times the number of ranks,
         because the engines average gradients over ranks."""
-        position = self._step % self.current_gradient_accumulation_steps
+        accumulation, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
+        position = self._step % accumulation
         batch, entropies, aux_loss = self._forward(model, inputs)
         if position == 0:
             self._window = self._open_window(model, batch)
         window = self._window
         if window is None:
-            raise RuntimeError("PolicyTrainer: a micro-batch arrived before the first one of its optimizer step")
-        batch = replace(batch, step=window.step)
-        keep = window.keeps[position]
+            raise RuntimeError(
+                "PolicyTrainer: a micro-batch arrived before the first one of its optimizer step"
+            )
+        batch = self.objective.prepare(replace(batch, step=window.step, index=position))
+        window.batches.append(_without_gradient(batch))
+        keep = self.objective.keep(batch)
         mask = batch.mask if keep is None else batch.mask * keep
 
-        ranks = self.accelerator.num_processes
         losses, kl = self._token_losses(batch, inputs, entropies)
         loss = self.objective.reduce(losses.expand_as(mask), mask, window.totals) * ranks
-        policy_loss = loss.detach() * self.current_gradient_accumulation_steps  # as if one micro-batch
+        policy_loss = loss.detach() * accumulation  # as if the step were one micro-batch
         if self._entropy_bonus_enabled:
             bonus = (entropies * mask).sum() / window.totals.num_tokens.clamp(min=1.0) * ranks
             loss = loss - self.entropy_coef * bonus
         if aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
 
-        self._log_loss(batch, inputs, mask, keep, kl, entropies.detach(), policy_loss, aux_loss)
-        if position == self.current_gradient_accumulation_steps - 1:
+        self._log_loss(batch, inputs, keep, kl, entropies.detach(), policy_loss, aux_loss)
+        if position == accumulation - 1:
             self._close_window(window)
         return loss
 
     def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
         """One micro-batch scored: the batch, the entropies (with gradient) and the router's auxiliary loss."""
         arguments = model_inputs(inputs)
-        probe = self._probe
-        with nullcontext() if probe is None else probe.taking(arguments["logits_to_keep"]):
+        actions = inputs["completion_ids"]
+        with nullcontext({}) if self._probe is None else self._probe.taking(actions) as read:
             scored = self._get_per_token_logps_and_entropies(
                 model, **arguments, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
             )
         logprobs, entropies, aux_loss = scored
-        forward = {"actions": inputs["completion_ids"]}
-        if probe is not None:
-            forward |= probe.outputs()
         old = inputs.get("old_per_token_logps")
         advantages = inputs["advantages"]
         batch = TokenBatch(
@@ -242,7 +254,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
                 for key, value in inputs.items()
                 if key.startswith(_STREAM)
             },
-            forward=forward,
+            forward={"actions": actions, **read},
         )
         return batch, entropies, aux_loss
 
@@ -277,32 +289,37 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         return self.accelerator.reduce(values, reduction="sum")
 
     def _open_window(self, model: Any, first: TokenBatch) -> StepWindow:
-        """Counts and statistics over all micro-batches and ranks of the optimizer step that begins now."""
+        """Counts and statistics over all micro-batches and ranks of the optimizer step that begins now.
+
+        Only an objective that observes the step costs a second forward pass, and only where there is more than one
+        micro-batch.
+        """
+        per_rollout = self.args.steps_per_generation
         accumulation = self.current_gradient_accumulation_steps
-        slices = [
-            self._buffered_inputs[(self._step + i) % self.args.steps_per_generation] for i in range(accumulation)
-        ]
-        step: dict[str, Any] = {"learning_rate": self._get_learning_rate() or self.args.learning_rate}
+        slices = [self._buffered_inputs[(self._step + i) % per_rollout] for i in range(accumulation)]
+        masks = [loss_mask(inputs) for inputs in slices]
         objective = self.objective
-        selects = type(objective).keep is not Objective.keep
-        batches: list[TokenBatch] = []
-        if objective.observes_step or selects:
+        step: dict[str, Any] = {
+            "learning_rate": self._get_learning_rate(),
+            "peak_learning_rate": self.args.learning_rate,
+        }
+        if objective.observes_step:
             batches = [_without_gradient(first)]
             with torch.no_grad():
-                batches += [_without_gradient(self._forward(model, inputs)[0]) for inputs in slices[1:]]
+                batches += [self._forward(model, inputs)[0] for inputs in slices[1:]]
+                batches = [objective.prepare(replace(b, step=step, index=i)) for i, b in enumerate(batches)]
+                step |= objective.observe_step(batches, self._all_sum)
             batches = [replace(batch, step=step) for batch in batches]
-            step = {**step, **objective.observe_step(batches, self._all_sum)}
-            batches = [replace(batch, step=step) for batch in batches]
-        keeps = [objective.keep(batch) for batch in batches] if selects else [None] * accumulation
-        masks = [loss_mask(inputs) for inputs in slices]
-        tokens = sum(
-            (mask if keep is None else mask * keep).sum() for mask, keep in zip(masks, keeps, strict=True)
-        )
-        counts = torch.stack([torch.as_tensor(tokens, device=masks[0].device).float(), masks[0].new_tensor(0).float()])
-        counts[1] = float(sum(mask.size(0) for mask in masks))
+            masks = [kept_mask(objective, batch) for batch in batches]
+        counts = first.logprobs.new_tensor([0.0, sum(mask.size(0) for mask in masks)])
+        counts[0] = sum(mask.sum() for mask in masks)
         counts = self._all_sum(counts)
-        totals = StepTotals(counts[0], counts[1], self.max_completion_length)
-        return StepWindow(totals, step, keeps, batches)
+        return StepWindow(StepTotals(counts[0], counts[1], self.max_completion_length), step)
+
+    def _close_window(self, window: StepWindow) -> None:
+        for name, value in self.objective.finish_step(window.batches, self._all_sum).items():
+            self._metrics["train"][f"{self.method}/{name}"].append(float(value))
+        self._window = None
 
     def _account(self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None) -> SignalCounts:
         """Why each generated token of this micro-batch carries gradient or not."""
@@ -319,16 +336,10 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             importance=inputs.get("importance_sampling_ratio"),
         )
 
-    def _close_window(self, window: StepWindow) -> None:
-        for name, value in self.objective.finish_step(window.batches, self._all_sum).items():
-            self._metrics["train"][f"{self.method}/{name}"].append(float(value))
-        self._window = None
-
     def _log_loss(
         self,
         batch: TokenBatch,
         inputs: Mapping[str, Any],
-        mask: Tensor,
         keep: Tensor | None,
         kl: Tensor | None,
         entropies: Tensor,
@@ -337,12 +348,21 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
     ) -> None:
         signal = self._account(batch, inputs, keep)
         values = self.loss_metrics.compute(
-            self.objective, self.method, batch, keep=keep, kl=kl, entropies=entropies, policy_loss=policy_loss, signal=signal
+            self.objective,
+            self.method,
+            batch,
+            keep=keep,
+            kl=kl,
+            entropies=entropies,
+            policy_loss=policy_loss,
+            signal=signal,
         )
         for name, value in values.items():
             self._metrics["train"][name].append(value)
         if aux_loss is not None:
-            self._metrics["train"]["aux_loss"].append(self.accelerator.gather(aux_loss.detach()).mean().item())
+            self._metrics["train"]["aux_loss"].append(
+                self.accelerator.gather(aux_loss.detach()).mean().item()
+            )
 
     # Resume
 
@@ -365,7 +385,8 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         self._step = state["step"]
         if state["buffer"] is not None:
             self._buffered_inputs = [
-                {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.items()} for part in state["buffer"]
+                {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.items()}
+                for part in state["buffer"]
             ]
         self.objective.load_state_dict(state["objective"])
 

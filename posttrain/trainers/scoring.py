@@ -44,13 +44,17 @@ class GroupScoring:
 
     def _prepare_rewards(self, reward_funcs: Any, args: PolicyConfig) -> list[Any]:
         """What TRL's constructor gets: reward models as they are, functions as named stand-ins it never calls."""
-        funcs = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
+        funcs = (
+            reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
+        )
         if isinstance(reward_funcs, RewardRunner):
             self._runner = reward_funcs
             return [_stand_in(name) for name in self._runner.names]
         models = [f for f in funcs if isinstance(f, nn.Module)]
         if models and len(models) < len(funcs):
-            raise ValueError("reward models and reward functions cannot be mixed in one trainer; pass one kind")
+            raise ValueError(
+                "reward models and reward functions cannot be mixed in one trainer; pass one kind"
+            )
         if models or not funcs:
             return funcs
         self._runner = RewardRunner(
@@ -59,7 +63,11 @@ class GroupScoring:
         return [_stand_in(name) for name in self._runner.names]
 
     def _calculate_rewards(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: list[Any]
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[Any],
     ) -> Tensor:
         """Replaces TRL's per-rank call. (B, K) over all ranks, NaN where a response could not be judged."""
         training = self.model.training  # type: ignore[attr-defined]  # mixin
@@ -72,7 +80,9 @@ class GroupScoring:
                 "ids": list(ids),
                 "columns": {key: row[key] for key in columns},
             }
-            for row, prompt, completion, ids in zip(inputs, prompts, completions, completion_ids_list, strict=True)
+            for row, prompt, completion, ids in zip(
+                inputs, prompts, completions, completion_ids_list, strict=True
+            )
         ]
         rows = gather_object(local)
         if self._runner is None:  # reward models and environments judge single responses: TRL's own way
@@ -92,10 +102,14 @@ class GroupScoring:
         )
         for name, reasons in scores.counts.items():
             for reason, count in reasons.items():
-                self._metrics["train" if training else "eval"][f"reward_failures/{name}/{reason}"].append(float(count))  # type: ignore[attr-defined]  # mixin
+                self._metrics["train" if training else "eval"][f"reward_failures/{name}/{reason}"].append(
+                    float(count)
+                )  # type: ignore[attr-defined]  # mixin
         return rewards
 
-    def _score_groups(self, rows: Sequence[dict[str, Any]], columns: Sequence[str], group_size: int) -> Scores:
+    def _score_groups(
+        self, rows: Sequence[dict[str, Any]], columns: Sequence[str], group_size: int
+    ) -> Scores:
         """This rank scores every `num_processes`-th group; then all ranks put the scores together."""
         if self._runner is None:
             raise RuntimeError("GroupScoring: no reward function to call")
@@ -157,7 +171,9 @@ def as_text(completion: Any) -> str:
     """A completion as the text a reward reads: of a conversation, the assistant's messages."""
     if isinstance(completion, str):
         return completion
-    return "".join(_content_text(message["content"]) for message in completion if message["role"] == "assistant")
+    return "".join(
+        _content_text(message["content"]) for message in completion if message["role"] == "assistant"
+    )
 
 
 def _content_text(content: Any) -> str:

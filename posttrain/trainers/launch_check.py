@@ -1,0 +1,33 @@
+"""What the launcher was asked for against what is running: accelerate falls back in silence on a CPU."""
+
+from __future__ import annotations
+
+import os
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+_ASKED = {
+    "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
+    "ACCELERATE_USE_FSDP": DistributedType.FSDP,
+}
+
+
+def check_engine(accelerator: Accelerator) -> None:
+    """Raises RuntimeError when DeepSpeed or FSDP was asked for and plain DDP, or one process, is what came."""
+    for variable, wanted in _ASKED.items():
+        if (
+            os.environ.get(variable, "false").lower() in ("true", "1")
+            and accelerator.distributed_type != wanted
+        ):
+            raise RuntimeError(
+                f"{wanted.value} was asked for, but accelerate runs {accelerator.distributed_type.value}: it drops "
+                f"{wanted.value} without a word when use_cpu is set. Remove train.use_cpu and --cpu, or launch with "
+                "launch/accelerate/ddp.yaml."
+            )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world:
+        raise RuntimeError(
+            f"{world} processes were started, but this one runs alone: each would train a model of its own. "
+            "On a machine without a GPU set train.use_cpu: true."
+        )
