@@ -138,7 +138,8 @@ def clustered_standard_error(values: ArrayLike, clusters: Sequence[Hashable]) ->
     """Standard error of the mean of samples (N,) that are correlated within clusters.
 
     sqrt(C / (C - 1) * sum over clusters of (sum of deviations)^2) / N, with C clusters (Miller 2024, eq. 4,
-    and the usual small-sample factor). With one sample a cluster this is `standard_error`; NaN for one cluster.
+    and the usual small-sample factor). With one sample a cluster this is `standard_error`; NaN for one
+    cluster.
     """
     x = _samples(values)
     if len(clusters) != len(x):
@@ -230,7 +231,8 @@ def sign_flip_p_value(differences: ArrayLike, *, seed: int = 0) -> tuple[float, 
     """Two-sided p value of a mean difference of zero, and its method. (P,)
 
     Under the null hypothesis each problem's difference is as likely to have the other sign. Exact when all
-    are multiples of one step, by convolving the P two-point distributions; else Monte Carlo with a fixed seed.
+    are multiples of one step, by convolving the P two-point distributions; else Monte Carlo with a fixed
+    seed.
     """
     d = _samples(differences)
     d = d[d != 0]
