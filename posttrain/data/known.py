@@ -1,0 +1,26 @@
+"""Names that need no further words in a recipe: built-in tasks, and public datasets with their columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TASKS: dict[str, str] = {
+    "sort": "posttrain.data.sort:Sort",
+}
+"""name -> settings class of a generated task. Its fields are `data.args`; `rows(split, completions=)` yields
+{"prompt", "answer"} and, where asked for, "completion"."""
+
+DATASETS: dict[str, dict[str, Any]] = {
+    "gsm8k": {
+        "name": "openai/gsm8k",
+        "config": "main",
+        "prompt": "question",
+        "answer": {"column": "answer", "after": "####"},
+    },
+    "math": {
+        "name": "DigitalLearningGmbH/MATH-lighteval",
+        "prompt": "problem",
+        "answer": {"column": "solution", "boxed": True},
+    },
+}
+"""name -> what `data` says when a recipe says nothing else."""

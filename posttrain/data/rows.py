@@ -1,0 +1,233 @@
+"""From a recipe's `data` section to rows, with an account of every row that was not used.
+
+    rows, counts = load_rows(recipe.data, tokenizer)[:2]      # counts.read == counts.used + dropped
+
+`survey` looks at the same rows for `posttrain plan`: columns and counts, no tokenizer, nothing downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from posttrain.data.files import DataError, Row, iter_rows
+from posttrain.data.known import DATASETS, TASKS
+from posttrain.data.lengths import check_lengths
+from posttrain.data.mapping import Dropped, map_row, missing_columns
+from posttrain.recipe_errors import explain, suggest
+from posttrain.sections import DataSection
+from posttrain.settings import read_settings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SURVEY_LIMIT_BYTES = 64 * 2**20
+"""Larger files are not read through by `survey`, only looked into."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """read == used + sum(dropped.values()); `truncated` rows are among the used ones."""
+
+    read: int
+    used: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    left_out_columns: tuple[str, ...] = ()
+
+    def in_words(self) -> str:
+        text = f"{self.used} of {self.read} rows"
+        if self.dropped:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items()))
+            text += f"; dropped {self.read - self.used} ({reasons})"
+        if self.truncated:
+            text += f"; truncated {self.truncated}"
+        if self.left_out_columns:
+            text += f"; columns of mixed types left out: {', '.join(self.left_out_columns)}"
+        return text
+
+
+class LoadedRows(NamedTuple):
+    rows: Dataset
+    counts: RowCounts
+
+
+class Survey(NamedTuple):
+    """What can be known before anything is loaded: None where only the download would tell.
+
+    columns  of the dataset itself
+    counts   without the rules on length, which need the tokenizer
+    rows     a few mapped rows, all of them where counts is known
+    """
+
+    columns: list[str] | None
+    counts: RowCounts | None
+    rows: list[Row]
+
+
+def load_rows(section: DataSection, tokenizer: Any = None, *, max_length: int | None = None) -> LoadedRows:
+    """The section's rows as a `datasets.Dataset`.
+
+    tokenizer   needed for max_prompt_tokens and max_length
+    max_length  of prompt and completion together, for trainers that cut there: rows whose prompt fills it are
+                dropped here rather than inside the trainer, rows that will be cut are counted as truncated
+    Raises DataError where a file or column is at fault.
+    """
+    from datasets import Dataset
+
+    section = settle(section)
+    rows, counts = _collect(section, raw_rows(section), tokenizer, max_length)
+    if not rows:
+        raise DataError(f"no rows to train on: {counts.in_words()}")
+    columns = {name: [row.get(name) for row in rows] for name in _names(rows)}
+    mixed = tuple(name for name, values in columns.items() if not _has_one_type(values))
+    needed = {"prompt", "completion", "chosen", "rejected", "answer", *section.columns}
+    if needed & set(mixed):
+        raise DataError(
+            f"column {sorted(needed & set(mixed))[0]!r} mixes types, e.g. text and numbers; make it one"
+        )
+    kept = {name: values for name, values in columns.items() if name not in mixed}
+    counts = RowCounts(counts.read, counts.used, counts.dropped, counts.truncated, mixed)
+    return LoadedRows(Dataset.from_dict(kept), counts)
+
+
+def survey(section: DataSection) -> Survey:
+    """Look at the rows as `load_rows` would map them, without tokenizer, download or `datasets`."""
+    section = settle(section)
+    if section.path is None and section.name not in TASKS:
+        return Survey(None, None, [])
+    source = raw_rows(section)
+    if section.path is not None and Path(section.path).stat().st_size > SURVEY_LIMIT_BYTES:
+        first = next(source, None)
+        if first is None:
+            raise DataError(f"{section.path}: holds no rows")
+        _refuse_missing(section, first)
+        rows, _ = _collect(section, [first], None, None, lengths=False)
+        return Survey(list(first), None, rows)
+    raw = list(source)
+    if not raw:
+        raise DataError(f"{section.path}: holds no rows")
+    rows, counts = _collect(section, raw, None, None, lengths=False)
+    return Survey(list(raw[0]), counts, rows)
+
+
+def settle(section: DataSection) -> DataSection:
+    """The section with what a known dataset's name implies filled in where the recipe is silent."""
+    if section.name not in DATASETS:
+        return section
+    implied = DATASETS[section.name]
+    silent = {k: v for k, v in implied.items() if k == "name" or k not in section.changed()}
+    values = json.loads(section.model_dump_json(exclude={"eval"})) | silent
+    if section.template is not None:
+        values["prompt"] = section.prompt
+    return DataSection.model_validate(values).model_copy(update={"eval": section.eval})
+
+
+def raw_rows(section: DataSection) -> Iterator[Row]:
+    """The dataset's own rows; `section` is settled."""
+    if section.path is not None:
+        return iter_rows(section.path)
+    assert section.name is not None
+    if section.name in TASKS:
+        return _task_rows(section.name, section)
+    return _hub_rows(section)
+
+
+def task_settings(name: str, args: Mapping[str, Any]) -> Any:
+    """The settings of a built-in task; DataError names an argument it does not have or cannot take."""
+    model: type[BaseModel] = read_settings(TASKS[name])
+    try:
+        checked = model.model_validate_json(json.dumps(dict(args)), strict=True)
+    except ValidationError as error:
+        faults = explain(
+            error,
+            "args",
+            dict(args),
+            lambda place: (
+                f"task {name!r} has no argument {place[-1]!r}"
+                + (suggest(str(place[-1]), model.model_fields) or f"; it has {', '.join(model.model_fields)}")
+            ),
+        )
+        raise DataError("; ".join(faults)) from None
+    module, _, cls = TASKS[name].partition(":")
+    return vars(import_module(module))[cls](**checked.model_dump())
+
+
+def _task_rows(name: str, section: DataSection) -> Iterator[Row]:
+    if section.split not in ("train", "test"):
+        raise DataError(f"task {name!r} has no split {section.split!r}; it has train and test")
+    completions = section.completion is not None or bool(
+        {"teacher_accuracy", "demonstrations"} & section.args.keys()
+    )
+    return task_settings(name, section.args).rows(section.split, completions=completions)
+
+
+def _hub_rows(section: DataSection) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    assert section.name is not None
+    try:
+        found = load_dataset(section.name, section.config, split=section.split)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"{section.name!r} is no built-in name ({', '.join([*TASKS, *DATASETS])}) and the hub did not give it: "
+            f"{reason}. For a file write data.path"
+        ) from None
+    return iter(found)  # type: ignore[arg-type]  # with a split it is one Dataset, whose rows are mappings
+
+
+def _collect(
+    section: DataSection, source: Iterable[Row], tokenizer: Any, max_length: int | None, lengths: bool = True
+) -> tuple[list[Row], RowCounts]:
+    """Map rows until `limit` are used, and account for the others."""
+    raw = list(source)
+    if raw:
+        _refuse_missing(section, raw[0])
+    if section.shuffle is not None:
+        random.Random(section.shuffle).shuffle(raw)
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
+    read = truncated = 0
+    for row in raw:
+        if len(rows) == section.limit:
+            break
+        read += 1
+        try:
+            mapped = map_row(row, section)
+            if lengths:
+                mapped, cut = check_lengths(mapped, section, tokenizer, max_length)
+                truncated += cut
+            rows.append(mapped)
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+    return rows, RowCounts(read, len(rows), dict(dropped), truncated)
+
+
+def _refuse_missing(section: DataSection, row: Row) -> None:
+    missing = missing_columns(section, row)
+    if missing:
+        where = section.path or section.name
+        raise DataError("; ".join(f"{where}: {sentence}" for sentence in missing))
+
+
+def _names(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _has_one_type(values: list[Any]) -> bool:
+    import pyarrow
+
+    try:
+        pyarrow.array(values)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return False
+    return True

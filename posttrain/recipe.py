@@ -1,0 +1,122 @@
+"""A recipe: one YAML file that is the complete account of a run, read strictly and without torch.
+
+    recipe = load_recipe("recipes/demo/bapo.yaml", ["train.learning_rate=1e-5"])
+
+What cannot be right is refused here, a line for each fault: file, section, key, and what to write instead.
+What needs a look at files, columns or arithmetic is refused by plan.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from posttrain.methods import METHODS, Family, Method
+from posttrain.recipe_errors import RecipeError
+from posttrain.sections import (
+    INHERITED,
+    DataSection,
+    ModelSection,
+    OutputSection,
+    RewardSection,
+    RolloutSection,
+)
+from posttrain.settings import read_flags
+from posttrain.train_options import OWNED, PolicyTrain, PreferenceTrain, SFTTrain, TrainSection
+
+__all__ = ["FAMILIES", "FamilySections", "Recipe", "RecipeError", "load_recipe"]
+
+
+@dataclass(frozen=True)
+class FamilySections:
+    """What a family's recipes hold beyond model, data, objective and output.
+
+    train    its class of `train` options
+    rewards  whether a `rewards` section is part of it
+    rollout  its class of `rollout` options, or None; a settings class of a family without rollouts asks for
+             one by `uses_rollout: ClassVar[bool] = True` (iterative preference methods)
+    """
+
+    train: type[TrainSection]
+    rewards: bool = False
+    rollout: type[RolloutSection] | None = None
+
+
+FAMILIES: dict[Family, FamilySections] = {
+    "sft": FamilySections(SFTTrain),
+    "policy": FamilySections(PolicyTrain, rewards=True, rollout=RolloutSection),
+    "preference": FamilySections(PreferenceTrain),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. `objective` is the pydantic view of the method's settings, `settings()` the class."""
+
+    path: str
+    method: str
+    model: ModelSection
+    data: DataSection
+    rewards: tuple[RewardSection, ...]
+    objective: BaseModel
+    rollout: RolloutSection | None
+    train: TrainSection
+    output: OutputSection
+
+    @property
+    def spec(self) -> Method:
+        return METHODS[self.method]
+
+    def settings(self) -> Any:
+        """The method's own frozen dataclass. Imports its module, and torch with it."""
+        return self.spec.load_settings()(**self.objective.model_dump())
+
+    def flags(self) -> dict[str, Any]:
+        """Literal class variables of the method's settings ("needs_answers"), read without importing it."""
+        return read_flags(self.spec.settings)
+
+    def trl_arguments(self, known: Collection[str]) -> dict[str, Any]:
+        """Keyword arguments for the TRL config whose field names are `known`: `train` as it stands, and what
+        other sections hold under a name of ours (train_options.OWNED)."""
+        arguments = self.train.trl_arguments()
+        for trl_name, place in OWNED.items():
+            section, key = place.split(".")
+            holder = {"model": self.model, "rollout": self.rollout, "output": self.output}[section]
+            if trl_name in known and holder is not None:
+                arguments[trl_name] = self.output.run_dir if key == "run_dir" else holder.model_dump()[key]
+        return arguments
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in; written as YAML it loads as the same recipe."""
+        values = {field.name: vars(self)[field.name] for field in fields(self)[1:]}
+        return {name: plain(value) for name, value in values.items() if value not in (None, ())}
+
+
+def plain(value: Any) -> Any:
+    """Models to mappings, tuples to lists. A null that is the default is left out."""
+    if isinstance(value, BaseModel):
+        defaults = {name: field.default for name, field in type(value).model_fields.items()}
+        items = {name: plain(item) for name, item in value}
+        if isinstance(value, DataSection) and value.eval is not None:
+            # An evaluation's null must not be filled from the training data when the file is read again.
+            items["eval"] |= {name: None for name in INHERITED if value.eval.__dict__[name] is None}
+        return {name: item for name, item in items.items() if item is not None or defaults[name] is not None}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return value
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override ("train.learning_rate=1e-5"), check. RecipeError holds every fault found, a line each.
+
+    Paths in a recipe are looked for from the current folder first, then from the recipe's.
+    """
+    from posttrain.recipe_loader import Loader
+
+    return Loader(str(path), FAMILIES).load(overrides)

@@ -1,0 +1,260 @@
+"""From YAML text to a checked `Recipe`: overrides, inheritance of data.eval, validation, paths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from posttrain.methods import METHODS, Family
+from posttrain.recipe import FamilySections, Recipe
+from posttrain.recipe_errors import Place, RecipeError, explain, suggest
+from posttrain.sections import (
+    INHERITED,
+    DataSection,
+    ModelSection,
+    OutputSection,
+    RewardSection,
+    RolloutSection,
+)
+from posttrain.settings import check_settings, read_flags, read_settings
+from posttrain.strict_yaml import parse
+from posttrain.train_options import ELSEWHERE, OWNED
+
+SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _Nothing(BaseModel):
+    """A section the method's family does not have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Loader:
+    """One reading of one file; collects every fault before it raises."""
+
+    def __init__(self, file: str, families: Mapping[Family, FamilySections]) -> None:
+        self.file, self.families = file, families
+        self.problems: list[str] = []
+        self.models: dict[str, type[BaseModel]] = {}
+
+    def load(self, overrides: Sequence[str]) -> Recipe:
+        raw = self.read()
+        for override in overrides:
+            apply_override(raw, override, self.file)
+        name = self.method(raw)
+        family = self.families[METHODS[name].family]
+        settings_path = METHODS[name].settings
+        rollout = family.rollout or (
+            RolloutSection if read_flags(settings_path).get("uses_rollout") else None
+        )
+        self.models = {
+            "model": ModelSection,
+            "data": DataSection,
+            "objective": read_settings(settings_path),
+            "train": family.train,
+            "output": OutputSection,
+        }
+        if rollout is not None:
+            self.models["rollout"] = rollout
+        self.top_level(raw, name, family)
+        recipe = self.sections(raw, name, family)
+        if self.problems:
+            raise RecipeError(*(f"{self.file}: {problem}" for problem in self.problems))
+        return recipe
+
+    def read(self) -> dict[str, Any]:
+        try:
+            raw = parse(Path(self.file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"{self.file}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise RecipeError(f"{self.file}: {error}") from None
+        if not isinstance(raw, dict):
+            raise RecipeError(f"{self.file}: is not a recipe: expected sections {', '.join(SECTIONS)}")
+        return raw
+
+    def method(self, raw: dict[str, Any]) -> str:
+        """The method's name; without it no other section can be judged."""
+        name = raw.get("method")
+        if isinstance(name, str) and name in METHODS:
+            return name
+        known = ", ".join(METHODS)
+        if name is None:
+            raise RecipeError(f"{self.file}: method: is missing; write one of {known}")
+        hint = suggest(str(name), METHODS) or f"; methods are {known}"
+        raise RecipeError(f"{self.file}: method: unknown method {name!r}{hint}")
+
+    def top_level(self, raw: dict[str, Any], name: str, family: FamilySections) -> None:
+        for key in raw:
+            if key not in SECTIONS:
+                homes = [section for section, model in self.models.items() if key in model.model_fields]
+                hint = f"; it belongs in section {' or '.join(homes)}" if homes else suggest(key, SECTIONS)
+                self.problems.append(f"{key}: unknown section{hint}")
+        absent = {"rewards": not family.rewards, "rollout": "rollout" not in self.models}
+        for key in [key for key, gone in absent.items() if gone and raw.get(key) is not None]:
+            self.problems.append(f"{key}: has no effect with method {name!r}; remove the section")
+        required = ["model", "data", "train", *(["rewards"] if family.rewards else [])]
+        for key in required:
+            if not raw.get(key):
+                self.problems.append(f"{key}: the section is missing")
+
+    def sections(self, raw: dict[str, Any], name: str, family: FamilySections) -> Recipe:
+        """The recipe; a section with faults is None in it, and `problems` says why."""
+        inherit_eval(raw)
+        objective = self.validate("objective", raw.get("objective") or {}, self.models["objective"])
+        if objective is not None:
+            try:
+                check_settings(METHODS[name].settings, objective.model_dump())
+            except ValueError as error:
+                self.problems.append(f"objective: {error}")
+        found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": ()}
+        for section in ("model", "data", "train"):
+            found[section] = self.validate(section, raw.get(section), self.models[section])
+        for section in ("rollout", "output"):
+            if section in self.models:
+                found[section] = self.validate(section, raw.get(section) or {}, self.models[section])
+        if family.rewards:
+            found["rewards"] = self.rewards(raw.get("rewards"))
+        if found["model"] is not None:
+            found["model"] = self.located(found["model"], "path", "tokenizer")
+        if found["data"] is not None:
+            found["data"] = self.located_data(found["data"])
+        if found["output"] is not None and not found["output"].name:
+            found["output"] = found["output"].model_copy(update={"name": Path(self.file).stem})
+        return Recipe(path=self.file, method=name, **found)
+
+    def rewards(self, raw: Any) -> tuple[RewardSection, ...]:
+        if raw is not None and not isinstance(raw, list):
+            self.problems.append("rewards: must be a list: - {name: math_answer, weight: 1.0}")
+            return ()
+        found = [self.validate(f"rewards[{i}]", item, RewardSection) for i, item in enumerate(raw or [])]
+        rewards = [self.located_reward(reward) for reward in found if reward is not None]
+        labels = [reward.label or reward.name for reward in rewards]
+        for label in sorted({label for label in labels if labels.count(label) > 1}):
+            self.problems.append(f"rewards: {label!r} stands twice; give each a 'label' of its own")
+        return tuple(rewards)
+
+    def validate(self, section: str, raw: Any, model: type[ModelT]) -> ModelT | None:
+        """The section as `model`, or None with the faults noted. Absent sections were noted before."""
+        if raw is None:
+            return None
+        try:
+            # JSON mode is strict about types and still reads a list as a tuple, a whole number as a float.
+            return model.model_validate_json(json.dumps(raw), strict=True)
+        except ValidationError as error:
+            found = explain(error, section, raw, lambda place: self.unknown(section, place, model))
+            # What data.eval inherits, it inherits with its faults: said once, for data.
+            inherited = {fault.replace("data", "data.eval", 1) for fault in found}
+            self.problems += [fault for fault in found if fault not in inherited]
+            return None
+
+    def unknown(self, section: str, place: Place, model: type[BaseModel]) -> str:
+        """What to say about an unknown key: TRL's, another family's, another section's, or a misspelling."""
+        key = str(place[-1])
+        if len(place) > 1:
+            return f"unknown key '{key}'{suggest(key, _keys_at(model, place[:-1]))}"
+        if section == "train" and (moved := self.moved(key)):
+            return moved
+        near = suggest(key, model.model_fields)
+        homes = [name for name, other in self.models.items() if key in other.model_fields and name != section]
+        if homes and not near:
+            return f"'{key}' belongs in section {' or '.join(homes)}"
+        if section == "objective":
+            return f"{model.__name__} has no setting '{key}'{near or _settings_of(model)}"
+        return f"unknown key '{key}'{near}"
+
+    def moved(self, key: str) -> str | None:
+        """For a name of TRL's that does not go into this family's `train`: where it goes."""
+        owner, _, _ = OWNED.get(key, "").partition(".")
+        if owner in self.models and key not in ELSEWHERE:
+            return f"'{key}' is not set here; write {OWNED[key]}"
+        if key in ELSEWHERE:
+            return f"'{key}' is not set here; {ELSEWHERE[key]}"
+        others = [name for name, other in self.families.items() if key in other.train.model_fields]
+        if others:
+            return f"'{key}' has no effect here, it belongs to {' and '.join(others)} methods; remove it"
+        return None
+
+    def located(self, section: ModelT, *keys: str) -> ModelT:
+        found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__[key] is not None}
+        return section.model_copy(update=found)
+
+    def located_data(self, data: DataSection) -> DataSection:
+        if data.eval is not None:
+            data = data.model_copy(update={"eval": self.located(data.eval, "path")})
+        return self.located(data, "path")
+
+    def located_reward(self, reward: RewardSection) -> RewardSection:
+        file, colon, function = reward.name.rpartition(":")
+        if not file.endswith(".py"):
+            return reward
+        return reward.model_copy(update={"name": f"{self.locate(file)}{colon}{function}"})
+
+    def locate(self, path: str) -> str:
+        """`path` from the current folder, else from the recipe's; unchanged where it exists in neither."""
+        here = Path(path).expanduser()
+        beside = Path(self.file).parent / here
+        return str(beside if beside.exists() and not here.exists() else here)
+
+
+def inherit_eval(raw: dict[str, Any]) -> None:
+    """data.eval reads its rows as data does, unless it says otherwise; without a source of its own it is
+    the "test" split of the same name."""
+    data = raw.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("eval"), dict):
+        return
+    own = data["eval"]
+    shared = {key: value for key, value in data.items() if key in INHERITED}
+    if "name" in data and not {"name", "path"} & own.keys():
+        shared |= {key: data[key] for key in ("name", "config", "args") if key in data} | {"split": "test"}
+    data["eval"] = shared | own
+
+
+def apply_override(raw: dict[str, Any], override: str, file: str) -> None:
+    """Put `a.b=value` (YAML) or `rewards.0.weight=2` into the raw recipe, making mappings on the way."""
+    dotted, equals, text = override.partition("=")
+    keys = re.findall(r"[^.\[\]]+", dotted)
+    if not equals or not keys:
+        raise RecipeError(f"{file}: --set {override}: write it as section.key=value")
+    try:
+        value = parse(text)
+    except ValueError as error:
+        raise RecipeError(f"{file}: --set {override}: the value cannot be read: {error}") from None
+    target: Any = raw
+    for depth, key in enumerate(keys):
+        position = int(key) if isinstance(target, list) and key.isdigit() else key
+        last = depth == len(keys) - 1
+        if isinstance(target, list) and not (isinstance(position, int) and position < len(target)):
+            raise RecipeError(f"{file}: --set {override}: {'.'.join(keys[:depth])} has no item {key}")
+        if not isinstance(target, list | dict):
+            raise RecipeError(f"{file}: --set {override}: {'.'.join(keys[:depth])} is a value, not a section")
+        if last:
+            target[position] = value
+        else:
+            if isinstance(target, dict) and target.get(key) is None:
+                target[key] = {}
+            target = target[position]
+
+
+def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str]:
+    """Field names of the model found under `place`, for did-you-mean in nested sections."""
+    for part in place:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            members = [annotation, *get_args(annotation)]
+            nested = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+            if not nested:
+                return
+            model = nested[0]
+    yield from model.model_fields
+
+
+def _settings_of(model: type[BaseModel]) -> str:
+    names = ", ".join(model.model_fields)
+    return f"; its settings are {names}" if names else "; it has none"

@@ -1,0 +1,230 @@
+"""The sections of a recipe, one strict model each. No torch.
+
+A section belongs to the room that reads it; a new key is one typed line here. `train` has its own file
+(train_options.py), `objective` is read from the method's settings (settings.py).
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are not coerced (recipe_loader.Loader), nothing changes once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    def changed(self) -> set[str]:
+        """Keys that were written and say something else than the default."""
+        return {k for k in self.model_fields_set if self.__dict__[k] != type(self).model_fields[k].default}
+
+
+# ---------------------------------------------------------------------------------------------------- model
+
+
+class ScratchSection(Section):
+    """A small Llama-shaped model with random weights and one token a character; nothing is downloaded."""
+
+    architecture: Literal["llama"] = "llama"
+    hidden_size: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    intermediate_size: Count | None = None  # None: 3 * hidden_size
+    tokenizer: Literal["characters"] = "characters"
+    alphabet: str = string.printable[:95] + "\n"
+    max_positions: Count = 128
+    seed: Annotated[int, Ge(0)] = 0
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads}): "
+                "rotary positions need an even head size"
+            )
+        if len(set(self.alphabet)) != len(self.alphabet) or not self.alphabet:
+            raise ValueError("alphabet must hold each character once, and at least one")
+        return self
+
+
+class PeftSection(Section):
+    """LoRA; names are peft.LoraConfig's without the prefix `lora_`."""
+
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Ge(0), Le(1)] = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    modules_to_save: list[str] = []
+    rslora: bool = False
+    dora: bool = False
+
+
+class ModelSection(Section):
+    path: str | None = None
+    scratch: ScratchSection | None = None
+    revision: str | None = None
+    tokenizer: str | None = None  # None: the model's own
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    peft: PeftSection | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of 'path' (a folder or hub name) and 'scratch'")
+        if self.scratch is not None:
+            for name in ("revision", "tokenizer", "attn_implementation", "trust_remote_code", "peft"):
+                if name in self.changed():
+                    raise ValueError(f"'{name}' has no effect on a model from scratch; remove it")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------- data
+
+
+class AnswerSection(Section):
+    """Where the gold answer stands: a column, or a part of its text.
+
+    `after` keeps what follows its last occurrence, `before` what precedes its first, `boxed` the content
+    of the last closed \\boxed{...}.
+    """
+
+    column: str = "answer"
+    after: str | None = None
+    before: str | None = None
+    boxed: bool = False
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.boxed and (self.after or self.before):
+            raise ValueError("'boxed' and 'after'/'before' exclude each other; keep one")
+        return self
+
+
+class DataSection(Section):
+    name: str | None = None  # a built-in task, a known dataset, or a hub name
+    path: str | None = None  # .jsonl .json .parquet .csv, each also with .gz
+    args: dict[str, Any] = {}  # settings of a built-in task
+    config: str | None = None  # of a hub dataset
+    split: str = "train"
+    prompt: str | None = None  # column; None: "prompt"
+    template: str | None = None  # "{question}\nThink first." over the row's columns
+    system: str | None = None
+    chat: bool = False
+    completion: str | None = None  # column; None: "completion" (sft)
+    chosen: str | None = None  # column; None: "chosen" (preference)
+    rejected: str | None = None  # column; None: "rejected" (preference)
+    answer: AnswerSection | None = None
+    columns: dict[str, str] = {}  # reward's column: dataset's column
+    max_prompt_tokens: Count | None = None
+    on_long: Literal["drop", "truncate", "error"] = "drop"
+    shuffle: Annotated[int, Ge(0)] | None = None  # seed
+    limit: Count | None = None
+    eval: DataSection | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give exactly one of 'path' (a file) and 'name' (a built-in task or hub name)")
+        if self.path is not None:
+            for key in ("config", "split", "args"):
+                if key in self.changed():
+                    raise ValueError(f"'{key}' has no effect on a file; remove it")
+        if self.eval is not None and self.eval.eval is not None:
+            raise ValueError("'eval' inside 'eval' has no effect; remove it")
+        if (
+            self.template is not None
+            and self.prompt is not None
+            and f"{{{self.prompt}}}" not in self.template
+        ):
+            raise ValueError(
+                f"'template' never uses the prompt column: put {{{self.prompt}}} in it, or drop 'prompt'"
+            )
+        return self
+
+
+INHERITED = frozenset(DataSection.model_fields) - {
+    "name",
+    "path",
+    "args",
+    "config",
+    "split",
+    "shuffle",
+    "limit",
+    "eval",
+}
+"""What `data.eval` takes over from `data` unless it says otherwise: how a row is read, not where it lies."""
+
+
+# -------------------------------------------------------------------------------------------------- rewards
+
+
+class RewardSection(Section):
+    name: str  # math_answer | package.module:function | path/file.py:function
+    label: str | None = None  # metric name; None: the function's
+    weight: float = 1.0
+    args: dict[str, Any] = {}
+    timeout_s: Positive = 30.0
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+# -------------------------------------------------------------------------------------------------- rollout
+
+
+class VLLMSection(Section):
+    """Only read with a vLLM engine."""
+
+    gpu_memory_utilization: Share = 0.3
+    tensor_parallel_size: Count = 1
+    max_model_length: Count | None = None
+
+
+class RolloutSection(Section):
+    """Sampling has one set of names for all engines; ENGINES says what an engine lacks."""
+
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    group_size: Count = 8  # G
+    max_new_tokens: Count = 512
+    temperature: Positive = 1.0
+    top_p: Share = 1.0
+    top_k: Annotated[int, Ge(0)] = 0
+    min_p: Annotated[float, Ge(0), Le(1)] | None = None
+    repetition_penalty: Positive = 1.0
+    eval_temperature: Annotated[float, Ge(0)] = 0.0  # 0: greedy
+    vllm: VLLMSection | None = None
+
+
+ENGINES: dict[str, frozenset[str]] = {
+    "transformers": frozenset({"vllm"}),
+    "vllm": frozenset(),
+    "vllm_server": frozenset(),
+}
+"""engine -> keys of `rollout` that it lacks; setting one of them is refused."""
+
+
+# --------------------------------------------------------------------------------------------------- output
+
+
+class OutputSection(Section):
+    name: str = ""  # "": the recipe's file name
+    dir: str = "runs"
+    overwrite: bool = False  # false: a run folder that exists is only continued with --resume
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    logging_steps: Count = 1
+    save_steps: Count = 100
+    save_total_limit: Count | None = 2
+    log_completions: bool = True
+    record: list[Count] = []  # optimizer steps whose micro-batches `posttrain replay` can read
+
+    @property
+    def run_dir(self) -> str:
+        return f"{self.dir}/{self.name}"
