@@ -1,4 +1,4 @@
-"""Saves the micro-batches of one optimizer step, so that any objective can be replayed on them without a model.
+"""Saves the micro-batches of one optimizer step: any objective can then be replayed on them without a model.
 
 One step is `step-XXXXXX.rankR.safetensors` (every tensor) beside a `.json` of the same name (what is not a
 tensor), one pair a rank. No pickle: a record can be opened wherever it came from.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Record:
                 where the trainer gave none; then advantages cannot be computed again
     world_size  ranks the step had; `ranks` are those found
     state       the objective's state_dict before the step, as recorded
+    known       what was known before `observe_step`: the numbers of `TokenBatch.step` ("learning_rate")
     """
 
     step: int
@@ -47,6 +48,7 @@ class Record:
     ranks: list[int]
     left_out: dict[str, int] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
 
 
 def record_step(
@@ -95,6 +97,7 @@ def record_step(
         "answers": None if groups is None or groups.answers is None else [list(a) for a in groups.answers],
         "rank": rank,
         "world_size": world_size,
+        "known": {k: v for k, v in batches[0].step.items() if isinstance(v, int | float)} if batches else {},
         "left_out": left_out,
         "state": state_json,
     }
@@ -130,7 +133,7 @@ def load_record(path: str | Path) -> Record:
     rows: list[Tensor] = []
     for about, tensors in zip(abouts, parts, strict=True):
         for i in range(about["micro_batches"]):
-            batches.append(_batch_from(f"batch{i}/", tensors))
+            batches.append(replace(_batch_from(f"batch{i}/", tensors), step=about["known"], index=i))
             if f"batch{i}/row" in tensors:
                 rows.append(tensors[f"batch{i}/row"])
     head = parts[0]
@@ -148,6 +151,7 @@ def load_record(path: str | Path) -> Record:
         ranks=[about["rank"] for about in abouts],
         left_out={name: size for about in abouts for name, size in about["left_out"].items()},
         state=_join_state(first["state"], head),
+        known=first["known"],
     )
 
 
@@ -161,11 +165,20 @@ def _batch_tensors(prefix: str, batch: TokenBatch) -> dict[str, Tensor]:
 
 def _batch_from(prefix: str, tensors: Mapping[str, Tensor]) -> TokenBatch:
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    mapped = {
-        group: {name.removeprefix(group + "/"): t for name, t in own.items() if name.startswith(group + "/")}
-        for group in _MAPPED
-    }
-    return TokenBatch(**{name: own[name] for name in _PLAIN if name in own}, **mapped)
+
+    def mapped(group: str) -> dict[str, Tensor]:
+        return {name.removeprefix(group): t for name, t in own.items() if name.startswith(group)}
+
+    return TokenBatch(
+        logprobs=own["logprobs"],
+        old_logprobs=own["old_logprobs"],
+        mask=own["mask"],
+        advantages=own["advantages"],
+        ref_logprobs=own.get("ref_logprobs"),
+        entropy=own.get("entropy"),
+        streams=mapped("streams/"),
+        forward=mapped("forward/"),
+    )
 
 
 def _groups_from(tensors: Mapping[str, Tensor], answers: list[list[str | None]] | None) -> Groups | None:

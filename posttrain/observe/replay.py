@@ -1,0 +1,357 @@
+"""`posttrain replay FILE --objective bapo --objective grpo --set bapo.target=0.5`
+
+Computes one recorded optimizer step again on a CPU, for several objectives side by side: loss, gradient with
+respect to the log-probs, masks, bounds. It uses the Objective protocol alone, in the trainer's order:
+advantages, observe_step, keep, token_loss, reduce. The KL penalty and the entropy bonus, which the trainer
+adds around an objective, are not part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from posttrain.methods import METHODS
+from posttrain.objectives.base import Objective, StepTotals, TokenBatch
+from posttrain.observe.reasons import CARRIED, REASONS
+from posttrain.observe.recorder import Record, load_record
+from posttrain.observe.signal import SignalCounts, account_objective
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one objective makes of a recorded step.
+
+    gradients   for each micro-batch (B, T): derivative of the step's loss with respect to the log-probs
+    ratios      for each micro-batch (B, T)
+    masks       for each micro-batch (B, T) bool: loss tokens the objective kept
+    advantages  for each micro-batch (B, T), as the objective computed them
+    signal      counts over the loss tokens
+    bounds      (lowest lower, highest upper) bound over the micro-batches, or None where nothing clips
+    """
+
+    label: str
+    loss: float
+    gradients: list[Tensor]
+    ratios: list[Tensor]
+    masks: list[Tensor]
+    advantages: list[Tensor]
+    loss_tokens: int
+    signal: SignalCounts
+    bounds: tuple[float, float] | None
+    metrics: dict[str, float]
+    notes: list[str]
+
+    @property
+    def gradient(self) -> Tensor:
+        """All entries of `gradients`, flat."""
+        return torch.cat([g.flatten() for g in self.gradients])
+
+    @property
+    def kept_share(self) -> float:
+        """Kept loss tokens over loss tokens."""
+        return sum(int(m.sum()) for m in self.masks) / max(1, self.loss_tokens)
+
+
+def replay_step(record: Record, objective: Objective, label: str) -> Replay:
+    """Loss, gradient and masks of `objective` on every micro-batch found. ValueError where the record lacks
+    what the objective reads."""
+    notes = _check_needs(record, objective)
+    batches = _with_advantages(record, objective, notes)
+    if objective.observes_step:
+        step = {**record.known, **objective.observe_step(batches, _alone)}
+        batches = [replace(batch, step=step) for batch in batches]
+    keeps = [objective.keep(batch) for batch in batches]
+    masks = [
+        batch.mask if keep is None else batch.mask * keep for batch, keep in zip(batches, keeps, strict=True)
+    ]
+    totals = _totals(record, masks)
+
+    leaves = [batch.logprobs.detach().clone().requires_grad_() for batch in batches]
+    loss = torch.zeros((), dtype=leaves[0].dtype)
+    signal = SignalCounts.zero()
+    for batch, leaf, mask, keep in zip(batches, leaves, masks, keeps, strict=True):
+        losses = objective.token_loss(replace(batch, logprobs=leaf))
+        loss = loss + objective.reduce(losses, mask, totals)
+        signal = signal + account_objective(objective, batch, generated=batch.mask, keep=keep)
+    gradients = (
+        torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
+    )
+    return Replay(
+        label=label,
+        loss=float(loss.detach()),
+        gradients=[
+            torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)
+        ],
+        ratios=[objective.ratio(b).detach().expand_as(b.logprobs) for b in batches],
+        masks=[mask.bool() for mask in masks],
+        advantages=[b.advantages.expand_as(b.logprobs) for b in batches],
+        loss_tokens=sum(int(b.mask.sum()) for b in batches),
+        signal=signal,
+        bounds=_bounds(objective, batches),
+        metrics=_mean_metrics(objective, batches),
+        notes=notes,
+    )
+
+
+def _alone(value: Tensor) -> Tensor:
+    """All ranks' micro-batches are in the record, so their sum is already the sum over ranks."""
+    return value
+
+
+def _check_needs(record: Record, objective: Objective) -> list[str]:
+    name = type(objective).__name__
+    found = set(record.batches[0].forward)
+    missing = objective.needs - found
+    if missing:
+        raise ValueError(
+            f"{name} reads {', '.join(sorted(missing))} of the forward pass, which the record does not hold; "
+            f"record a step of a run whose objective needs them (or see left_out in its .json)"
+        )
+    notes = []
+    if len(record.ranks) < record.world_size:
+        notes.append(f"ranks {record.ranks} of {record.world_size}: totals are of these ranks alone")
+    return notes
+
+
+def _with_advantages(record: Record, objective: Objective, notes: list[str]) -> list[TokenBatch]:
+    """The micro-batches with this objective's own advantages and streams, where the record allows it."""
+    groups, rows = record.groups, record.rows
+    if groups is None or rows is None:
+        if objective.needs_answers:
+            raise ValueError(f"{type(objective).__name__} needs rewards and answers, which the record lacks")
+        notes.append("advantages as recorded: the record holds no rewards")
+        return record.batches
+    if objective.needs_answers and groups.answers is None:
+        raise ValueError(
+            f"{type(objective).__name__} needs final answers, but no reward of the recorded run yields them"
+        )
+    streams = {name: value.flatten() for name, value in objective.advantages(groups).items()}
+    batches = []
+    for batch, row in zip(record.batches, rows, strict=True):
+        own = {name: value[row].unsqueeze(1).to(batch.logprobs.dtype) for name, value in streams.items()}
+        advantages = own.pop("advantages")
+        batches.append(replace(batch, advantages=advantages, streams={**batch.streams, **own}))
+    return batches
+
+
+def _totals(record: Record, masks: Sequence[Tensor]) -> StepTotals:
+    num_tokens = torch.stack([mask.sum() for mask in masks]).sum().to(record.totals.num_tokens.dtype)
+    num_responses = record.totals.num_responses
+    if len(record.ranks) < record.world_size:
+        num_responses = torch.tensor(sum(len(mask) for mask in masks)).to(num_responses.dtype)
+    return StepTotals(num_tokens, num_responses, record.totals.max_completion_length)
+
+
+def _bounds(objective: Objective, batches: Sequence[TokenBatch]) -> tuple[float, float] | None:
+    found = [bounds for batch in batches if (bounds := objective.clip_bounds(batch)) is not None]
+    if not found:
+        return None
+    return (
+        min(float(torch.as_tensor(low).min()) for low, _ in found),
+        max(float(torch.as_tensor(high).max()) for _, high in found),
+    )
+
+
+def _mean_metrics(objective: Objective, batches: Sequence[TokenBatch]) -> dict[str, float]:
+    values = [objective.metrics(batch) for batch in batches]
+    return {
+        name: float(torch.stack([torch.as_tensor(v[name]).float() for v in values]).mean())
+        for name in values[0]
+    }
+
+
+# The command
+
+
+def build_objective(name: str, settings: Mapping[str, Any]) -> Objective:
+    """The objective NAME with the given settings; ValueError with the nearest name where one is unknown."""
+    policies = [m.name for m in METHODS.values() if m.family == "policy"]
+    if name not in policies:
+        raise ValueError(f"no objective {name!r}{_nearest(name, policies)}; known: {', '.join(policies)}")
+    cls = METHODS[name].load_settings()
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in settings.items():
+        if key not in fields:
+            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
+        is_tuple = isinstance(value, list) and isinstance(
+            fields[key].default, tuple
+        )  # JSON and YAML know lists
+        values[key] = tuple(value) if is_tuple else value
+    return cls(**values)
+
+
+def replay_file(
+    path: str | Path, wanted: Sequence[str], overrides: Sequence[str]
+) -> tuple[Record, list[Replay]]:
+    """`wanted` are `NAME` or `LABEL=NAME`, `overrides` `LABEL.SETTING=VALUE`; without `wanted` the recorded
+    objective is replayed."""
+    record = load_record(path)
+    names = dict(_label(w) for w in (wanted or [record.objective]))
+    if len(names) < len(wanted):
+        raise ValueError("--objective: two of the same label; write LABEL=NAME, for instance wide=bapo")
+    settings = _overrides(overrides, list(names))
+    replays = []
+    for label, name in names.items():
+        # the recorded run's own settings are the start for its own objective, the defaults for the others
+        start = record.settings if name == record.objective else {}
+        objective = build_objective(name, {**start, **settings[label]})
+        if name == record.objective and record.state and not _has_hole(record.state):
+            objective.load_state_dict(record.state)
+        replays.append(replay_step(record, objective, label))
+    return record, replays
+
+
+def _label(text: str) -> tuple[str, str]:
+    label, _, name = text.rpartition("=")
+    return (label or name, name)
+
+
+def _overrides(texts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {label: {} for label in labels}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        label, dot, key = path.partition(".")
+        if not (equals and dot):
+            raise ValueError(f"--set {text}: write OBJECTIVE.SETTING=VALUE, for instance bapo.target=0.5")
+        if label not in found:
+            raise ValueError(f"--set {text}: no --objective {label!r}{_nearest(label, labels)}")
+        found[label][key] = yaml.safe_load(value)
+    return found
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _has_hole(state: Mapping[str, Any]) -> bool:
+    return any(v is None or (isinstance(v, Mapping) and _has_hole(v)) for v in state.values())
+
+
+def table_rows(replays: Sequence[Replay]) -> list[tuple[str, list[str]]]:
+    """(quantity, one value an objective), empty quantities left out."""
+    first = replays[0].gradient
+    shares = [r.signal.shares() for r in replays]
+    rows = [
+        ("loss", [f"{r.loss:.6g}" for r in replays]),
+        ("gradient norm", [f"{float(r.gradient.norm()):.4g}" for r in replays]),
+        ("  on tokens pushed up", [f"{float(r.gradient.clamp(max=0).norm()):.4g}" for r in replays]),
+        ("  on tokens pushed down", [f"{float(r.gradient.clamp(min=0).norm()):.4g}" for r in replays]),
+        (f"cosine with {replays[0].label}", [f"{_cosine(r.gradient, first):.4f}" for r in replays]),
+        (
+            "ratio bounds",
+            ["none" if r.bounds is None else "{:.4g} - {:.4g}".format(*r.bounds) for r in replays],
+        ),
+        ("loss tokens", [str(r.loss_tokens) for r in replays]),
+        ("kept by the objective", [f"{r.kept_share:.2%}" for r in replays]),
+        ("carried gradient", [f"{s[CARRIED]:.2%}" for s in shares]),
+    ]
+    for name in REASONS:
+        if any(s[name] for s in shares):
+            rows.append((f"  no gradient: {name}", [f"{s[name]:.2%}" for s in shares]))
+    for key in sorted({key for r in replays for key in r.metrics}):
+        rows.append((key, [f"{r.metrics[key]:.5g}" if key in r.metrics else "" for r in replays]))
+    return rows
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(
+        torch.dot(a.double(), b.double()) / (a.double().norm() * b.double().norm()).clamp(min=1e-300)
+    )
+
+
+def plot(replays: Sequence[Replay], path: Path) -> None:
+    """One panel an objective: each kept token's ratio against the push on its log-prob, with the bounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        1,
+        len(replays),
+        figsize=(1.2 + 3.6 * len(replays), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax, r in zip(axes[0], replays, strict=True):
+        mask = torch.cat([m.flatten() for m in r.masks])
+        push = -r.gradient[mask] * r.loss_tokens
+        ratio = torch.cat([x.flatten() for x in r.ratios])[mask]
+        positive = torch.cat([a.flatten() for a in r.advantages])[mask] > 0
+        for sign, colour, name in (
+            (positive, "#2563eb", "advantage > 0"),
+            (~positive, "#d97706", "otherwise"),
+        ):
+            ax.plot(ratio[sign], push[sign], ".", color=colour, alpha=0.45, markersize=4, label=name)
+        for bound in r.bounds or ():
+            ax.axvline(bound, color="#6b7280", linestyle="--", linewidth=1)
+        ax.axhline(0, color="#d1d5db", linewidth=0.8, zorder=0)
+        ax.set_title(r.label, fontsize=11, loc="left")
+        ax.set_xlabel("ratio to the rollout policy")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("push on the log-prob × loss tokens")
+    axes[0][-1].legend(frameon=False, fontsize=8, loc="best")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "file", help="a recorded step: step-XXXXXX.rankR.safetensors, or a folder with one step"
+    )
+    parser.add_argument(
+        "--objective",
+        action="append",
+        default=[],
+        metavar="[LABEL=]NAME",
+        help="objective to replay, may be repeated; default: the recorded one",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="LABEL.SETTING=VALUE", help="a setting of one objective"
+    )
+    parser.add_argument("--plot", metavar="PNG", help="where the plot goes; default: FILE.replay.png")
+    parser.add_argument("--no-plot", action="store_true", help="print the table only")
+
+
+def main(args: Namespace) -> int:
+    try:
+        record, replays = replay_file(args.file, args.objective, args.set)
+    except (ValueError, OSError) as error:
+        print(f"posttrain replay: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    tokens = f"{len(record.batches)} micro-batches, {replays[0].loss_tokens} loss tokens"
+    table = Table(
+        title=f"step {record.step}, recorded under {record.objective}: {tokens}", title_justify="left"
+    )
+    table.add_column("")
+    for r in replays:
+        table.add_column(r.label, justify="right")
+    for name, values in table_rows(replays):
+        table.add_row(name, *values)
+    console.print(table)
+    for r in replays:
+        for note in r.notes:
+            console.print(f"{r.label}: {note}", style="yellow", markup=False)
+    if not args.no_plot:
+        path = Path(args.plot) if args.plot else Path(args.file).with_suffix(".replay.png")
+        plot(replays, path)
+        console.print(f"plot: {path}", markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,326 @@
+"""A run folder, read back as facts: what ran, how it ended, what to worry about. No torch, no drawing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.observe import writer
+from posttrain.observe.progress import clock
+from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+
+FAILURES = "reward_failures/"
+_EDGE = 5  # steps averaged at either end of a curve
+_SHORT = 5  # fewer logged steps than this make no curve
+# metrics that can stand for the run's result, best first: (name, label)
+_RESULTS = (
+    ("eval_accuracy", "held-out accuracy"),
+    ("eval_reward", "held-out reward"),
+    ("reward", "reward"),
+    ("eval_rewards/accuracies", "held-out preference accuracy"),
+    ("rewards/accuracies", "preference accuracy"),
+    ("eval_loss", "held-out loss"),
+    ("loss", "loss"),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt (or one slot) before and after training, for reading side by side."""
+
+    prompt: str
+    before: str
+    after: str
+    before_verdict: str = ""
+    after_verdict: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the report shows, apart from the curves, which are drawn from `rows`.
+
+    result      (label, before, after) or None
+    signal      (class, meaning, share of all generated tokens), empty classes left out
+    failures    (reward function, reason, responses)
+    evaluation  {"before": {metric: value}, "after": {...}}
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    rows: list[dict[str, Any]]
+    steps: int
+    total_steps: int | None
+    duration_s: float
+    result: tuple[str, float, float] | None
+    signal: list[tuple[str, str, float]]
+    failures: list[tuple[str, str, int]]
+    evaluation: dict[str, dict[str, float]]
+    pairs: list[Pair]
+    pair_titles: tuple[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        return str(self.recipe.get("method", "unknown"))
+
+    @property
+    def model(self) -> str:
+        return describe_model(self.recipe.get("model") or {})
+
+    @property
+    def data(self) -> str:
+        data = self.recipe.get("data") or {}
+        return str(data.get("name") or data.get("path") or "unknown")
+
+
+def summarise(run_dir: str | Path) -> Summary:
+    """Reads a run folder. FileNotFoundError where it is none; parts that are missing stay empty."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"{run_dir}: no such run folder")
+    known = (writer.METRICS, writer.RECIPE, writer.ENVIRONMENT)
+    if not any((run_dir / name).exists() for name in known):
+        raise FileNotFoundError(f"{run_dir}: not a run folder: none of {', '.join(known)} is in it")
+    recipe = _read_yaml(run_dir / writer.RECIPE)
+    rows = writer.read_metrics(run_dir)
+    events = writer.read_events(run_dir)
+    evaluation = writer.read_evaluation(run_dir)
+    pairs, titles = _pairs(run_dir, last_step=rows[-1]["step"] if rows else 0)
+    summary = Summary(
+        name=run_dir.resolve().name,
+        recipe=recipe,
+        environment=_read_json(run_dir / writer.ENVIRONMENT),
+        rows=rows,
+        steps=rows[-1]["step"] if rows else 0,
+        total_steps=_total_steps(events, recipe),
+        duration_s=max((row.get("time_s") or 0.0 for row in rows), default=0.0),
+        result=_result(rows, evaluation),
+        signal=signal_shares(rows),
+        failures=_failures(rows),
+        evaluation=evaluation,
+        pairs=pairs,
+        pair_titles=titles,
+    )
+    summary.notes.extend(_notes(summary, events))
+    return summary
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric, where it was logged and is finite."""
+    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    found = [(step, float(value)) for step, value in found if math.isfinite(value)]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Numeric metrics that appear anywhere in the run, sorted."""
+    names = {k for row in rows for k, v in row.items() if isinstance(v, int | float)}
+    return sorted(names - {"step", "epoch", "time_s"})
+
+
+def edges(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the first and of the last few values; a short curve is halved so that they do not overlap."""
+    width = max(1, min(_EDGE, len(values) // 2))
+    return sum(values[:width]) / width, sum(values[-width:]) / width
+
+
+def signal_shares(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """(class, meaning, share) over the whole run, each step weighted by its tokens; [] where not logged."""
+    logged = [row for row in rows if PREFIX + CARRIED in row]
+    weights = [float(row.get(PREFIX + "tokens") or 1.0) for row in logged]
+    total = sum(weights)
+    if not total:
+        return []
+    meanings = {CARRIED: "carried gradient", **REASONS}
+    shares = {
+        name: sum(w * float(row.get(PREFIX + name) or 0.0) for row, w in zip(logged, weights, strict=True))
+        / total
+        for name in CLASSES
+    }
+    return [(name, meanings[name], share) for name, share in shares.items() if share > 0 or name == CARRIED]
+
+
+def describe_model(model: Mapping[str, Any]) -> str:
+    if model.get("path"):
+        name = str(model["path"])
+        return f"{name} + LoRA" if model.get("peft") else name
+    scratch = model.get("scratch")
+    if scratch:
+        shape = [
+            f"{scratch[k]} {word}"
+            for k, word in (("layers", "layers"), ("hidden_size", "hidden"))
+            if k in scratch
+        ]
+        return "from scratch" + (f" ({', '.join(shape)})" if shape else "")
+    return "unknown"
+
+
+def _total_steps(events: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> int | None:
+    totals = [event["total"] for event in events if event.get("total")]
+    planned = (recipe.get("train") or {}).get("max_steps")
+    return totals[-1] if totals else planned if planned and planned > 0 else None
+
+
+def _result(
+    rows: list[dict[str, Any]], evaluation: dict[str, dict[str, float]]
+) -> tuple[str, float, float] | None:
+    before, after = evaluation.get("before", {}), evaluation.get("after", {})
+    shared = [name for name in after if name in before]
+    for name in sorted(shared, key=lambda n: ("accuracy" not in n, "reward" not in n)):
+        return f"held-out {name.removeprefix('eval_').replace('_', ' ')}", before[name], after[name]
+    for name, label in _RESULTS:
+        _, values = series(rows, name)
+        if len(values) > 1:
+            # one evaluation covers a whole held-out set: its ends stand for themselves
+            first, last = (values[0], values[-1]) if name.startswith("eval_") else edges(values)
+            return label, first, last
+    return None
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    counts: dict[tuple[str, str], float] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(FAILURES) and value:
+                function, _, reason = name.removeprefix(FAILURES).rpartition("/")
+                counts[function, reason] = counts.get((function, reason), 0.0) + float(value)
+    return [(function, reason, round(count)) for (function, reason), count in sorted(counts.items())]
+
+
+def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not s.rows:
+        return ["No step was logged: the run stopped before its first update, or has not reached it yet."]
+    notes = []
+    if len(s.rows) < _SHORT:
+        notes.append(f"Only {len(s.rows)} steps were logged: the curves say little.")
+    if s.total_steps and s.steps < s.total_steps:
+        notes.append(f"The run has not reached its end: last logged step {s.steps} of {s.total_steps}.")
+    elif not any(event["event"] == "end" for event in events):
+        notes.append(f"The run did not close its log: it was stopped at step {s.steps}, or is still going.")
+    resumed = [str(event["step"]) for event in events if event["event"] == "resume"]
+    if resumed:
+        notes.append(f"Resumed from step {', '.join(resumed)}; superseded steps are left out.")
+    notes += [str(event["text"]) for event in events if event["event"] == "note"]
+    shares = {name: share for name, _, share in s.signal}
+    if shares and shares[CARRIED] < 0.5:
+        worst = max(REASONS, key=lambda name: shares.get(name, 0.0))
+        notes.append(
+            f"Only {shares[CARRIED]:.0%} of the generated tokens carried gradient; "
+            f"the largest loss is {worst} ({shares.get(worst, 0.0):.0%}: {REASONS[worst]})."
+        )
+    notes += _still_bounds(s.rows)
+    odd = sorted(
+        {k for row in s.rows for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+    )
+    if odd:
+        notes.append(f"NaN or infinity was logged for {', '.join(odd)}.")
+    if s.failures:
+        notes.append(
+            f"{sum(count for *_, count in s.failures):,} responses could not be judged by a reward function."
+        )
+    _, truncated = series(s.rows, "completions/clipped_ratio")
+    if truncated and edges(truncated)[1] > 0.25:
+        notes.append(f"{edges(truncated)[1]:.0%} of the last responses hit the length limit.")
+    return notes
+
+
+def _still_bounds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Adaptive bounds that never moved are a fixed clip in disguise."""
+    notes = []
+    for name in metric_names(rows):
+        method, _, key = name.rpartition("/")
+        low, high = series(rows, name)[1], series(rows, f"{method}/clip_high")[1]
+        share = series(rows, f"{method}/share_before")[1]
+        if key == "clip_low" and share and len(low) >= _SHORT and len(set(low)) == len(set(high)) == 1:
+            notes.append(
+                f"Adaptive bounds inactive: {method} was a fixed clip ({low[0]:.2f}, {high[0]:.2f}) throughout. The "
+                f"positive share lay at {min(share):.2f}-{max(share):.2f}; bounds move only when it crosses the target."
+            )
+    return notes
+
+
+def _pairs(run_dir: Path, last_step: int) -> tuple[list[Pair], tuple[str, str]]:
+    """Held-out completions of the same prompts before and after; failing that, first and last rollout."""
+    folder = run_dir / writer.EVALUATION
+    if (folder / "before.parquet").exists() and (folder / "after.parquet").exists():
+        before, after = _read_parquet(folder / "before.parquet"), _read_parquet(folder / "after.parquet")
+        matched = [(b, a) for b, a in zip(before, after, strict=False) if b["prompt"] == a["prompt"]]
+        # what training changed comes first, then what it did not; the order is otherwise the file's
+        matched.sort(key=lambda pair: _score(pair[0]) - _score(pair[1]))
+        chosen = matched[:4] + matched[-2:] if len(matched) > 6 else matched
+        return [_pair(b, a) for b, a in chosen], ("before training", "after training")
+    files = {step: file for step, file in writer.completion_files(run_dir).items() if step <= last_step}
+    if len(files) < 2:
+        return [], ("", "")
+    first, last = min(files), max(files)
+    rollouts = zip(_read_parquet(files[first]), _read_parquet(files[last]), strict=False)
+    chosen = list(rollouts)
+    chosen = chosen[:: max(1, len(chosen) // 6)][
+        :6
+    ]  # spread over the prompts, whose responses are neighbours
+    pairs = [
+        Pair(
+            prompt="",
+            before=f"{b['prompt']} → {b['completion']}",
+            after=f"{a['prompt']} → {a['completion']}",
+            before_verdict=_verdict(b),
+            after_verdict=_verdict(a),
+        )
+        for b, a in chosen
+    ]
+    return pairs, (f"rollout of step {first}", f"rollout of step {last}")
+
+
+def _pair(before: Mapping[str, Any], after: Mapping[str, Any]) -> Pair:
+    return Pair(
+        prompt=str(before["prompt"]),
+        before=str(before["completion"]),
+        after=str(after["completion"]),
+        before_verdict=_verdict(before),
+        after_verdict=_verdict(after),
+        answer="" if before.get("answer") is None else str(before["answer"]),
+    )
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    value = row.get("correct", row.get("reward"))
+    return float(value) if value is not None else 0.0
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row.get("correct") is not None:
+        return "right" if row["correct"] else "wrong"
+    return "" if row.get("reward") is None else f"reward {float(row['reward']):.2f}"
+
+
+def facts(s: Summary) -> list[tuple[str, str]]:
+    """(label, value) for the header and the terminal."""
+    steps = f"{s.steps:,}" + (f" of {s.total_steps:,}" if s.total_steps else "")
+    found = [("method", s.method), ("model", s.model), ("data", s.data), ("steps", steps)]
+    found.append(("duration", clock(s.duration_s)))
+    _, speed = series(s.rows, "tokens_per_second")
+    if speed:
+        found.append(("tokens/s", f"{edges(speed)[1]:,.0f}"))
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
