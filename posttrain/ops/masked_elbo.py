@@ -116,8 +116,8 @@ def complementary_noise(scored: Tensor, n: int, generator: torch.Generator | Non
     """Pairs of a random subset and its complement. scored (B, L) bool.
 
     ESPO, https://arxiv.org/abs/2512.03759. k ~ U{0..L} tokens are hidden with weight (L+1)/k, then the other
-    L-k with weight (L+1)/(L-k); the pass that hides nothing weighs 0. Passes 2j and 2j+1 are a pair, so n must
-    be even. Unbiased for B.
+    L-k with weight (L+1)/(L-k); the pass that hides nothing weighs 0. Passes 2j and 2j+1 are a pair, so n is
+    even. Unbiased for B.
     """
     pairs = _groups_of(2, n, "complementary")
     length = scored.sum(-1, keepdim=True)
@@ -165,7 +165,7 @@ def coupled_noise(
 def hide_prompt(
     noise: Noise, present: Tensor, share: float, generator: torch.Generator | None = None
 ) -> Noise:
-    """Each prompt token hidden as well with probability `share`, anew a pass. present (B, P) bool: no padding."""
+    """Each prompt token hidden as well with probability `share`, anew a pass. present (B, P) bool."""
     shape = (present.shape[0], noise.num_passes, present.shape[1])
     hidden = (_uniform(shape, present, generator) < share) & present[:, None]
     return Noise(noise.masks, noise.weights, hidden)
