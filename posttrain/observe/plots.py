@@ -103,7 +103,7 @@ SPECS = (
     Spec(
         "Policy",
         "Positive share of the signal",
-        (("*/share_before", "at the starting bounds"), ("*/share_after", "at the bounds used")),
+        (("*/positive_share_before", "at the starting bounds"), ("*/positive_share", "at the bounds used")),
         percent=True,
         zoom=True,
         target="target",

@@ -181,6 +181,6 @@ def _bounds(latest: Mapping[str, Any]) -> list[tuple[str, str]]:
         method, _, key = name.rpartition("/")
         if key == "clip_low" and f"{method}/clip_high" in latest:
             shown.append(("bounds", f"{float(latest[name]):.2f}-{float(latest[f'{method}/clip_high']):.2f}"))
-            if f"{method}/share_after" in latest:
-                shown.append(("share", format(float(latest[f"{method}/share_after"]), ".3f")))
+            if f"{method}/positive_share" in latest:
+                shown.append(("share", format(float(latest[f"{method}/positive_share"]), ".3f")))
     return shown

@@ -32,6 +32,7 @@ class Record:
 
     rows        for each micro-batch (B,) int64: index of each response in the flattened (P*G) groups, or None
                 where the trainer gave none; then advantages cannot be computed again
+    rank_of     for each micro-batch the rank it belongs to
     world_size  ranks the step had; `ranks` are those found
     state       the objective's state_dict before the step, as recorded
     known       what was known before `observe_step`: the numbers of `TokenBatch.step` ("learning_rate")
@@ -44,6 +45,7 @@ class Record:
     totals: StepTotals
     groups: Groups | None
     rows: list[Tensor] | None
+    rank_of: list[int]
     world_size: int
     ranks: list[int]
     left_out: dict[str, int] = field(default_factory=dict)
@@ -131,9 +133,11 @@ def load_record(path: str | Path) -> Record:
         raise ValueError(f"{path}: record format {first['format']}; this version reads format {FORMAT}")
     batches: list[TokenBatch] = []
     rows: list[Tensor] = []
+    rank_of: list[int] = []
     for about, tensors in zip(abouts, parts, strict=True):
         for i in range(about["micro_batches"]):
             batches.append(replace(_batch_from(f"batch{i}/", tensors), step=about["known"], index=i))
+            rank_of.append(about["rank"])
             if f"batch{i}/row" in tensors:
                 rows.append(tensors[f"batch{i}/row"])
     head = parts[0]
@@ -147,6 +151,7 @@ def load_record(path: str | Path) -> Record:
         ),
         groups=_groups_from(head, first["answers"]),
         rows=rows if len(rows) == len(batches) else None,
+        rank_of=rank_of,
         world_size=first["world_size"],
         ranks=[about["rank"] for about in abouts],
         left_out={name: size for about in abouts for name, size in about["left_out"].items()},

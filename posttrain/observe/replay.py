@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from posttrain.methods import METHODS
-from posttrain.objectives.base import Objective, StepTotals, TokenBatch
+from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.objectives.step import StepResult, step_losses
 from posttrain.observe.reasons import CARRIED, REASONS
 from posttrain.observe.recorder import Record, load_record
 from posttrain.observe.signal import SignalCounts, account_objective
+from posttrain.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -68,61 +74,101 @@ def replay_step(record: Record, objective: Objective, label: str) -> Replay:
     """Loss, gradient and masks of `objective` on every micro-batch found. ValueError where the record lacks
     what the objective reads."""
     notes = _check_needs(record, objective)
-    batches = _with_advantages(record, objective, notes)
-    if objective.observes_step:
-        step = {**record.known, **objective.observe_step(batches, _alone)}
-        batches = [replace(batch, step=step) for batch in batches]
-    keeps = [objective.keep(batch) for batch in batches]
-    masks = [
-        batch.mask if keep is None else batch.mask * keep for batch, keep in zip(batches, keeps, strict=True)
+    batches = [
+        replace(batch, logprobs=batch.logprobs.detach().clone().requires_grad_())
+        for batch in _with_advantages(record, objective, notes)
     ]
-    totals = _totals(record, masks)
-
-    leaves = [batch.logprobs.detach().clone().requires_grad_() for batch in batches]
-    loss = torch.zeros((), dtype=leaves[0].dtype)
+    results = _run_ranks(record, objective, batches)
+    shares = [share for result in results for share in result.losses]
+    masks = [mask for result in results for mask in result.masks]
+    seen = [batch for result in results for batch in result.batches]
+    loss = torch.stack(shares).sum()
+    leaves = [batch.logprobs for batch in batches]
+    if loss.requires_grad:
+        gradients = list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+    else:
+        gradients = [torch.zeros_like(leaf) for leaf in leaves]
+    detached = [replace(batch, logprobs=batch.logprobs.detach()) for batch in seen]
     signal = SignalCounts.zero()
-    for batch, leaf, mask, keep in zip(batches, leaves, masks, keeps, strict=True):
-        losses = objective.token_loss(replace(batch, logprobs=leaf))
-        loss = loss + objective.reduce(losses, mask, totals)
-        signal = signal + account_objective(objective, batch, generated=batch.mask, keep=keep)
-    gradients = (
-        torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None] * len(leaves)
-    )
+    for batch, mask in zip(detached, masks, strict=True):
+        dropped = (batch.mask > 0) & (mask == 0)
+        signal = signal + account_objective(objective, batch, generated=batch.mask, keep=~dropped)
     return Replay(
         label=label,
         loss=float(loss.detach()),
-        gradients=[
-            torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)
-        ],
-        ratios=[objective.ratio(b).detach().expand_as(b.logprobs) for b in batches],
-        masks=[mask.bool() for mask in masks],
-        advantages=[b.advantages.expand_as(b.logprobs) for b in batches],
-        loss_tokens=sum(int(b.mask.sum()) for b in batches),
+        gradients=gradients,
+        ratios=[objective.ratio(b).expand_as(b.logprobs) for b in detached],
+        masks=[mask > 0 for mask in masks],
+        advantages=[objective.effective_advantages(b).expand_as(b.logprobs) for b in detached],
+        loss_tokens=sum(int((b.mask > 0).sum()) for b in detached),
         signal=signal,
-        bounds=_bounds(objective, batches),
-        metrics=_mean_metrics(objective, batches),
+        bounds=_bounds(objective, detached),
+        metrics=_mean_metrics(objective, detached),
         notes=notes,
     )
 
 
-def _alone(value: Tensor) -> Tensor:
-    """All ranks' micro-batches are in the record, so their sum is already the sum over ranks."""
-    return value
+def _run_ranks(record: Record, objective: Objective, batches: Sequence[TokenBatch]) -> list[StepResult]:
+    """One optimizer step as the ranks ran it: each in a thread of its own, so that their sums can meet."""
+    by_rank: list[list[TokenBatch]] = [[] for _ in record.ranks]
+    for batch, rank in zip(batches, record.rank_of, strict=True):
+        by_rank[record.ranks.index(rank)].append(batch)
+    meeting = _Meeting(len(by_rank))
+
+    def run(place: int) -> StepResult:
+        try:
+            return step_losses(
+                objective,
+                by_rank[place],
+                max_completion_length=record.totals.max_completion_length,
+                known=record.known,
+                all_sum=lambda value: meeting.all_sum(place, value),
+            )
+        except BaseException:
+            meeting.barrier.abort()  # the other threads must not wait for this one
+            raise
+
+    if len(by_rank) == 1:
+        return [run(0)]
+    with ThreadPoolExecutor(len(by_rank)) as pool:
+        futures = [pool.submit(run, place) for place in range(len(by_rank))]
+    errors = [e for e in (f.exception() for f in futures) if e is not None]
+    for error in errors:
+        if not isinstance(error, BrokenBarrierError):
+            raise error
+    return [future.result() for future in futures]
+
+
+class _Meeting:
+    """Sums a value over threads that play ranks."""
+
+    def __init__(self, ranks: int) -> None:
+        self.barrier = Barrier(ranks)
+        self._values: list[Tensor | None] = [None] * ranks
+
+    def all_sum(self, place: int, value: Tensor) -> Tensor:
+        self._values[place] = value
+        self.barrier.wait()
+        total = torch.stack([v for v in self._values if v is not None]).sum(dim=0)
+        self.barrier.wait()  # nobody writes the next value before all have read this one
+        return total
+
+
+_FORWARD_KEYS = {"hidden": ("hidden",), "candidates": ("actions", "candidate_ids", "candidate_logits")}
 
 
 def _check_needs(record: Record, objective: Objective) -> list[str]:
-    name = type(objective).__name__
     found = set(record.batches[0].forward)
-    missing = objective.needs - found
+    missing = [need for need in sorted(objective.needs) if not found.issuperset(_FORWARD_KEYS[need])]
     if missing:
+        left_out = f" (too large, left out: {', '.join(record.left_out)})" if record.left_out else ""
         raise ValueError(
-            f"{name} reads {', '.join(sorted(missing))} of the forward pass, which the record does not hold; "
-            f"record a step of a run whose objective needs them (or see left_out in its .json)"
+            f"{type(objective).__name__} reads {' and '.join(missing)} of the forward pass, which the record does "
+            f"not hold{left_out}; record a step of a run whose objective reads them"
         )
-    notes = []
     if len(record.ranks) < record.world_size:
-        notes.append(f"ranks {record.ranks} of {record.world_size}: totals are of these ranks alone")
-    return notes
+        return [f"ranks {record.ranks} of {record.world_size} found: sums are over these ranks alone"]
+    return []
 
 
 def _with_advantages(record: Record, objective: Objective, notes: list[str]) -> list[TokenBatch]:
@@ -144,14 +190,6 @@ def _with_advantages(record: Record, objective: Objective, notes: list[str]) -> 
         advantages = own.pop("advantages")
         batches.append(replace(batch, advantages=advantages, streams={**batch.streams, **own}))
     return batches
-
-
-def _totals(record: Record, masks: Sequence[Tensor]) -> StepTotals:
-    num_tokens = torch.stack([mask.sum() for mask in masks]).sum().to(record.totals.num_tokens.dtype)
-    num_responses = record.totals.num_responses
-    if len(record.ranks) < record.world_size:
-        num_responses = torch.tensor(sum(len(mask) for mask in masks)).to(num_responses.dtype)
-    return StepTotals(num_tokens, num_responses, record.totals.max_completion_length)
 
 
 def _bounds(objective: Objective, batches: Sequence[TokenBatch]) -> tuple[float, float] | None:
@@ -182,15 +220,21 @@ def build_objective(name: str, settings: Mapping[str, Any]) -> Objective:
         raise ValueError(f"no objective {name!r}{_nearest(name, policies)}; known: {', '.join(policies)}")
     cls = METHODS[name].load_settings()
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
-    for key, value in settings.items():
+    for key in settings:
         if key not in fields:
             raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
-        is_tuple = isinstance(value, list) and isinstance(
-            fields[key].default, tuple
-        )  # JSON and YAML know lists
-        values[key] = tuple(value) if is_tuple else value
-    return cls(**values)
+    try:
+        read_settings(METHODS[name].settings).model_validate_json(json.dumps(dict(settings)), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{name}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+    # JSON and YAML know lists only
+    return cls(
+        **{
+            k: tuple(v) if isinstance(v, list) and "tuple" in str(fields[k].type) else v
+            for k, v in settings.items()
+        }
+    )
 
 
 def replay_file(
@@ -205,10 +249,10 @@ def replay_file(
     settings = _overrides(overrides, list(names))
     replays = []
     for label, name in names.items():
-        # the recorded run's own settings are the start for its own objective, the defaults for the others
-        start = record.settings if name == record.objective else {}
-        objective = build_objective(name, {**start, **settings[label]})
-        if name == record.objective and record.state and not _has_hole(record.state):
+        # the bare name of the recorded objective means it as it ran; LABEL=NAME and others start at the defaults
+        as_it_ran = label == name == record.objective
+        objective = build_objective(name, {**(record.settings if as_it_ran else {}), **settings[label]})
+        if as_it_ran and record.state and not _has_hole(record.state):
             objective.load_state_dict(record.state)
         replays.append(replay_step(record, objective, label))
     return record, replays

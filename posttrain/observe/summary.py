@@ -214,7 +214,7 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Only {shares[CARRIED]:.0%} of the generated tokens carried gradient; "
             f"the largest loss is {worst} ({shares.get(worst, 0.0):.0%}: {REASONS[worst]})."
         )
-    notes += _still_bounds(s.rows)
+    notes += still_bounds(s.rows)
     odd = sorted(
         {k for row in s.rows for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
     )
@@ -230,13 +230,13 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-def _still_bounds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def still_bounds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Adaptive bounds that never moved are a fixed clip in disguise."""
     notes = []
     for name in metric_names(rows):
         method, _, key = name.rpartition("/")
         low, high = series(rows, name)[1], series(rows, f"{method}/clip_high")[1]
-        share = series(rows, f"{method}/share_before")[1]
+        share = series(rows, f"{method}/positive_share_before")[1]
         if key == "clip_low" and share and len(low) >= _SHORT and len(set(low)) == len(set(high)) == 1:
             notes.append(
                 f"Adaptive bounds inactive: {method} was a fixed clip ({low[0]:.2f}, {high[0]:.2f}) throughout. The "

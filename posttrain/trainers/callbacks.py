@@ -1,0 +1,111 @@
+"""Feeds the run folder and the progress view from a transformers trainer's log, in place of its own printers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from posttrain.observe.progress import ProgressView
+from posttrain.observe.summary import still_bounds
+from posttrain.observe.writer import RunWriter
+
+_WATCHED = 20  # steps after which bounds that never moved are worth a word
+
+
+class RunCallback(TrainerCallback):
+    """Every `on_log` becomes a line of metrics.jsonl and a redraw; only the main process does anything.
+
+    completions  called every `completions_every` steps for the columns of the last rollout
+                 (`RunWriter.write_completions`); None from it, or no function, writes nothing
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        view: ProgressView,
+        *,
+        completions: Callable[[], Mapping[str, Sequence[Any]] | None] | None = None,
+        completions_every: int = 10,
+    ) -> None:
+        self.writer = writer
+        self.view = view
+        self._completions = completions
+        self._completions_every = completions_every
+        self._tokens: deque[tuple[float, float]] = deque(maxlen=_WATCHED)  # (time, tokens so far)
+        self._recent: list[dict[str, Any]] = []
+        self._warned = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._tokens.append((time.monotonic(), float(state.num_input_tokens_seen or 0)))
+        if state.is_world_process_zero:
+            self.writer.start(state.global_step, total=state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        metrics = {name: value for name, value in logs.items() if name != "epoch"}
+        if "train_runtime" in metrics:  # transformers' closing line: the whole run, not a step
+            self.writer.event("totals", step=state.global_step, **metrics)
+            return
+        if metrics.get("num_tokens") is not None:
+            speed = self._speed(float(metrics["num_tokens"]))
+            metrics |= {} if speed is None else {"tokens_per_second": speed}
+        self.writer.log(state.global_step, metrics, epoch=state.epoch)
+        self.view.update(state.global_step, state.max_steps, metrics)
+        self._watch_bounds(state.global_step, metrics)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        due = state.global_step % self._completions_every == 0 or state.global_step in (1, state.max_steps)
+        if self._completions is None or not due or not state.is_world_process_zero:
+            return
+        columns = self._completions()
+        if columns:
+            self.writer.write_completions(state.global_step, columns)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.writer.finish(state.global_step)
+            self.view.close()
+
+    def _speed(self, tokens: float) -> float | None:
+        """Tokens a second since the oldest of the last logs that counted any."""
+        if self._tokens and tokens < self._tokens[-1][1]:
+            self._tokens.clear()  # the trainer counts from zero after a resume
+        self._tokens.append((time.monotonic(), tokens))
+        (began, first), (now, last) = self._tokens[0], self._tokens[-1]
+        return (last - first) / (now - began) if now > began and last > first else None
+
+    def _watch_bounds(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Says once that adaptive bounds have not moved."""
+        if self._warned or not any(name.endswith("/clip_low") for name in metrics):
+            return
+        self._recent.append({"step": step, **metrics})
+        if len(self._recent) == _WATCHED:
+            for note in still_bounds(self._recent):
+                self.view.message(note)
+            self._warned, self._recent = True, []
+
+
+def attach(trainer: Any, callback: RunCallback) -> None:
+    """Adds the callback to a trainer and takes transformers' own printers and bars away."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(callback)
