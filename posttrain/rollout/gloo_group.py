@@ -1,0 +1,70 @@
+"""A process group of its own between a trainer and the workers of its servers, over gloo.
+
+It stands beside torch.distributed's default group and knows nothing of it, so a trainer of many ranks and servers
+with ranks of their own can meet here. Both ends use this file; neither needs the other's environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket at a free port of this address only."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, 0))
+    sock.listen()
+    return sock
+
+
+def join(
+    address: str,
+    port: int,
+    rank: int,
+    world_size: int,
+    timeout_s: float,
+    listener: socket.socket | None = None,
+) -> dist.ProcessGroup:
+    """Meets the others at address:port; rank 0 brings the listening socket. Blocks until all are there.
+
+    Raises torch's DistStoreError or RuntimeError when somebody stays away for `timeout_s`.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=listener is not None,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=None if listener is None else listener.detach(),
+    )
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    options._devices = [_device(address)]
+    group = dist.ProcessGroupGloo(dist.PrefixStore("posttrain", store), rank, world_size, options)
+    group.barrier().wait()
+    return group
+
+
+def _device(address: str):
+    """Traffic stays on the loopback interface where the meeting place is on it; else GLOO_SOCKET_IFNAME decides,
+    or the address that this host's name resolves to."""
+    if ipaddress.ip_address(address).is_loopback:
+        return dist.ProcessGroupGloo.create_device(hostname=address)
+    return dist.ProcessGroupGloo.create_default_device()
+
+
+def broadcast(group: dist.ProcessGroup, tensor: Tensor) -> None:
+    """From rank 0 to all, in place."""
+    options = dist.BroadcastOptions()
+    options.rootRank = 0
+    options.rootTensor = 0
+    group.broadcast([tensor], options).wait()
