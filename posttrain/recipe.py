@@ -25,7 +25,7 @@ from posttrain.sections import (
     RewardSection,
     RolloutSection,
 )
-from posttrain.settings import read_flags
+from posttrain.settings import check_settings, read_flags
 from posttrain.train_options import OWNED, PolicyTrain, PreferenceTrain, SFTTrain, TrainSection
 
 __all__ = ["FAMILIES", "FamilySections", "Recipe", "RecipeError", "load_recipe"]
@@ -93,7 +93,8 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in; written as YAML it loads as the same recipe."""
         values = {field.name: vars(self)[field.name] for field in fields(self)[1:]}
-        return {name: plain(value) for name, value in values.items() if value not in (None, ())}
+        values["objective"] = check_settings(self.spec.settings, self.objective.model_dump())
+        return {name: plain(value) for name, value in values.items() if value not in (None, (), {})}
 
 
 def plain(value: Any) -> Any:
@@ -103,7 +104,10 @@ def plain(value: Any) -> Any:
         items = {name: plain(item) for name, item in value}
         if isinstance(value, DataSection) and value.eval is not None:
             # An evaluation's null must not be filled from the training data when the file is read again.
-            items["eval"] |= {name: None for name in INHERITED if value.eval.__dict__[name] is None}
+            own, given = vars(value.eval), vars(value)
+            items["eval"] |= {
+                name: None for name in sorted(INHERITED) if own[name] is None is not given[name]
+            }
         return {name: item for name, item in items.items() if item is not None or defaults[name] is not None}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]

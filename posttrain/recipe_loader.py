@@ -150,7 +150,7 @@ class Loader:
         except ValidationError as error:
             found = explain(error, section, raw, lambda place: self.unknown(section, place, model))
             # What data.eval inherits, it inherits with its faults: said once, for data.
-            inherited = {fault.replace("data", "data.eval", 1) for fault in found}
+            inherited = {f"data.eval{fault.removeprefix('data')}" for fault in found if fault.startswith("data")}
             self.problems += [fault for fault in found if fault not in inherited]
             return None
 

@@ -102,8 +102,8 @@ def read_flags(path: str, *, root: Path = ROOT) -> dict[str, Any]:
     return flags
 
 
-def check_settings(path: str, values: dict[str, Any], *, root: Path = ROOT) -> None:
-    """Run the class's `__post_init__` checks on `values` without importing its module.
+def check_settings(path: str, values: dict[str, Any], *, root: Path = ROOT) -> dict[str, Any]:
+    """Run the class's `__post_init__` on `values` without importing its module; the values as it leaves them.
 
     ValueError is the class's own refusal. A check that needs more than `self`, builtins, `math`, and the
     constants and plain functions of its file is a SettingsError: it could not be made before torch is loaded.
@@ -119,6 +119,7 @@ def check_settings(path: str, values: dict[str, Any], *, root: Path = ROOT) -> N
                     source.function(statement)(instance)
                 except (NameError, AttributeError) as error:
                     raise source.error(statement, f"__post_init__ reaches beyond its file: {error}") from None
+    return {name: vars(instance)[name] for name in values}
 
 
 def _lineage(path: str, root: Path) -> Iterator[tuple[_Source, ast.ClassDef]]:

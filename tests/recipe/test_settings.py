@@ -66,6 +66,7 @@ class Child(Base):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "weight", 7.0)
         if self.rounds is not None and self.must and not self.needs_answers:
             raise ValueError("unreachable: the class variable is visible")
         if self.must and self.rounds == 7:
@@ -145,8 +146,8 @@ def test_the_comment_on_the_line_is_the_note(root: Path) -> None:
 
 
 def test_post_init_runs_own_and_inherited_checks_without_the_module(root: Path) -> None:
-    good = {"clip_low": 0.2, "clip_high": 0.3, "rounds": 3, "must": True}
-    check_settings("sample.child:Child", good, root=root)
+    good = {"clip_low": 0.2, "clip_high": 0.3, "rounds": 3, "must": True, "weight": 1.0}
+    assert check_settings("sample.child:Child", good, root=root) == good | {"weight": 7.0}
     with pytest.raises(ValueError, match=r"clip must rise, not \(0.4, 0.3\)"):
         check_settings("sample.child:Child", good | {"clip_low": 0.4}, root=root)
     with pytest.raises(ValueError, match="exclude each other"):
@@ -165,7 +166,7 @@ def write(root: Path, body: str, *, top: str = "") -> None:
         (":\n    a: torch.Tensor = None", "not one a recipe can hold"),
         (":\n    a: Tensor = None", "Tensor"),
         (":\n    a: list = field(default_factory=make)", "default_factory"),
-        ("(Unknown):\n    a: float = 1.0", "cannot be followed"),
+        ("(Unknown):\n    a: float = 1.0", "not of this package"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_with_its_line(root: Path, body: str, complaint: str) -> None:
@@ -207,5 +208,5 @@ def test_text_and_dataclass_agree(name: str) -> None:
             assert plain.model_fields[field_name].is_required(), field_name
     if all(not f.is_required() for f in plain.model_fields.values()):
         defaults = validate(plain)
-        check_settings(method.settings, defaults.model_dump())
-        cls(**defaults.model_dump())
+        filled = check_settings(method.settings, defaults.model_dump())
+        assert filled == {f: vars(cls(**defaults.model_dump()))[f] for f in fields}

@@ -1,0 +1,49 @@
+"""`posttrain train RECIPE`: every check first, torch only afterwards."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+
+from posttrain.plan import add_recipe_arguments, make_plan, print_plan
+from posttrain.planning.launcher import launch_fault
+from posttrain.recipe import Recipe, RecipeError, load_recipe
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="CHECKPOINT",
+        help="continue the run's last checkpoint, or the one named",
+    )
+
+
+def main(args: Namespace) -> int:
+    """Train what a recipe says; start it alone or under accelerate launch or torchrun."""
+    # Every process of a launch sees the same fault; one of them says it.
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        recipe = _checked(args, speaks)
+        from posttrain.train import run
+
+        return run(recipe, resume=args.resume)
+    except RecipeError as error:
+        if speaks:
+            print(error, file=sys.stderr)
+        return 2
+
+
+def _checked(args: Namespace, speaks: bool) -> Recipe:
+    fault = launch_fault()
+    if fault is not None:
+        raise RecipeError(fault)
+    recipe = load_recipe(args.recipe, args.set)
+    plan = make_plan(recipe, resume=args.resume is not None)
+    if speaks:
+        print_plan(plan, full=False)
+    plan.require()
+    return recipe

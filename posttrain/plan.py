@@ -1,0 +1,217 @@
+"""`posttrain plan RECIPE`: what a run will do, what it needs, and everything that would stop it. No torch.
+
+plan = make_plan(load_recipe("recipes/demo/bapo.yaml"), processes=2)
+plan.refusals == []  or one line for each reason not to start
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from posttrain.data import Survey
+from posttrain.planning import checks
+from posttrain.planning.batch import Rollout, length_in_words, plural, rollout_of, texts_of
+from posttrain.planning.idle import idle_options
+from posttrain.planning.launcher import started
+from posttrain.planning.memory import GIB, Launch, Memory, estimate
+from posttrain.planning.rewards import reward_faults, reward_lines
+from posttrain.planning.shapes import Shape, read_shape
+from posttrain.recipe import Recipe, RecipeError, load_recipe
+
+
+@dataclass
+class Plan:
+    """`refusals` are "section: message", each a reason not to start; the rest is for reading."""
+
+    recipe: Recipe
+    launch: Launch
+    batch: list[str] = field(default_factory=list)
+    holds: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    rewards: list[str] = field(default_factory=list)
+    memory: Memory | None = None
+    memory_note: str = ""
+    warnings: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def require(self) -> None:
+        """RecipeError with a line for each refusal, if there is any."""
+        if self.refusals:
+            raise RecipeError(*(f"{self.recipe.path}: {refusal}" for refusal in self.refusals))
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    processes: int | None = None,
+    zero: int = 0,
+    device_gib: float | None = None,
+    resume: bool = False,
+) -> Plan:
+    """All that can be known before anything is loaded; `processes` is by default what the launcher started."""
+    plan = Plan(recipe, Launch(processes or started(), zero, device_gib))
+    rollout = rollout_of(recipe, plan.launch.processes)
+    plan.refusals += [*checks.model_faults(recipe), *idle_options(recipe)]
+    plan.warnings += checks.precision_warnings(recipe)
+    if not resume:
+        plan.warnings += checks.run_folder_warnings(recipe)
+    faults = list(rollout.faults()) if rollout is not None else []
+    plan.refusals += faults
+    found = _plan_data(plan, rollout if not faults else None)
+    plan.refusals += reward_faults(recipe, checks.visible_columns(recipe, found))
+    plan.rewards = reward_lines(recipe)
+    if not faults:
+        _plan_batch(plan, rollout, found)
+    _plan_memory(plan, found)
+    return plan
+
+
+def _plan_data(plan: Plan, rollout: Rollout | None) -> Survey | None:
+    recipe = plan.recipe
+    found, faults = checks.data_survey(recipe.data, "data")
+    plan.refusals += faults
+    if found is not None:
+        plan.data.append(f"training: {_rows_in_words(found)}")
+        plan.refusals += checks.data_faults(recipe, found, rollout, plan.launch)
+    if recipe.data.eval is None:
+        return found
+    held_out, faults = checks.data_survey(recipe.data.eval, "data.eval")
+    plan.refusals += faults
+    if held_out is not None:
+        plan.data.append(f"held out: {_rows_in_words(held_out)}")
+        shared = checks.held_out_overlap(found, held_out, recipe.data) if found is not None else None
+        if shared is not None and shared.hits:
+            plan.warnings.append(
+                f"{len(shared.hits)} of {shared.tests} held-out prompts share a run of 13 words with training prompts"
+            )
+    return found
+
+
+def _rows_in_words(found: Survey) -> str:
+    if found.counts is not None:
+        return found.counts.in_words()
+    if found.columns is not None:
+        return f"a large file, not counted here; columns {', '.join(found.columns)}"
+    return "from the hub: rows and columns are checked when it is loaded, before the model is"
+
+
+def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> None:
+    processes = plan.launch.processes
+    rows = found.counts.used if found is not None and found.counts is not None else None
+    texts = texts_of(plan.recipe, processes)
+    plan.batch = rollout.in_words() if rollout is not None else texts.in_words()
+    plan.batch.append(f"the run: {length_in_words(plan.recipe, processes, rows)}")
+    trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
+    shared = {0: "", 1: ", optimizer states split", 2: ", gradients and optimizer states split"}
+    plan.holds.append(
+        f"{trained}{shared.get(plan.launch.zero, ' split, as are gradients and optimizer states')}"
+    )
+    if rollout is not None:
+        plan.holds.append(
+            f"{rollout.completions_per_process} of the rollout's {rollout.completions} completions, "
+            f"scored {rollout.micro_batch} at a time"
+        )
+    else:
+        plan.holds.append(f"{texts.micro_batch} rows at a time")
+
+
+def _plan_memory(plan: Plan, found: Survey | None) -> None:
+    shape = read_shape(plan.recipe.model)
+    if shape is None:
+        plan.memory_note = (
+            f"not known: {plan.recipe.model.path} is not on this machine; give a folder to estimate it"
+        )
+        return
+    plan.memory = estimate(plan.recipe, shape, plan.launch, checks.longest_prompt(plan.recipe, found))
+    plan.memory_note = f"{_count(shape)} parameters, by {shape.source}"
+    limit = plan.launch.device_gib
+    if limit is not None and plan.memory.peak > 0.9 * limit * GIB:
+        plan.warnings.append(
+            f"about {plan.memory.peak / GIB:.0f} GiB a device are more than {limit:g} GiB hold with a tenth to spare: "
+            "more processes with --zero 3, model.peft, or a smaller per_device_train_batch_size"
+        )
+
+
+def _count(shape: Shape) -> str:
+    number = shape.parameters
+    return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number:,}"
+
+
+def print_plan(plan: Plan, console: Console | None = None, *, full: bool = True) -> None:
+    """To the terminal: sections, the resolved recipe unless `full=False`, warnings."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    recipe = plan.recipe
+    console.print(
+        f"[bold]{recipe.path}[/]: {recipe.method} ({recipe.spec.summary}), run folder {recipe.output.run_dir}"
+    )
+    sections: list[tuple[str, Sequence[str]]] = [
+        ("Batch", plan.batch),
+        (f"Each of {plural(plan.launch.processes, 'process')} holds", plan.holds),
+        ("Data", plan.data),
+        ("Rewards", plan.rewards),
+    ]
+    for title, lines in sections:
+        if lines:
+            console.print(f"\n[bold]{title}[/]")
+            for line in lines:
+                console.print(f"  {line}", markup=False)
+    console.print(f"\n[bold]Memory of one device, estimated[/] ({plan.memory_note})")
+    if plan.memory is not None:
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        table.add_column()
+        table.add_column(justify="right")
+        for name, size in plan.memory.rows():
+            table.add_row(name, _bytes(size))
+        console.print(table)
+        for note in plan.memory.notes:
+            console.print(f"  {note}", markup=False)
+    if full:
+        console.print("\n[bold]Resolved recipe[/]")
+        console.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True), markup=False)
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning[/]: {warning}")
+
+
+def _bytes(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_recipe_arguments(parser)
+    parser.add_argument("--processes", type=int, help="processes of the run (default: as launched, so 1)")
+    parser.add_argument(
+        "--zero", type=int, default=0, choices=range(4), help="DeepSpeed stage; 3 for FSDP2 (default 0)"
+    )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device, to compare with")
+
+
+def add_recipe_arguments(parser: ArgumentParser) -> None:
+    """What every command that reads a recipe takes."""
+    parser.add_argument("recipe", help="path of a recipe YAML")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="override a key; may be repeated"
+    )
+
+
+def main(args: Namespace) -> int:
+    """`posttrain plan`: 0 when the run can start, 2 with a line for each reason when not."""
+    try:
+        plan = make_plan(
+            load_recipe(args.recipe, args.set),
+            processes=args.processes,
+            zero=args.zero,
+            device_gib=args.memory,
+        )
+        print_plan(plan)
+        plan.require()
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,154 @@
+"""Batch arithmetic of a run, exact and in words.
+
+Letters: W processes, b responses a micro-batch, a micro-batches an optimizer step, s micro-batches of one rollout,
+mu passes over it, G responses a prompt. One rollout is b * W * s responses of b * W * s / G prompts, trained on in
+s * mu / a optimizer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from posttrain.recipe import Recipe
+from posttrain.train_options import PolicyTrain
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout of a method that generates; all counts are over all processes unless said otherwise."""
+
+    processes: int  # W
+    micro_batch: int  # b
+    accumulation: int  # a
+    window: int  # s
+    passes: int  # mu
+    group: int  # G
+
+    @property
+    def completions(self) -> int:
+        return self.micro_batch * self.processes * self.window
+
+    @property
+    def prompts(self) -> int:
+        return self.completions // self.group
+
+    @property
+    def completions_per_process(self) -> int:
+        return self.micro_batch * self.window
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.window * self.passes // self.accumulation
+
+    @property
+    def whole_groups_per_process(self) -> bool:
+        return self.completions_per_process % self.group == 0
+
+    def faults(self) -> Iterator[str]:
+        """Why this cannot run, a sentence each."""
+        if self.group < 2:
+            yield "rollout: group_size 1 leaves nothing to compare a response with; use 2 or more"
+        elif self.completions % self.group:
+            below = self.completions // self.group * self.group
+            yield (
+                f"train: {self.micro_batch} responses x {plural(self.processes, 'process')} x "
+                f"{plural(self.window, 'micro-batch')} = {self.completions} do not divide into groups of {self.group}; "
+                f"make the product of per_device_train_batch_size, processes and steps_per_generation "
+                f"{' or '.join(str(n) for n in (below, below + self.group) if n)}"
+            )
+        if self.window * self.passes % self.accumulation:
+            yield (
+                f"train: steps_per_generation x num_iterations = {self.window * self.passes} is not a multiple of "
+                f"gradient_accumulation_steps ({self.accumulation}), so an optimizer step would mix two rollouts; "
+                f"set steps_per_generation to {self.accumulation} or a multiple of it"
+            )
+
+    def in_words(self) -> list[str]:
+        share = self.accumulation * self.micro_batch * self.processes
+        lines = [
+            f"{plural(self.prompts, 'prompt')} x {self.group} responses = {self.completions} completions a rollout",
+            f"{plural(self.optimizer_steps, 'optimizer step')} a rollout"
+            + (f", in {self.passes} passes over it" if self.passes > 1 else ""),
+            f"each optimizer step = {plural(self.accumulation, 'micro-batch')} x {self.micro_batch} responses on "
+            f"{plural(self.processes, 'process')} = {share} responses",
+        ]
+        if self.whole_groups_per_process:
+            lines.append("whole groups per process: yes")
+        else:
+            lines.append(
+                "whole groups per process: no, a group is spread over processes; rewards and advantages are "
+                "computed from whole groups all the same"
+            )
+        if self.optimizer_steps == 1:
+            lines.append(
+                "each rollout is trained on once, on-policy: the ratio is 1, so clip bounds do nothing"
+            )
+        return lines
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Batches of a method that trains on given texts or pairs."""
+
+    processes: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.processes * self.micro_batch * self.accumulation
+
+    def in_words(self) -> list[str]:
+        return [
+            f"each optimizer step = {plural(self.accumulation, 'micro-batch')} x {self.micro_batch} rows on "
+            f"{plural(self.processes, 'process')} = {self.rows_per_step} rows"
+        ]
+
+
+def rollout_of(recipe: Recipe, processes: int) -> Rollout | None:
+    """The rollout of a policy recipe; None for the families that train on given texts."""
+    if not isinstance(recipe.train, PolicyTrain) or recipe.rollout is None:
+        return None
+    return Rollout(
+        processes,
+        recipe.train.per_device_train_batch_size,
+        recipe.train.gradient_accumulation_steps,
+        recipe.train.window,
+        recipe.train.num_iterations,
+        recipe.rollout.group_size,
+    )
+
+
+def texts_of(recipe: Recipe, processes: int) -> Texts:
+    return Texts(
+        processes, recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps
+    )
+
+
+def length_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
+    """How long the run is, in optimizer steps, rollouts and epochs as far as they are known."""
+    rollout = rollout_of(recipe, processes)
+    per_step = texts_of(recipe, processes).rows_per_step
+    if rollout is not None:
+        per_step = rollout.prompts / max(rollout.optimizer_steps, 1)
+    unit = "rows" if rollout is None else "prompts"
+    steps, epochs = recipe.train.max_steps, recipe.train.num_train_epochs
+    if steps is None and rows is None:
+        return f"{epochs:g} epochs; the number of steps follows from the data"
+    if steps is None:
+        assert epochs is not None
+        assert rows is not None
+        steps = int(epochs * rows / per_step)
+    seen = steps * per_step
+    text = f"{plural(steps, 'optimizer step')}"
+    if rollout is not None and rollout.optimizer_steps:
+        text += f" = {plural(-(-steps // rollout.optimizer_steps), 'rollout')}"
+    text += f" = {seen:g} {unit}"
+    return text + (f" ({seen / rows:.2f} epochs of {rows} rows)" if rows else "")
+
+
+def plural(count: int, noun: str) -> str:
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}es" if noun.endswith(("s", "ch")) else f"{count} {noun}s"

@@ -1,0 +1,128 @@
+"""Refusals that need a look beyond the recipe's own text: files, columns, rewards, the model's folder, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain.data import DataError, Overlap, Survey, overlap, survey
+from posttrain.data.known import TASKS
+from posttrain.data.mapping import Messages, out_columns
+from posttrain.planning.batch import Rollout, plural, texts_of
+from posttrain.planning.memory import Launch
+from posttrain.planning.shapes import is_folder_name
+from posttrain.recipe import Recipe
+from posttrain.sections import DataSection
+
+HALF_PRECISION_STEP = 2.0**-8
+"""bfloat16 keeps 8 bits: a weight does not move by less than about this share of itself."""
+
+
+def model_faults(recipe: Recipe) -> Iterator[str]:
+    model = recipe.model
+    if model.path is not None and is_folder_name(model.path, recipe.output.dir):
+        folder = Path(model.path)
+        if not folder.is_dir():
+            yield f"model: no folder '{folder}' here or beside the recipe; first train the recipe that makes it"
+        elif not (folder / "config.json").is_file():
+            yield f"model: folder '{folder}' holds no config.json, so it is not a saved model"
+        elif model.revision is not None:
+            yield "model: 'revision' does nothing with a local folder; remove it"
+    tokenizer = model.tokenizer
+    if (
+        tokenizer is not None
+        and is_folder_name(tokenizer, recipe.output.dir)
+        and not Path(tokenizer).is_dir()
+    ):
+        yield f"model: no folder '{tokenizer}' for the tokenizer here or beside the recipe"
+    if model.peft is not None and "lm_head" in [*model.peft.modules_to_save, *model.peft.target_modules]:
+        yield "model.peft: lm_head cannot carry an adapter: log-probs come from TRL's fused head; leave it out"
+    if model.dtype == "float16" and recipe.train.fp16:
+        yield "train: 'fp16' scales the gradients of float32 weights; with model.dtype float16 set float32 or bf16"
+
+
+def precision_warnings(recipe: Recipe) -> Iterator[str]:
+    model, train = recipe.model, recipe.train
+    if model.dtype == "bfloat16" and model.peft is None and train.learning_rate < HALF_PRECISION_STEP**2:
+        yield (
+            f"bfloat16 weights with learning rate {train.learning_rate:g}: most updates are rounded away; "
+            "model.dtype: float32 with train.bf16: true keeps them"
+        )
+    if model.dtype == "bfloat16" and train.bf16:
+        yield "train.bf16 adds nothing to bfloat16 weights but casts; leave one of the two"
+
+
+def data_survey(section: DataSection, place: str) -> tuple[Survey | None, list[str]]:
+    """What the section's rows look like, or why they cannot be used."""
+    try:
+        found = survey(section)
+    except DataError as error:
+        return None, [f"{place}: {error}"]
+    if found.counts is not None and found.counts.used == 0:
+        return None, [f"{place}: no row can be used: {found.counts.in_words()}"]
+    return found, []
+
+
+def data_faults(recipe: Recipe, found: Survey, rollout: Rollout | None, launch: Launch) -> Iterator[str]:
+    data = recipe.data
+    first = found.rows[0] if found.rows else None
+    if first is not None:
+        needed = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
+        for name in needed:
+            if name not in first:
+                yield f"data: no column '{name}'; name the one that holds it in data.{name}"
+        if data.system is not None and not isinstance(first["prompt"], list):
+            yield "data: 'system' does nothing with prompts of plain text; set chat: true, or remove it"
+    if found.counts is None:
+        return
+    used = found.counts.used
+    if rollout is not None and 0 < used < rollout.prompts:
+        yield (
+            f"data: {plural(used, 'usable row')}, but one rollout takes {rollout.prompts} prompts and would never be "
+            "filled; use more data, or a smaller train.per_device_train_batch_size or steps_per_generation"
+        )
+    per_step = texts_of(recipe, launch.processes)
+    if rollout is None and used < per_step.processes * per_step.micro_batch:
+        yield (
+            f"data: {plural(used, 'usable row')} do not fill one micro-batch of {per_step.micro_batch} on each of "
+            f"{plural(per_step.processes, 'process')}; use more data or a smaller batch"
+        )
+
+
+def held_out_overlap(train: Survey, held_out: Survey, section: DataSection) -> Overlap | None:
+    """Held-out prompts that share words with training prompts; None where rows are not at hand or made disjoint."""
+    if section.name in TASKS or train.counts is None or held_out.counts is None:
+        return None
+    return overlap(
+        (_words(row["prompt"]) for row in train.rows), [_words(row["prompt"]) for row in held_out.rows]
+    )
+
+
+def _words(prompt: str | Messages) -> str:
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else " ".join(str(m["content"]) for m in prompt if m["role"] == "user")
+    )
+
+
+def visible_columns(recipe: Recipe, found: Survey | None) -> set[str] | None:
+    """What rewards may ask for; None where the dataset is not at hand."""
+    if found is None or found.columns is None:
+        return None
+    return out_columns(recipe.data, found.columns)
+
+
+def longest_prompt(recipe: Recipe, found: Survey | None) -> int | None:
+    """In tokens, where one token is one character; None elsewhere."""
+    if recipe.model.scratch is None or found is None or not found.rows:
+        return None
+    return max(len(row["prompt"]) for row in found.rows)
+
+
+def run_folder_warnings(recipe: Recipe) -> Iterator[str]:
+    folder = Path(recipe.output.run_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not recipe.output.overwrite:
+        yield (
+            f"{folder} already holds a run: train will want --resume, output.overwrite: true, or another output.name"
+        )

@@ -1,0 +1,109 @@
+"""Options that were written and would do nothing. Each is refused, with what it would need to have an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from posttrain.methods import Family
+from posttrain.recipe import Recipe
+from posttrain.rollout.options import refused_options, refused_settings
+from posttrain.sections import DataSection
+from posttrain.train_options import PolicyTrain, PreferenceTrain, SFTTrain
+
+_NO_MOMENTS = {"sgd", "adafactor", "rmsprop"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`keys` of `section` do nothing when `idle(recipe)`; `needs` says what would change that."""
+
+    section: str
+    keys: tuple[str, ...]
+    idle: Callable[[Recipe], bool]
+    needs: str
+
+
+def _train(kind: type, idle: Callable[..., bool]) -> Callable[[Recipe], bool]:
+    """A rule on a family's own options: never idle for the others, which do not have the key."""
+    return lambda recipe: isinstance(recipe.train, kind) and idle(recipe.train)
+
+
+def _engine_is(*names: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: recipe.rollout is not None and recipe.rollout.engine in names
+
+
+_MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
+_EVALUATION = ("eval_steps", "eval_on_start", "per_device_eval_batch_size")
+_FOLLOWERS = ("ref_model_sync_steps", "ref_model_mixup_alpha")
+RULES: list[Rule] = [
+    Rule("train", _FOLLOWERS, _train(PolicyTrain, lambda t: not t.sync_ref_model), "sync_ref_model: true"),
+    Rule("train", _FOLLOWERS, _train(PreferenceTrain, lambda t: not t.sync_ref_model), "sync_ref_model: true"),
+    Rule("train", ("sync_ref_model",), _train(PolicyTrain, lambda t: t.beta == 0), "a KL penalty: beta above 0"),
+    Rule("train", ("use_bias_correction_kl",), _train(PolicyTrain, lambda t: t.beta == 0), "beta above 0"),
+    Rule("train", ("warmup_steps",), lambda r: r.train.lr_scheduler_type == "constant",
+         "lr_scheduler_type: constant_with_warmup, or another with a warm-up"),
+    Rule("train", _MOMENTS, lambda r: r.train.optim in _NO_MOMENTS, "an Adam optimizer"),
+    Rule("train", ("gradient_checkpointing_kwargs",), lambda r: not r.train.gradient_checkpointing,
+         "gradient_checkpointing: true"),
+    Rule("train", _EVALUATION, lambda r: r.data.eval is None, "data.eval"),
+    Rule("train", ("chat_template_kwargs",), lambda r: not r.data.chat, "data.chat: true"),
+    Rule("train", ("assistant_only_loss",), lambda r: not r.data.chat, "data.chat: true"),
+    Rule("train", ("packing_strategy",), _train(SFTTrain, lambda t: not t.packing), "packing: true"),
+    Rule("train", ("precompute_ref_batch_size",), _train(PreferenceTrain, lambda t: not t.precompute_ref_log_probs),
+         "precompute_ref_log_probs: true"),
+    Rule("train", ("cache_implementation",), _engine_is("vllm", "vllm_server"), "rollout.engine: transformers"),
+    Rule("train", ("vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
+                   "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
+         _engine_is("transformers"), "a vLLM engine: rollout.engine"),
+    Rule("rollout", ("vllm",), _engine_is("transformers"), "a vLLM engine: rollout.engine"),
+    Rule("rollout", ("eval_temperature",), lambda r: r.data.eval is None, "data.eval"),
+    Rule("output", ("log_completions",), lambda r: r.rollout is None, "a method that generates"),
+    Rule("output", ("record",), lambda r: not isinstance(r.train, PolicyTrain), "a method that learns from rewards"),
+]  # fmt: skip
+
+_DATA_KEYS: dict[str, set[Family]] = {
+    "answer": {"policy", "diffusion"},
+    "columns": {"policy", "diffusion"},
+    "completion": {"sft"},
+    "chosen": {"preference"},
+    "rejected": {"preference"},
+}
+
+
+def idle_options(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each option of the recipe that was set and does nothing."""
+    for rule in RULES:
+        section = vars(recipe)[rule.section]
+        if section is None or not rule.idle(recipe):
+            continue
+        for key in rule.keys:
+            if key in section.changed():
+                yield f"{rule.section}: '{key}' does nothing without {rule.needs}; add that, or remove it"
+    yield from _idle_data(recipe.data, "data", recipe)
+    if recipe.data.eval is not None:
+        yield from _idle_data(recipe.data.eval, "data.eval", recipe)
+    yield from _lacking_in_engine(recipe)
+
+
+def _idle_data(data: DataSection, place: str, recipe: Recipe) -> Iterator[str]:
+    for key, families in _DATA_KEYS.items():
+        if key in data.changed() and recipe.spec.family not in families and place == "data":
+            yield f"{place}: '{key}' does nothing with method '{recipe.method}'; remove it"
+    if "on_long" in data.changed() and data.max_prompt_tokens is None:
+        yield f"{place}: 'on_long' does nothing without max_prompt_tokens; add that, or remove it"
+    if recipe.spec.family != "sft":
+        for key in {"teacher_accuracy", "demonstrations"} & data.args.keys():
+            yield f"{place}: args: '{key}' is about a teacher's completions, which only sft reads; remove it"
+
+
+def _lacking_in_engine(recipe: Recipe) -> Iterator[str]:
+    if recipe.rollout is None:
+        return
+    engine = recipe.rollout.engine
+    sampling = recipe.rollout.changed() & {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+    for key in refused_options(engine, sampling):
+        yield f"rollout: engine '{engine}' has no '{key}'; remove it or choose another engine"
+    if recipe.rollout.vllm is not None and engine != "transformers":
+        for key in refused_settings(engine, recipe.rollout.vllm.changed()):
+            yield f"rollout.vllm: '{key}' does nothing with engine '{engine}'; remove it"

@@ -1,0 +1,155 @@
+"""The shape of a model from its config.json (or the recipe's `scratch`), and what it weighs. No torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from posttrain.sections import ModelSection, ScratchSection
+
+SPECIAL_TOKENS = 5  # of the character tokenizer: <pad> <eos> <bos> <unk> <mask>
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-shaped decoder: embedding, layers of attention and a gated feed-forward, head."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    tied: bool
+    source: str
+    counted: int | None = None  # parameters by the checkpoint's own headers, where it is local
+
+    @property
+    def linears(self) -> Iterator[tuple[str, int, int]]:
+        """(name, inputs, outputs) of the linear maps of one layer."""
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
+        yield "q_proj", self.hidden, query
+        yield "k_proj", self.hidden, key
+        yield "v_proj", self.hidden, key
+        yield "o_proj", query, self.hidden
+        yield "gate_proj", self.hidden, self.intermediate
+        yield "up_proj", self.hidden, self.intermediate
+        yield "down_proj", self.intermediate, self.hidden
+
+    @property
+    def parameters(self) -> int:
+        if self.counted is not None:
+            return self.counted
+        layer = sum(i * o for _, i, o in self.linears) + 2 * self.hidden
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
+
+    def lora_parameters(self, rank: int, targets: str | list[str]) -> int:
+        chosen = [(i, o) for name, i, o in self.linears if isinstance(targets, str) or name in targets]
+        return self.layers * sum(rank * (i + o) for i, o in chosen)
+
+
+def _qwen(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, tied: bool
+) -> dict[str, Any]:
+    return {
+        "vocab_size": 151936 if tied else 152064,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": tied,
+    }
+
+
+_QWEN_1_5B, _QWEN_7B = _qwen(1536, 8960, 28, 12, 2, True), _qwen(3584, 18944, 28, 28, 4, False)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-0.5B": _qwen(896, 4864, 24, 14, 2, True),
+    "Qwen/Qwen2.5-1.5B": _QWEN_1_5B,
+    "Qwen/Qwen2.5-7B": _QWEN_7B,
+    "Qwen/Qwen2.5-Math-1.5B": _QWEN_1_5B,
+    "Qwen/Qwen2.5-Math-7B": _QWEN_7B,
+}
+"""Published config.json of models the recipes name, so that a laptop without them can plan; -Instruct is alike."""
+
+
+def is_folder_name(path: str, output_dir: str) -> bool:
+    """Whether a model path means a folder here rather than a hub name."""
+    return path.startswith((".", "/", "~", f"{output_dir}/")) or Path(path).is_dir() or path.count("/") != 1
+
+
+def read_shape(model: ModelSection) -> Shape | None:
+    """The model's shape, or None where nothing here tells it."""
+    if model.scratch is not None:
+        return _scratch(model.scratch)
+    assert model.path is not None
+    folder = Path(model.path)
+    if (folder / "config.json").is_file():
+        return _shape(json.loads((folder / "config.json").read_text()), str(folder), count_parameters(folder))
+    cached = _cached_config(model.path, model.revision)
+    if cached is not None:
+        return _shape(json.loads(cached.read_text()), "config.json in the local hub cache")
+    published = PUBLISHED.get(model.path.removesuffix("-Instruct"))
+    return None if published is None else _shape(published, "its published config.json")
+
+
+def _scratch(scratch: ScratchSection) -> Shape:
+    return Shape(
+        vocabulary=len(scratch.alphabet) + SPECIAL_TOKENS,
+        hidden=scratch.hidden_size,
+        layers=scratch.layers,
+        heads=scratch.heads,
+        kv_heads=scratch.heads,
+        head_size=scratch.hidden_size // scratch.heads,
+        intermediate=scratch.intermediate_size or 3 * scratch.hidden_size,
+        tied=False,
+        source="model.scratch",
+    )
+
+
+def _shape(config: Mapping[str, Any], source: str, counted: int | None = None) -> Shape | None:
+    config = config.get("text_config") or config
+    needed = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+    if not needed <= config.keys():
+        return None
+    heads = config["num_attention_heads"]
+    return Shape(
+        vocabulary=config["vocab_size"],
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate=config["intermediate_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        source=source,
+        counted=counted,
+    )
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Parameters by the headers of a folder's safetensors files; None without any."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total or None
+
+
+def _cached_config(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
