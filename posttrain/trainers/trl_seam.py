@@ -10,9 +10,16 @@ import inspect
 
 import trl
 from trl import DPOTrainer, GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
 
-__all__ = ["add_fused_lm_head", "check_trl", "disable_dropout_in_model"]
+__all__ = [
+    "add_fused_lm_head",
+    "check_trl",
+    "disable_dropout_in_model",
+    "disable_gradient_checkpointing",
+    "use_adapter",
+]
 
 _GRPO_METHODS = (
     "_calculate_rewards",
@@ -37,14 +44,31 @@ _GRPO_ATTRIBUTES = (
     "self.num_generations_eval",
 )
 
+_DPO_METHODS = (
+    "_compute_loss",
+    "_prepare_dataset",
+    "_set_signature_columns_if_needed",
+    "compute_ref_log_probs",
+)
+_DPO_ATTRIBUTES = (
+    "self._metrics",
+    "self._tokenizer",
+    "self._total_train_tokens",
+    "self._tp_size",
+    "self.aux_loss_enabled",
+    "self.precompute_ref_logps",
+    "self.ref_model",
+)
+
 
 def check_trl() -> None:
     """Raises ImportError naming what this TRL lacks."""
     missing = [f"GRPOTrainer.{name}" for name in _GRPO_METHODS if not hasattr(GRPOTrainer, name)]
     source = inspect.getsource(GRPOTrainer)
     missing += [f"GRPOTrainer: {name}" for name in _GRPO_ATTRIBUTES if name not in source]
-    if not hasattr(DPOTrainer, "_compute_loss"):
-        missing.append("DPOTrainer._compute_loss")
+    missing += [f"DPOTrainer.{name}" for name in _DPO_METHODS if not hasattr(DPOTrainer, name)]
+    source = inspect.getsource(DPOTrainer)
+    missing += [f"DPOTrainer: {name}" for name in _DPO_ATTRIBUTES if name not in source]
     if missing:
         raise ImportError(
             f"trl {trl.__version__} has moved {', '.join(missing)}, which posttrain overrides or reads. "

@@ -1,0 +1,230 @@
+"""Logs of conversations in which users complained, as rows for DRIFT: the prompt, the bad answer, the
+complaint.
+
+Three shapes of file are told apart by their keys:
+
+    rows of DRIFT's own release      {"prompt": [...], "rejected": [...], "user_preference": {...}}
+    WildFeedback's annotated turns   one turn a row: UtterranceId, Role, Content, Satisfaction,
+    Disatisfaction (sic);
+                                     UtterranceId 0 begins a conversation, a user's row judges the answer
+                                     before it
+    plain chat logs                  {"messages": [...]}, a user message carrying "feedback":
+    "dissatisfied" or
+                                     "satisfied" about the answer before it
+
+The last two also yield seed pairs: a bad answer, and the answer that repaired it (the user was satisfied
+with it). The turn-by-turn shape follows third parties' accounts of the published file, which was not at
+hand here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.data.files import DataError, Row, iter_rows
+
+Message = dict[str, str]
+
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "agent": "assistant", "gpt": "assistant"}
+_JUDGEMENTS = {"dissatisfied": False, "dsat": False, "satisfied": True, "sat": True}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One answer a user was dissatisfied with.
+
+    prompt     the conversation up to and including the user turn that was answered
+    rejected   the answer's text
+    complaint  the user's next message
+    """
+
+    prompt: list[Message]
+    rejected: str
+    complaint: str
+
+
+@dataclass(frozen=True)
+class SeedPair:
+    """A bad answer and the later one that satisfied the user, to the same prompt."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+@dataclass
+class FeedbackLog:
+    """What a log holds. found == len(complaints) + sum(dropped.values()), counted in complaints."""
+
+    complaints: list[Complaint] = field(default_factory=list)
+    seeds: list[SeedPair] = field(default_factory=list)
+    found: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    role: str
+    content: str
+    satisfied: bool | None  # of a user turn: about the answer before it
+    dissatisfied: bool | None
+
+
+def read_feedback_log(path: str | Path) -> FeedbackLog:
+    """Reads a log of any of the three shapes; DataError says what is wrong with the file."""
+    return feedback_log(iter_rows(path), str(path))
+
+
+def feedback_log(rows: Iterable[Row], name: str = "log") -> FeedbackLog:
+    """The complaints and seed pairs of `rows`, in file order, with unusable complaints counted by reason."""
+    rows = list(rows)
+    if not rows:
+        raise DataError(f"{name}: no rows")
+    keys = rows[0].keys()
+    if {"prompt", "rejected", "user_preference"} <= keys:
+        return _log_of((_as_published(row) for row in rows), [])
+    if {"UtterranceId", "Role", "Content"} <= keys:
+        conversations = _wildfeedback(rows, name)
+    elif "messages" in keys or "conversation" in keys:
+        conversations = (_plain(row, name) for row in rows)
+    else:
+        raise DataError(
+            f"{name}: not a feedback log: columns are {sorted(keys)}; expected prompt, rejected and user_preference, "
+            "or WildFeedback's UtterranceId, Role, Content, ..., or messages with marked user turns"
+        )
+    complaints: list[Complaint] = []
+    seeds: list[SeedPair] = []
+    judged = 0
+    for turns in conversations:
+        judged += sum(turn.dissatisfied is not None or turn.satisfied is not None for turn in turns)
+        found, repaired = _harvest(turns)
+        complaints += found
+        seeds += repaired
+    if not judged:
+        raise DataError(
+            f'{name}: no user turn carries a judgement; mark complaints with "feedback": "dissatisfied" on the '
+            "user message that follows the bad answer"
+        )
+    return _log_of(complaints, seeds)
+
+
+def check_complaint(row: Complaint) -> str | None:
+    """Why this complaint cannot be trained on, or None."""
+    if not row.prompt or row.prompt[-1]["role"] != "user":
+        return "prompt does not end with a user turn"
+    if not row.rejected.strip():
+        return "rejected answer is empty"
+    if not row.complaint.strip():
+        return "complaint is empty"
+    if any(m["role"] == "assistant" and m["content"] == row.rejected for m in row.prompt):
+        return "rejected answer also stands in the prompt"
+    return None
+
+
+def _log_of(complaints: Iterable[Complaint], seeds: list[SeedPair]) -> FeedbackLog:
+    log, dropped = FeedbackLog(seeds=seeds), Counter()
+    for complaint in complaints:
+        log.found += 1
+        reason = check_complaint(complaint)
+        if reason is None:
+            log.complaints.append(complaint)
+        else:
+            dropped[reason] += 1
+    log.dropped = dict(dropped)
+    return log
+
+
+def _as_published(row: Row) -> Complaint:
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return Complaint(
+        prompt=[{"role": m["role"], "content": m["content"]} for m in prompt],
+        rejected=_content(row["rejected"]),
+        complaint=_content(row["user_preference"]),
+    )
+
+
+def _content(value: Any) -> str:
+    """Text, a message, or a list holding one."""
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    return value["content"] if isinstance(value, dict) else value
+
+
+def _wildfeedback(rows: list[Row], name: str) -> Iterator[list[_Turn]]:
+    turns: list[_Turn] = []
+    for number, row in enumerate(rows):
+        if row["UtterranceId"] == 0 and turns:
+            yield turns
+            turns = []
+        turns.append(
+            _Turn(
+                role=_role(row["Role"], f"{name}: row {number}"),
+                content=row["Content"],
+                satisfied=_flag(row.get("Satisfaction")),
+                dissatisfied=_flag(row.get("Disatisfaction")),
+            )
+        )
+    yield turns
+
+
+def _flag(value: Any) -> bool | None:
+    """A judgement that may be missing, and that JSON made by hand may hold as text."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value
+
+
+def _plain(row: Row, name: str) -> list[_Turn]:
+    turns = []
+    for message in row["messages"] if "messages" in row else row["conversation"]:
+        mark = message.get("feedback")
+        if mark is not None and mark not in _JUDGEMENTS:
+            raise DataError(f"{name}: feedback {mark!r} is none of {', '.join(_JUDGEMENTS)}")
+        happy = None if mark is None else _JUDGEMENTS[mark]
+        turns.append(
+            _Turn(
+                role=_role(message["role"], name),
+                content=message["content"],
+                satisfied=happy,
+                dissatisfied=None if happy is None else not happy,
+            )
+        )
+    return turns
+
+
+def _role(value: str, where: str) -> str:
+    role = value.lower()
+    if role == "system":
+        return role
+    if role not in _ROLES:
+        raise DataError(f"{where}: role {value!r} is none of {', '.join(['system', *_ROLES])}")
+    return _ROLES[role]
+
+
+def _harvest(turns: list[_Turn]) -> tuple[list[Complaint], list[SeedPair]]:
+    """The complaints of one conversation, and those that a later answer repaired.
+
+    A repair is the first later answer that satisfied the user, if no other answer was complained about
+    between.
+    """
+    complaints, seeds = [], []
+    for i in range(2, len(turns)):
+        if turns[i].role != "user" or not turns[i].dissatisfied or turns[i - 1].role != "assistant":
+            continue
+        prompt = [{"role": turn.role, "content": turn.content} for turn in turns[: i - 1]]
+        bad = turns[i - 1].content
+        complaints.append(Complaint(prompt, bad, turns[i].content))
+        for j in range(i + 2, len(turns)):
+            if turns[j].role != "user" or turns[j - 1].role != "assistant":
+                continue
+            if turns[j].satisfied and not turns[j].dissatisfied and prompt[-1]["role"] == "user":
+                seeds.append(SeedPair(prompt, turns[j - 1].content, bad))
+            if turns[j].satisfied or turns[j].dissatisfied:
+                break
+    return complaints, seeds

@@ -1,0 +1,131 @@
+"""What happens to preference rows before they are trained on, and the account of it: in = trained + dropped.
+
+TRL drops, without a word, every row whose prompt alone fills `max_length`, which empties multi-turn logs.
+Here the oldest turns of a long conversation go first, what still does not fit is dropped, and both are
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+PROMPT_FILLS = "prompt fills max_length"
+EMPTY_ANSWER = "empty answer"
+
+
+@dataclass
+class PairCounts:
+    """rows_in = trained + sum(dropped.values()).
+
+    identical         trained pairs whose two answers are the same tokens: no gradient under DPO
+    turns_dropped     trained pairs whose prompt lost its oldest turns
+    answers_cut       trained pairs of which an answer was cut at max_length
+    """
+
+    rows_in: int = 0
+    trained: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    identical: int = 0
+    turns_dropped: int = 0
+    answers_cut: int = 0
+
+    def drop(self, reason: str, rows: int = 1) -> None:
+        if rows:
+            self.dropped[reason] = self.dropped.get(reason, 0) + rows
+
+    def check(self) -> None:
+        """RuntimeError if a row is unaccounted for."""
+        if self.rows_in != self.trained + sum(self.dropped.values()):
+            raise RuntimeError(f"rows lost without a reason: {self}")
+
+    def sentence(self) -> str:
+        """The account in one line."""
+        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+        notes = [
+            f"{count} {name}"
+            for name, count in (
+                ("with identical answers", self.identical),
+                ("without their oldest turns", self.turns_dropped),
+                ("with an answer cut at max_length", self.answers_cut),
+            )
+            if count
+        ]
+        return (
+            f"pairs: {self.rows_in} in = {self.trained} trained + {sum(self.dropped.values())} dropped"
+            + (f" ({reasons})" if reasons else "")
+            + (f"; of the trained, {', '.join(notes)}" if notes else "")
+        )
+
+
+def drop_oldest_turns(prompt: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
+    """The longest tail of the conversation that fits, always with its system message and its last user turn.
+
+    A tail starts with a user message, as chat templates want it. If nothing fits, the shortest tail is
+    returned.
+    """
+    head = 0
+    while head < len(prompt) and prompt[head]["role"] == "system":
+        head += 1
+    starts = [i for i in range(head + 1, len(prompt)) if prompt[i]["role"] == "user"]
+    for start in [head, *starts]:
+        shortened = prompt[:head] + prompt[start:]
+        if fits(shortened):
+            return shortened
+    return prompt[:head] + prompt[starts[-1] :] if starts else prompt
+
+
+def shorten_prompts(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, counts: PairCounts
+) -> Dataset:
+    """Drops the oldest turns of conversations that would not fit `max_length` beside their longer answer.
+
+    An answer may claim at most half of `max_length` from its prompt. Rows of plain text have no turns and
+    stay.
+    """
+    if not len(rows) or not isinstance(rows[0]["prompt"], list):
+        return rows
+    length = _lengths(tokenizer)
+
+    def shorten(row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row["prompt"]
+        options = row.get("chat_template_kwargs") or {}
+        alone = length(prompt, add_generation_prompt=True, **options)
+        longest = max(length(prompt + row[side], **options) for side in ("chosen", "rejected")) - alone
+        budget = max(max_length - longest, max_length // 2)
+        kept = drop_oldest_turns(
+            prompt, lambda turns: length(turns, add_generation_prompt=True, **options) <= budget
+        )
+        return {"prompt": kept, "_turns_dropped": len(kept) < len(prompt)}
+
+    rows = rows.map(shorten, desc="Fitting prompts")
+    counts.turns_dropped += sum(rows["_turns_dropped"])
+    return rows.remove_columns("_turns_dropped")
+
+
+def account_tokens(rows: Dataset, max_length: int | None, counts: PairCounts) -> Dataset:
+    """Drops rows with an answer of no tokens and counts what `max_length` does to the rest. Tokenised rows."""
+    kept = rows.filter(lambda row: len(row["chosen_ids"]) > 0 and len(row["rejected_ids"]) > 0)
+    counts.drop(EMPTY_ANSWER, len(rows) - len(kept))
+    counts.trained = len(kept)
+    for index in range(len(kept)):
+        row: dict[str, Any] = kept[index]
+        counts.identical += row["chosen_ids"] == row["rejected_ids"]
+        if max_length is not None:
+            longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+            counts.answers_cut += len(row["prompt_ids"]) + longest > max_length
+    return kept
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase) -> Callable[..., int]:
+    def length(messages: list[Message], **options: Any) -> int:
+        tokens: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+        return len(tokens["input_ids"])
+
+    return length
