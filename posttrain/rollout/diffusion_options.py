@@ -1,0 +1,61 @@
+"""Options of masked-diffusion models and their sampler, and what is impossible among them.
+
+No torch here: `posttrain plan` reads this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+Remasking = Literal["low_confidence", "random", "entropy", "margin"]
+EndRule = Literal["free", "last", "never"]
+
+DIFFUSION_SAMPLING = frozenset({"temperature", "max_new_tokens", "stop_token_ids", "seed", "n"})
+"""Names of the common sampling options that this engine honours; it has no truncation of the distribution."""
+
+
+@dataclass(frozen=True)
+class DiffusionSampling:
+    """How a canvas of masks is filled; length and temperature come with each call.
+
+    remasking  what a position's turn depends on: low_confidence, the probability of its token (LLaDA); entropy
+               of its distribution; margin between its two likeliest tokens; random
+    ends       end tokens: free; last, revealed only when nothing else is left in the block; never
+    """
+
+    steps: Annotated[int, Ge(1)] | None = None  # forward passes a canvas; None: one a token
+    block_length: Annotated[int, Ge(1)] | None = None  # filled left to right in blocks; None: one block
+    remasking: Remasking = "low_confidence"
+    cfg_scale: Annotated[float, Ge(0)] = 0.0  # w of classifier-free guidance, u + (w + 1)(c - u)
+    ends: EndRule = "free"
+    max_rows: Annotated[int, Ge(1)] = 64  # canvases a forward pass; bounds memory
+
+
+def schedule(options: DiffusionSampling, max_new_tokens: int) -> tuple[int, int, int]:
+    """(block length, blocks, forward passes a block). ValueError says which number to change to what."""
+    block = options.block_length or max_new_tokens
+    if max_new_tokens % block:
+        raise ValueError(
+            f"block_length {block} does not divide max_new_tokens {max_new_tokens}; "
+            f"choose one of {_divisors(max_new_tokens)}"
+        )
+    blocks = max_new_tokens // block
+    steps = options.steps or max_new_tokens
+    if steps % blocks:
+        nearest = max(blocks, round(steps / blocks) * blocks)
+        raise ValueError(
+            f"steps {steps} cannot be shared by {blocks} blocks; choose a multiple, such as {nearest}"
+        )
+    if steps > max_new_tokens:
+        raise ValueError(
+            f"steps {steps} is more than max_new_tokens {max_new_tokens}: some passes would reveal nothing; "
+            f"choose at most {max_new_tokens}"
+        )
+    return block, blocks, steps // blocks
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
