@@ -107,7 +107,7 @@ class Loader:
     def sections(self, raw: dict[str, Any], name: str, family: FamilySections) -> Recipe:
         """The recipe; a section with faults is None in it, and `problems` says why."""
         inherit_eval(raw)
-        objective = self.validate("objective", raw.get("objective") or {}, self.models["objective"])
+        objective = self.validate("objective", _given(raw, "objective"), self.models["objective"])
         if objective is not None:
             try:
                 check_settings(METHODS[name].settings, objective.model_dump())
@@ -118,7 +118,7 @@ class Loader:
             found[section] = self.validate(section, raw.get(section), self.models[section])
         for section in ("rollout", "output"):
             if section in self.models:
-                found[section] = self.validate(section, raw.get(section) or {}, self.models[section])
+                found[section] = self.validate(section, _given(raw, section), self.models[section])
         if family.rewards:
             found["rewards"] = self.rewards(raw.get("rewards"))
         if found["model"] is not None:
@@ -150,7 +150,9 @@ class Loader:
         except ValidationError as error:
             found = explain(error, section, raw, lambda place: self.unknown(section, place, model))
             # What data.eval inherits, it inherits with its faults: said once, for data.
-            inherited = {f"data.eval{fault.removeprefix('data')}" for fault in found if fault.startswith("data")}
+            inherited = {
+                f"data.eval{fault.removeprefix('data')}" for fault in found if fault.startswith("data")
+            }
             self.problems += [fault for fault in found if fault not in inherited]
             return None
 
@@ -253,6 +255,11 @@ def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str
                 return
             model = nested[0]
     yield from model.model_fields
+
+
+def _given(raw: dict[str, Any], section: str) -> Any:
+    """The section as written; one left out or left empty is all defaults."""
+    return {} if raw.get(section) is None else raw[section]
 
 
 def _settings_of(model: type[BaseModel]) -> str:

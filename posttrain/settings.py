@@ -75,12 +75,13 @@ def read_settings(path: str, *, root: Path = ROOT) -> type[BaseModel]:
 
 
 def list_settings(path: str, *, root: Path = ROOT) -> list[Setting]:
-    """The fields in dataclass order: inherited ones first, an overridden one in its first place."""
+    """The fields, inherited ones first, an overridden one in its first place."""
     fields: dict[str, Setting] = {}
     for source, node in _lineage(path, root):
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 if _is_classvar(statement.annotation):
+                    fields.pop(statement.target.id, None)
                     continue
                 setting = source.setting(statement)
                 fields[setting.name] = setting
