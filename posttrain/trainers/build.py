@@ -49,7 +49,7 @@ def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrai
             max_positions=section.scratch.max_positions,
             seed=section.scratch.seed,
         )
-        return (model if section.dtype == "auto" else model.to(torch_dtype(section.dtype))), tokenizer
+        return (model if section.dtype == "auto" else model.to(dtype=torch_dtype(section.dtype))), tokenizer
     if section.path is None:
         raise ValueError("model: give 'path' or 'scratch'")
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
@@ -81,3 +81,21 @@ def training_arguments(recipe: Recipe, config_class: type, **changes: Any) -> An
     """The family's TRL config, filled from the recipe; `changes` win."""
     names = {f.name for f in dataclasses.fields(config_class) if f.init}
     return config_class(**{**recipe.trl_arguments(sorted(names)), **changes})
+
+
+def policy_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says outside `train` and `objective` that a `PolicyConfig` holds."""
+    if recipe.rollout is None:
+        raise ValueError(f"{recipe.path}: {recipe.method} needs a rollout section")
+    return {
+        "reward_weights": [reward.weight for reward in recipe.rewards],
+        "num_generations_eval": 1,
+        "eval_temperature": recipe.rollout.eval_temperature,
+        "record_steps": list(recipe.output.record),
+        "log_completions": False,  # the run folder keeps them, see observe/writer.py
+    }
+
+
+def reward_runner(recipe: Recipe) -> RewardRunner:
+    """The recipe's rewards, each in processes of its own."""
+    return RewardRunner([reward_spec(reward, recipe.path) for reward in recipe.rewards])

@@ -7,6 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -14,19 +18,23 @@ from posttrain.observe.progress import ProgressView
 from posttrain.observe.summary import still_bounds
 from posttrain.observe.writer import RunWriter
 
+_RATES = ("_runtime", "_per_second", "num_tokens", "epoch")
+_SHOWN = ("loss", "reward", "completions/mean_length", "completions/clipped_ratio")
 _WATCHED = 20  # steps after which bounds that never moved are worth a word
 
 
 class RunCallback(TrainerCallback):
     """Every `on_log` becomes a line of metrics.jsonl and a redraw; only the main process does anything.
 
+    writer       None on the other ranks
+    writer       None on every rank but the main one
     completions  called every `completions_every` steps for the columns of the last rollout
                  (`RunWriter.write_completions`); None from it, or no function, writes nothing
     """
 
     def __init__(
         self,
-        writer: RunWriter,
+        writer: RunWriter | None,
         view: ProgressView,
         *,
         completions: Callable[[], Mapping[str, Sequence[Any]] | None] | None = None,
@@ -44,7 +52,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._tokens.append((time.monotonic(), float(state.num_input_tokens_seen or 0)))
-        if state.is_world_process_zero:
+        if self.writer is not None:
             self.writer.start(state.global_step, total=state.max_steps)
 
     def on_log(
@@ -55,7 +63,7 @@ class RunCallback(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs:
+        if self.writer is None or not logs:
             return
         metrics = {name: value for name, value in logs.items() if name != "epoch"}
         if "train_runtime" in metrics:  # transformers' closing line: the whole run, not a step
@@ -72,7 +80,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         due = state.global_step % self._completions_every == 0 or state.global_step in (1, state.max_steps)
-        if self._completions is None or not due or not state.is_world_process_zero:
+        if self._completions is None or not due or self.writer is None:
             return
         columns = self._completions()
         if columns:
@@ -81,7 +89,7 @@ class RunCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.is_world_process_zero:
+        if self.writer is not None:
             self.writer.finish(state.global_step)
             self.view.close()
 
@@ -109,3 +117,71 @@ def attach(trainer: Any, callback: RunCallback) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(callback)
+
+
+class HeldOut(TrainerCallback):
+    """Keeps the held-out measurements of a run: the first as `before`, the latest as `after`.
+
+    columns  called right after an evaluation for the responses it made (`RunWriter.write_evaluation`), or None
+    """
+
+    def __init__(
+        self, writer: RunWriter | None, columns: Callable[[], Mapping[str, Sequence[Any]] | None]
+    ) -> None:
+        self._writer = writer
+        self._columns = columns
+        self.results: dict[str, dict[str, float]] = {}
+        self.samples: dict[str, Mapping[str, Sequence[Any]]] = {}
+        self.last_step = -1
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        self.last_step = state.global_step
+        when = "after" if state.global_step > 0 else "before"
+        kept = {
+            name.removeprefix("eval_"): float(value)
+            for name, value in (metrics or {}).items()
+            if isinstance(value, int | float) and not name.endswith(_RATES)
+        }
+        columns = self._columns()
+        self.results[when] = kept
+        if columns is not None:
+            self.samples[when] = columns
+        if self._writer is not None:
+            self._writer.write_evaluation(when, kept, columns)
+
+    def show(self, console: Console) -> None:
+        """The table before and after, and a few responses side by side."""
+        if not self.results:
+            return
+        whens = [when for when in ("before", "after") if when in self.results]
+        names = [name for name in self.results[whens[-1]] if name in _SHOWN or name.startswith("rewards/")]
+        table = Table("held out", *whens, box=SIMPLE_HEAD)
+        for name in names:
+            if not name.endswith("/std"):
+                table.add_row(name, *(f"{self.results[when].get(name, float('nan')):.3f}" for when in whens))
+        console.print(table)
+        if len(self.samples) == 2:
+            self._show_samples(console)
+
+    def _show_samples(self, console: Console, count: int = 6) -> None:
+        before, after = self.samples["before"], self.samples["after"]
+        table = Table("prompt", "before", "after", "answer", box=SIMPLE_HEAD)
+        rows = list(
+            zip(before["prompt"], before["completion"], after["completion"], after["answer"], strict=True)
+        )
+        changed = [row for row in rows if row[1] != row[2]] or rows
+        for prompt, first, last, answer in changed[:count]:
+            table.add_row(*(escape(_short(value)) for value in (prompt, first, last, answer)))
+        console.print(table)
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = value[-1]["content"] if isinstance(value, list) else str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -41,7 +41,7 @@ def character_tokenizer(alphabet: str = string.printable[:95] + "\n") -> PreTrai
 
 
 def scratch_llama(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     *,
     hidden_size: int = 128,
     layers: int = 2,
@@ -50,7 +50,8 @@ def scratch_llama(
     max_positions: int = 128,
     seed: int = 0,
 ) -> LlamaForCausalLM:
-    """A Llama-shaped model with random float32 weights drawn from `seed`, the process's own RNG left alone."""
+    """A Llama-shaped model with random float32 weights drawn from `seed`, for a `character_tokenizer`; the process's own RNG left alone."""
+    pad, end, begin = (tokenizer.convert_tokens_to_ids(token) for token in ("<pad>", "<eos>", "<bos>"))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -59,9 +60,9 @@ def scratch_llama(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=max_positions,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=pad,
+        eos_token_id=end,
+        bos_token_id=begin,
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):

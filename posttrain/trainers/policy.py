@@ -6,12 +6,17 @@
 What a method is stands in posttrain/objectives; this file only carries tensors to it and back.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,17 +26,23 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.callbacks import SyncRefModelCallback
 
-from posttrain.objectives.base import Objective, StepTotals, TokenBatch
+from posttrain.data import RowCounts
+from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
 from posttrain.objectives.step import kept_mask
+from posttrain.observe.recorder import record_step
 from posttrain.observe.signal import SignalCounts, account_objective
+from posttrain.recipe import Recipe
+from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
 from posttrain.trainers.loss_metrics import LossMetrics
 from posttrain.trainers.resume import ExactResume
-from posttrain.trainers.scoring import GroupScoring
+from posttrain.trainers.scoring import GroupScoring, Rollout
 from posttrain.trainers.trl_seam import add_fused_lm_head, disable_dropout_in_model
 
+_NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
 _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
 
 
@@ -39,12 +50,16 @@ _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's bu
 class StepWindow:
     """What one optimizer step knows: counts and statistics over all its micro-batches and ranks.
 
-    batches holds this rank's micro-batches, without gradient, as far as the loss has seen them.
+    batches  this rank's micro-batches, without gradient, as far as the loss has seen them
+    rows     for each of them the places of its responses in the whole rollout
+    before   the objective's running statistics when the step began, where the step is recorded
     """
 
     totals: StepTotals
     step: Mapping[str, Any]
+    before: dict[str, Any] | None
     batches: list[TokenBatch] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
 
 
 class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
@@ -84,15 +99,18 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         self.method = type(objective).__module__.rsplit(".", 1)[-1]
         self._check_window(args)
         self._window: StepWindow | None = None
-        self._window_metrics: dict[str, Any] = {}
-        beta = args.beta
+        self._groups: Groups | None = None
+        self.held_out: list[Rollout] = []
+        self.row_counts: RowCounts | None = None
+        beta, sync = args.beta, args.sync_ref_model
         self._makes_reference = not (
             is_peft_model(model)
             or trl_arguments.get("peft_config") is not None
             or is_deepspeed_zero3_enabled()
         )
         if self._makes_reference:
-            args.beta = 0.0  # keeps TRL from loading a reference from disk or hub; see _set_reference
+            # keeps TRL from loading a reference from disk or hub; see _set_reference
+            args.beta, args.sync_ref_model = 0.0, False
         try:
             super().__init__(
                 model,
@@ -103,10 +121,27 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
                 **trl_arguments,
             )
         finally:
-            args.beta = beta
+            args.beta, args.sync_ref_model = beta, sync
         self._set_reference(ref_model)
         self.loss_metrics = LossMetrics(self.accelerator)
         self._probe = self._make_probe()
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> PolicyTrainer:
+        """The trainer a recipe describes; `changes` win over its training arguments."""
+        parts = ingredients(recipe)
+        arguments = {**recipe.objective.model_dump(), **policy_arguments(recipe), **changes}
+        trainer = cls(
+            parts.model,
+            reward_runner(recipe),
+            training_arguments(recipe, cls.config_class, **arguments),
+            parts.train_rows,
+            parts.eval_rows,
+            processing_class=parts.tokenizer,
+            peft_config=parts.peft_config,
+        )
+        trainer.row_counts = parts.train_counts
+        return trainer
 
     @staticmethod
     def _check_window(args: PolicyConfig) -> None:
@@ -128,8 +163,12 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         """
         self.beta = self.args.beta
         if self.beta == 0.0:
-            if ref_model is not None:
-                raise ValueError("ref_model has no effect at beta 0; set train.beta above 0")
+            for name, given in (
+                ("ref_model", ref_model is not None),
+                ("sync_ref_model", self.args.sync_ref_model),
+            ):
+                if given:
+                    raise ValueError(f"{name} has no effect at beta 0; set beta above 0 or leave it out")
             return
         if ref_model is None and not self._makes_reference:
             return
@@ -150,6 +189,8 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             self.ref_model = prepare_fsdp(ref_model, self.accelerator)
         else:
             self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+        if self.args.sync_ref_model:
+            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
 
     def _make_probe(self) -> ForwardProbe | None:
         if not self.objective.needs:
@@ -166,6 +207,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         if not self.model.training:
             return output
         groups = self.scored_groups(self.num_generations)
+        self._groups = groups
         streams = self.objective.advantages(groups)
         rows = slice(
             self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
@@ -176,6 +218,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             key = name if name == "advantages" else _STREAM + name
             output[key] = values.reshape(-1)[rows].to(output["advantages"])
         self.record_advantages(streams["advantages"].reshape(-1))
+        output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
         output["unjudged"] = groups.rewards.reshape(-1)[rows].isnan()
         # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
         output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
@@ -190,6 +233,20 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         )
         return torch.arange(completion_ids.size(1), device=completion_ids.device) < lengths.unsqueeze(1)
 
+    def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
+        """Evaluation samples at its own temperature; 0 is greedy."""
+        temperature = self.args.eval_temperature
+        if self.model.training or temperature is None or self.use_vllm:
+            return super()._generate_single_turn(*arguments, **named)
+        training_config = self.generation_config
+        self.generation_config = copy.deepcopy(training_config)
+        changes = {"temperature": temperature} if temperature > 0 else {"do_sample": False, **_NO_SAMPLING}
+        self.generation_config.update(**changes)
+        try:
+            return super()._generate_single_turn(*arguments, **named)
+        finally:
+            self.generation_config = training_config
+
     # Loss
 
     def prediction_step(
@@ -197,7 +254,14 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
     ) -> Any:
         """Evaluation generates and scores; a policy loss on held-out prompts would say nothing."""
         self._prepare_inputs(inputs)
+        if self.rollout is not None:
+            self.held_out.append(self.rollout)
         return None, None, None
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """As TRL's; the responses are left in `held_out`."""
+        self.held_out = []
+        return super().evaluate(*arguments, **named)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Replaces TRL's loss body. Returns this rank's share of the step's loss times the number of ranks,
@@ -214,6 +278,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             )
         batch = self.objective.prepare(replace(batch, step=window.step, index=position))
         window.batches.append(_without_gradient(batch))
+        window.rows.append(inputs["row"])
         keep = self.objective.keep(batch)
         mask = batch.mask if keep is None else batch.mask * keep
 
@@ -226,7 +291,20 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
 
-        self._log_loss(batch, inputs, keep, kl, entropies.detach(), policy_loss, aux_loss)
+        self.loss_metrics.add(
+            self.objective,
+            self.method,
+            batch,
+            keep=keep,
+            kl=kl,
+            entropies=entropies.detach(),
+            policy_loss=policy_loss,
+            signal=self._account(batch, inputs, keep),
+        )
+        if aux_loss is not None:
+            self._metrics["train"]["aux_loss"].append(
+                self.accelerator.gather(aux_loss.detach()).mean().item()
+            )
         if position == accumulation - 1:
             self._close_window(window)
         return loss
@@ -286,7 +364,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
     # The optimizer step as a whole
 
     def _all_sum(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum")
+        return torch.as_tensor(self.accelerator.reduce(values, reduction="sum"))
 
     def _open_window(self, model: Any, first: TokenBatch) -> StepWindow:
         """Counts and statistics over all micro-batches and ranks of the optimizer step that begins now.
@@ -314,12 +392,36 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
         counts = first.logprobs.new_tensor([0.0, sum(mask.size(0) for mask in masks)])
         counts[0] = sum(mask.sum() for mask in masks)
         counts = self._all_sum(counts)
-        return StepWindow(StepTotals(counts[0], counts[1], self.max_completion_length), step)
+        recorded = self.state.global_step + 1 in self.args.record_steps
+        before = copy.deepcopy(objective.state_dict()) if recorded else None
+        return StepWindow(StepTotals(counts[0], counts[1], self.max_completion_length), step, before)
 
     def _close_window(self, window: StepWindow) -> None:
-        for name, value in self.objective.finish_step(window.batches, self._all_sum).items():
-            self._metrics["train"][f"{self.method}/{name}"].append(float(value))
+        finished = self.objective.finish_step(window.batches, self._all_sum)
+        values = self.loss_metrics.flush() | {f"{self.method}/{k}": float(v) for k, v in finished.items()}
+        for name, value in values.items():
+            self._metrics["train"][name].append(value)
+        if self._entropy_bonus_enabled:
+            self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
+        if window.before is not None:
+            self._record(window)
         self._window = None
+
+    def _record(self, window: StepWindow) -> None:
+        """Saves the step for `posttrain replay`, beside the checkpoints."""
+        record_step(
+            Path(self.args.output_dir).parent / "records",
+            self.state.global_step + 1,
+            window.batches,
+            window.totals,
+            self.method,
+            dataclasses.asdict(self.objective),
+            groups=self._groups,
+            rows=window.rows if self._groups is not None else None,
+            state=window.before,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
 
     def _account(self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None) -> SignalCounts:
         """Why each generated token of this micro-batch carries gradient or not."""
@@ -335,34 +437,6 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             tool=None if tool is None else (tool == 0) & (completion == 1),
             importance=inputs.get("importance_sampling_ratio"),
         )
-
-    def _log_loss(
-        self,
-        batch: TokenBatch,
-        inputs: Mapping[str, Any],
-        keep: Tensor | None,
-        kl: Tensor | None,
-        entropies: Tensor,
-        policy_loss: Tensor,
-        aux_loss: Tensor | None,
-    ) -> None:
-        signal = self._account(batch, inputs, keep)
-        values = self.loss_metrics.compute(
-            self.objective,
-            self.method,
-            batch,
-            keep=keep,
-            kl=kl,
-            entropies=entropies,
-            policy_loss=policy_loss,
-            signal=signal,
-        )
-        for name, value in values.items():
-            self._metrics["train"][name].append(value)
-        if aux_loss is not None:
-            self._metrics["train"]["aux_loss"].append(
-                self.accelerator.gather(aux_loss.detach()).mean().item()
-            )
 
     # Resume
 

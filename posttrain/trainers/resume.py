@@ -5,6 +5,9 @@ again and trains on other samples. Here each rank also saves its buffer, its pos
 running statistics. A checkpoint is written aside and renamed, so a kill at any moment leaves the last one intact.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
 from __future__ import annotations
 
 import os
@@ -36,19 +39,19 @@ class ExactResume:
 
     def _get_output_dir(self, trial: Any) -> str:
         """Replaces the checkpoint folder's parent while a checkpoint is being written."""
-        return self._staging if self._staging is not None else super()._get_output_dir(trial)  # type: ignore[misc]  # mixin
+        return self._staging if self._staging is not None else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes the checkpoint aside, adds this rank's state, then renames the whole folder into place."""
-        parent = super()._get_output_dir(trial)  # type: ignore[misc]  # mixin
-        accelerator, args, state = self.accelerator, self.args, self.state  # type: ignore[attr-defined]  # mixin
+        parent = super()._get_output_dir(trial)
+        accelerator, args, state = self.accelerator, self.args, self.state
         staging = os.path.join(parent, _STAGING)
         if accelerator.is_main_process:
             shutil.rmtree(staging, ignore_errors=True)
         accelerator.wait_for_everyone()
         self._staging = staging
         try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]  # mixin
+            super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -62,10 +65,10 @@ class ExactResume:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Also restores what this rank carried from step to step."""
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]  # mixin
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = state_file(checkpoint, self.args.process_index)  # type: ignore[attr-defined]  # mixin
+        path = state_file(checkpoint, self.args.process_index)
         if not path.exists():
             raise FileNotFoundError(
                 f"{checkpoint}: no {path.name}. The checkpoint was written by another trainer or with fewer "

@@ -5,6 +5,9 @@ the responses of all ranks are brought together, each rank scores some of the *g
 scores. A failure on one rank is raised on all of them, so that none waits for ever.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -70,8 +73,8 @@ class GroupScoring:
         completion_ids_list: list[Any],
     ) -> Tensor:
         """Replaces TRL's per-rank call. (B, K) over all ranks, NaN where a response could not be judged."""
-        training = self.model.training  # type: ignore[attr-defined]  # mixin
-        group_size = self.num_generations if training else self.num_generations_eval  # type: ignore[attr-defined]  # mixin
+        training = self.model.training
+        group_size = self.num_generations if training else self.num_generations_eval
         columns = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
         local = [
             {
@@ -86,11 +89,11 @@ class GroupScoring:
         ]
         rows = gather_object(local)
         if self._runner is None:  # reward models and environments judge single responses: TRL's own way
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # type: ignore[misc]  # mixin
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             scores = Scores(values=rewards.tolist(), answers=None, counts={})
         else:
             scores = self._score_groups(rows, columns, group_size)
-            rewards = _as_tensor(scores.values, self.accelerator.device)  # type: ignore[attr-defined]  # mixin
+            rewards = _as_tensor(scores.values, self.accelerator.device)
         self.rollout = Rollout(
             prompts=[row["prompt"] for row in rows],
             completions=[row["completion"] for row in rows],
@@ -104,7 +107,7 @@ class GroupScoring:
             for reason, count in reasons.items():
                 self._metrics["train" if training else "eval"][f"reward_failures/{name}/{reason}"].append(
                     float(count)
-                )  # type: ignore[attr-defined]  # mixin
+                )
         return rewards
 
     def _score_groups(
@@ -113,7 +116,7 @@ class GroupScoring:
         """This rank scores every `num_processes`-th group; then all ranks put the scores together."""
         if self._runner is None:
             raise RuntimeError("GroupScoring: no reward function to call")
-        accelerator = self.accelerator  # type: ignore[attr-defined]  # mixin
+        accelerator = self.accelerator
         groups = [list(range(start, start + group_size)) for start in range(0, len(rows), group_size)]
         mine = groups[accelerator.process_index :: accelerator.num_processes]
         picked = [rows[i] for group in mine for i in group]
@@ -143,7 +146,7 @@ class GroupScoring:
         if self.rollout is None:
             raise RuntimeError("GroupScoring: no rollout has been scored yet")
         per_function = self.rollout.rewards_per_function
-        weights = self.reward_weights.to(per_function)  # type: ignore[attr-defined]  # mixin
+        weights = self.reward_weights.to(per_function)
         total = (per_function * weights).nansum(dim=1)
         total[per_function.isnan().all(dim=1)] = torch.nan
         answers = self.rollout.answers
@@ -161,7 +164,7 @@ class GroupScoring:
         values = advantages.tolist()
         if self.rollout is not None:
             self.rollout.advantages = values
-        logged = self._logs["advantages"]  # type: ignore[attr-defined]  # mixin
+        logged = self._logs["advantages"]
         for _ in range(min(len(values), len(logged))):
             logged.pop()
         logged.extend(values)

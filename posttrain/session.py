@@ -1,0 +1,125 @@
+"""Around a trainer's run: the run folder, the live view, the held-out measurement before and after, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from posttrain.observe.progress import ProgressView
+from posttrain.observe.report import write_report
+from posttrain.observe.writer import RunWriter
+from posttrain.recipe import Recipe
+from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
+from posttrain.trainers.launch_check import check_engine
+from posttrain.trainers.scoring import Rollout
+from posttrain.trainers.stopping import StopOnSignal
+
+MODEL = "model"
+
+
+class Session:
+    """`begin`, then the trainer's own `train`, then `end`. Only rank 0 writes and prints."""
+
+    def __init__(self, recipe: Recipe, trainer: Any, run_dir: Path) -> None:
+        check_engine(trainer.accelerator)
+        self.recipe = recipe
+        self.trainer = trainer
+        self.run_dir = run_dir
+        self.is_main = trainer.accelerator.is_main_process
+        self.console = Console()
+        self.held_out: HeldOut | None = None
+        self.stop = StopOnSignal()
+
+    def begin(self, *, resumed: bool) -> None:
+        """Opens the run folder and hands the trainer its callbacks."""
+        trainer, recipe = self.trainer, self.recipe
+        view = ProgressView(recipe.output.name, enabled=self.is_main, console=self.console)
+        writer = RunWriter(self.run_dir) if self.is_main else None
+        if writer is not None:
+            writer.write_recipe(recipe.resolved())
+            writer.write_environment(seed=recipe.train.seed, world_size=trainer.accelerator.num_processes)
+            if trainer.row_counts is not None:
+                self.console.print(f"data: {trainer.row_counts.in_words()}")
+        attach(
+            trainer,
+            RunCallback(
+                writer, view, completions=self._rollout_columns if recipe.output.log_completions else None
+            ),
+        )
+        trainer.add_callback(self.stop)
+        if trainer.eval_dataset is not None:
+            self.held_out = HeldOut(writer, self._held_out_columns)
+            trainer.add_callback(self.held_out)
+            trainer.args.eval_on_start = not resumed
+
+    def end(self) -> int:
+        """Saves the model, measures again, writes the report. 130 when the run was asked to stop before its end."""
+        trainer = self.trainer
+        if self.stop.asked and trainer.state.global_step < trainer.state.max_steps:
+            self._say(
+                f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
+                f"continue with: posttrain train {self.recipe.path} --resume"
+            )
+            return 130
+        if self.held_out is not None and self.held_out.last_step != trainer.state.global_step:
+            trainer.evaluate()
+        trainer.save_model(str(self.run_dir / MODEL))
+        trainer.accelerator.wait_for_everyone()
+        if self.is_main:
+            trainer.processing_class.save_pretrained(self.run_dir / MODEL)
+            self._show_result()
+        return 0
+
+    def _show_result(self) -> None:
+        if self.held_out is not None:
+            self.held_out.show(self.console)
+        path = write_report(self.run_dir)
+        self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
+
+    def _say(self, text: str) -> None:
+        if self.is_main:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    # What the run folder keeps of a rollout
+
+    def _rollout_columns(self) -> Mapping[str, Sequence[Any]] | None:
+        rollout = vars(self.trainer).get("rollout")  # families without a rollout have none
+        return None if rollout is None else rollout_columns([rollout], self.trainer)
+
+    def _held_out_columns(self) -> Mapping[str, Sequence[Any]] | None:
+        rollouts = vars(self.trainer).get("held_out")
+        return rollout_columns(rollouts, self.trainer) if rollouts else None
+
+
+def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list[Any]]:
+    """One row a response, in the columns `RunWriter.write_completions` knows."""
+    names = trainer.reward_func_names
+    weights = trainer.reward_weights.tolist()
+    end_tokens = set(trainer.eos_token_ids)
+    columns: dict[str, list[Any]] = {}
+
+    def add(name: str, values: Sequence[Any]) -> None:
+        columns.setdefault(name, []).extend(values)
+
+    for rollout in rollouts:
+        per_function = [[None if v != v else v for v in row] for row in rollout.rewards_per_function.tolist()]
+        add("prompt", rollout.prompts)
+        add("completion", rollout.completions)
+        add("reward", [_weighted(row, weights) for row in per_function])
+        for k, name in enumerate(names):
+            add(f"rewards/{name}", [row[k] for row in per_function])
+        add("advantage", rollout.advantages or [None] * len(per_function))
+        gold = rollout.columns.get("answer")
+        add("answer", gold if gold is not None else [None] * len(per_function))
+        add("tokens", [len(ids) for ids in rollout.completion_ids])
+        add("truncated", [not ids or ids[-1] not in end_tokens for ids in rollout.completion_ids])
+        add("correct", [_weighted(row, weights) is not None and row[0] == 1.0 for row in per_function])
+    return columns
+
+
+def _weighted(row: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    judged = [value * weight for value, weight in zip(row, weights, strict=True) if value is not None]
+    return sum(judged) if judged else None
