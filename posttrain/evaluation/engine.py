@@ -1,8 +1,7 @@
-"""What generation asks of an engine, and the engine that needs nothing but transformers.
+"""The bridge from a benchmark's requests to a rollout engine, and the hashes that say which model answered.
 
-Each sample has a seed of its own. The transformers engine draws by the Gumbel trick from per-row
-generators, so a sample depends on its seed and not on what else is in the batch, apart from the rounding of
-padded forwards; `generate` fixes the batches, which removes that too.
+A sample draws from a seed of its own, so it does not depend on what else is in the batch, apart from the
+rounding of padded forwards; `generate` fixes the batches, which removes that too.
 """
 
 from __future__ import annotations
@@ -11,142 +10,77 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.evaluation.store import file_hash
 from posttrain.evaluation.tasks import Sampling
+from posttrain.rollout import base
+from posttrain.rollout.transformers_engine import TransformersEngine
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One response: its token ids without the end token, and whether it ended or ran into the limit."""
+class Response:
+    """Token ids without the end token, and whether the response ended or ran into the limit."""
 
     token_ids: list[int]
     finish: Literal["stop", "length"]
 
 
-class Engine(Protocol):
-    """One completion for each prompt, in order. `describe` goes into run.json; `max_positions` bounds
-    prompt + new tokens, None where nothing does."""
+@dataclass(frozen=True)
+class Generator:
+    """A rollout engine with what evaluation needs to know of its model.
 
+    ends           token ids that end a response
+    max_positions  bounds prompt and response together; None where nothing does
+    description    goes into run.json: what else decides the numbers (dtype, device)
+    """
+
+    engine: base.Engine
+    ends: frozenset[int]
     max_positions: int | None
+    description: dict[str, Any]
 
-    def describe(self) -> dict[str, Any]: ...
-
-    def generate(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
-    ) -> list[Completion]: ...
-
-
-class TransformersEngine:
-    """`model.generate` on left-padded batches, the model as it is (dtype, device, adapters)."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model
-        self.ends = end_tokens(model, tokenizer)
+    @classmethod
+    def around(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
+        """The transformers engine around a model that this process holds whole."""
+        ends = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
-        self.pad = pad if pad is not None else min(self.ends)
-        self.max_positions: int | None = (
-            model.config.get_text_config().to_dict().get("max_position_embeddings")
-        )
+        engine = TransformersEngine.of(model, pad_token_id=pad if isinstance(pad, int) else min(ends))
+        return cls(engine, ends, positions(model), {"dtype": engine.dtype, "device": model.device.type})
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": "transformers",
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": self.model.device.type,
-            "end_tokens": sorted(self.ends),
-        }
+        return {"name": self.engine.name, **self.description, "end_tokens": sorted(self.ends)}
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
-    ) -> list[Completion]:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor(
-            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device
-        )
-        processors = [] if sampling.temperature == 0 else [SeededSampling(sampling, seeds, self.model.device)]
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            out: Any = self.model.generate(  # type: ignore[operator]  # a mixin pyright loses
-                input_ids=ids,
-                attention_mask=mask,
-                # a config of our own: the model's would bring its own temperature, top_k, penalties
-                generation_config=GenerationConfig(
-                    max_new_tokens=sampling.max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=sorted(self.ends),
-                    pad_token_id=self.pad,
-                    use_cache=True,
-                ),
-                logits_processor=LogitsProcessorList(processors),
+    ) -> list[Response]:
+        """One response for each prompt, in order."""
+        wanted = [
+            base.Sampling(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p or 0.0,
+                max_new_tokens=sampling.max_new_tokens,
+                stop_token_ids=tuple(sorted(self.ends)),
+                seed=seed,
             )
-        finally:
-            self.model.train(was_training)
-        return [self._completion(row) for row in out[:, width:].tolist()]
+            for seed in seeds
+        ]
+        return [self._response(c) for c in self.engine.generate(list(prompts), wanted)]
 
-    def _completion(self, row: list[int]) -> Completion:
-        for position, token in enumerate(row):
-            if token in self.ends:
-                return Completion(row[:position], "stop")
-        return Completion(row, "length")
-
-
-class SeededSampling(LogitsProcessor):
-    """Temperature, top-k, top-p, min-p, then Gumbel noise of each row's own seed: the arg max of the sum is a
-    sample of the filtered distribution."""
-
-    def __init__(self, sampling: Sampling, seeds: Sequence[int], device: torch.device) -> None:
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-        if sampling.top_k:
-            self.warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(sampling.top_p))
-        if sampling.min_p:
-            self.warpers.append(MinPLogitsWarper(sampling.min_p))
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # float32: in bfloat16 the noise would take few distinct values and tie
-        scores = self.warpers(input_ids, scores.float())  # type: ignore[arg-type]  # stub says LongTensor
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.log()
+    def _response(self, completion: base.Completion) -> Response:
+        tokens = completion.token_ids
+        ended = completion.finish == "stop" and tokens and tokens[-1] in self.ends
+        return Response(tokens[:-1] if ended else tokens, completion.finish)
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a response: the tokenizer's and those of the model's generation config."""
-    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id]
-    found = {end for end in ends if isinstance(end, int)}
-    if not found:
-        raise ValueError("neither the tokenizer nor the generation config names an end token; set eos_token")
-    return found
-
-
-def load_engine(
+def load_generator(
     path: str, *, dtype: str, device: str, adapter: str | None = None
-) -> tuple[TransformersEngine, PreTrainedTokenizerBase]:
+) -> tuple[Generator, PreTrainedTokenizerBase]:
     """A model folder (or hub name), optionally with a LoRA adapter merged in, ready to generate."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
@@ -156,13 +90,30 @@ def load_engine(
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     # transformers wraps `to` in a decorator without types
     model.to(torch.device(device))  # type: ignore[arg-type]
-    return TransformersEngine(model, tokenizer), tokenizer
+    return Generator.around(model, tokenizer), tokenizer
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a response: the tokenizer's and those of the model's generation config."""
+    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id]
+    found = frozenset(end for end in ends if isinstance(end, int))
+    if not found:
+        raise ValueError("neither the tokenizer nor the generation config names an end token; set eos_token")
+    return found
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many positions the model was made for, where its config says so."""
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
 
 
 def weights_hash(path: str | Path) -> str | None:
     """Hash of the weight files in a model folder; None where it holds none (a hub name)."""
     folder = Path(path)
-    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")] if folder.is_dir() else []
+    if not folder.is_dir():
+        return None
+    files = [file for kind in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)]
     return f"files:{file_hash(files)}" if files else None
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.evaluation import store, tasks
-from posttrain.evaluation.engine import Engine, tokenizer_hash
+from posttrain.evaluation.engine import Generator, tokenizer_hash
 from posttrain.evaluation.tasks import Benchmark, Problem, Sampling
+from posttrain.rewards.math_grading import REASONING_TAGS
 
 Progress = Callable[[int, int], None]
 """Called with responses done and responses in all."""
@@ -38,7 +39,7 @@ class Request:
 def generate(
     benchmark: Benchmark,
     problems: Sequence[Problem],
-    engine: Engine,
+    engine: Generator,
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     *,
@@ -66,9 +67,10 @@ def generate(
         "tokenizer": {
             "hash": tokenizer_hash(tokenizer),
             "chat_template": _template_hash(tokenizer) if chat else None,
+            "opens_reasoning": _opens_reasoning(requests, tokenizer),
         },
         "task": {
-            "hash": task_hash(benchmark, problems),
+            "hash": tasks.task_hash(benchmark, problems),
             "problems": len(problems),
             "of": benchmark.data.rows,
             "definition": benchmark.model_dump(exclude={"sampling"}),
@@ -81,11 +83,6 @@ def generate(
     _open(out, run, overwrite)
     _fill(out, requests, engine, tokenizer, sampling, batch_size, progress)
     return out
-
-
-def task_hash(benchmark: Benchmark, problems: Sequence[Problem]) -> str:
-    """Equal where two runs asked the same questions in the same words and judge by the same rule."""
-    return store.digest([benchmark.fingerprint(), tasks.content_hash(list(problems))])
 
 
 def sample_seed(seed: int, problem_id: str, sample: int) -> int:
@@ -105,6 +102,15 @@ def _uses_chat(benchmark: Benchmark, tokenizer: PreTrainedTokenizerBase) -> bool
 
 def _template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return store.digest(tokenizer.chat_template)
+
+
+def _opens_reasoning(requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the prompt ends in an opened reasoning tag: then a response that never closes it has no
+    answer."""
+    if not requests:
+        return False
+    end = str(tokenizer.decode(requests[0].prompt_ids[-16:])).rstrip()
+    return end.endswith(tuple(opening for opening, _ in REASONING_TAGS))
 
 
 def _requests(
@@ -140,7 +146,7 @@ def _prompt_ids(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _check_room(requests: list[Request], engine: Engine, sampling: Sampling) -> None:
+def _check_room(requests: list[Request], engine: Generator, sampling: Sampling) -> None:
     if not requests or engine.max_positions is None:
         return
     longest = requests[0]
@@ -189,7 +195,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
 def _fill(
     out: Path,
     requests: list[Request],
-    engine: Engine,
+    engine: Generator,
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
     batch_size: int,
@@ -208,7 +214,7 @@ def _fill(
 
 
 def _answer(
-    batch: list[Request], engine: Engine, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+    batch: list[Request], engine: Generator, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
 ) -> list[dict[str, Any]]:
     completions = engine.generate([r.prompt_ids for r in batch], [r.seed for r in batch], sampling)
     return [

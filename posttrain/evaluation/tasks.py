@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -218,7 +219,12 @@ def problems(benchmark: Benchmark, folder: Path | None, limit: int | None = None
     return found[:limit] if limit else found
 
 
-def content_hash(found: list[Problem]) -> str:
+def task_hash(benchmark: Benchmark, found: Sequence[Problem]) -> str:
+    """Equal where two runs asked the same questions in the same words and judge by the same rule."""
+    return _digest([benchmark.fingerprint(), content_hash(found)])
+
+
+def content_hash(found: Sequence[Problem]) -> str:
     """Hash of what is asked and what is right: equal for a local file and the hub where their rows agree."""
     return _digest([[p.id, p.prompt, p.gold] for p in found])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posttrain.evaluation import store
-from posttrain.evaluation.engine import Completion, SeededSampling, TransformersEngine, tensors_hash
+from posttrain.evaluation.engine import Generator, Response, tensors_hash
 from posttrain.evaluation.generate import generate, sample_seed
 from posttrain.evaluation.tasks import Sampling
 
@@ -16,7 +16,7 @@ SAMPLED = Sampling(samples=3, max_new_tokens=6, temperature=1.0, top_p=0.9)
 
 def run(out, sums, problems, network, tokenizer, **settings):
     settings = {"sampling": SAMPLED, "batch_size": 4, "model": MODEL} | settings
-    return generate(sums, problems, TransformersEngine(network, tokenizer), tokenizer, out, **settings)
+    return generate(sums, problems, Generator.around(network, tokenizer), tokenizer, out, **settings)
 
 
 @pytest.mark.parametrize("cut", ["between batches", "inside a batch", "inside a line"])
@@ -79,26 +79,19 @@ def test_greedy_is_the_models_own_greedy(tmp_path, sums, problems, tiny_model, t
     assert row["text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_gumbel_draws_follow_the_filtered_distribution():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    sampler = SeededSampling(
-        Sampling(max_new_tokens=1, temperature=1.0, top_k=3), range(4000), torch.device("cpu")
-    )
-    drawn = sampler(torch.zeros(4000, 1, dtype=torch.long), logits).argmax(-1)
-    shares = torch.bincount(drawn, minlength=4) / 4000
-    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95, atol=0.03, rtol=0)
-    sharp = SeededSampling(Sampling(max_new_tokens=1, temperature=0.01), range(50), torch.device("cpu"))
-    assert sharp(torch.zeros(50, 1, dtype=torch.long), logits[:50]).argmax(-1).eq(0).all()
-
-
 def test_end_token_ends_and_the_limit_truncates(tmp_path, sums, problems, tiny_model, tokenizer):
     rows = store.read_lines(run(tmp_path / "r", sums, problems, tiny_model, tokenizer) / store.GENERATIONS)
     assert {row["finish"] for row in rows} <= {"stop", "length"}
     assert all((row["tokens"] == 6) >= (row["finish"] == "length") for row in rows)
-    engine = TransformersEngine(tiny_model, tokenizer)
-    end = tokenizer.eos_token_id
-    assert engine._completion([7, 8, end, 9]) == Completion([7, 8], "stop")
-    assert engine._completion([7, 8]) == Completion([7, 8], "length")
+    with torch.no_grad():  # a model that says 7 and then ends
+        tiny_model.lm_head.weight.zero_()
+    seven = tokenizer.convert_tokens_to_ids("7")
+    tiny_model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
+    tiny_model.lm_head.bias.data[seven] = 50.0
+    generator = Generator.around(tiny_model, tokenizer)
+    assert generator.generate([[9]], [0], SAMPLED) == [Response([seven] * 6, "length")]
+    tiny_model.lm_head.bias.data[tokenizer.eos_token_id] = 100.0
+    assert generator.generate([[9]], [0], SAMPLED) == [Response([], "stop")]
 
 
 def test_run_json_names_what_decides_the_numbers(tmp_path, sums, problems, tiny_model, tokenizer):
@@ -109,6 +102,7 @@ def test_run_json_names_what_decides_the_numbers(tmp_path, sums, problems, tiny_
     assert record["seed"] == 5
     assert record["engine"]["name"] == "transformers"
     assert record["tokenizer"]["chat_template"] is None
+    assert record["tokenizer"]["opens_reasoning"] is False
     assert len(record["task"]["hash"]) == 64
     assert "transformers" in record["versions"]
 
@@ -156,6 +150,9 @@ def test_chat_template_is_used_and_recorded(tmp_path, sums, problems, tiny_model
     out = run(tmp_path / "r", sums, problems, tiny_model, chatty)
     plain = run(tmp_path / "p", sums, problems, tiny_model, tokenizer)
     assert store.read_json(out / store.RUN)["tokenizer"]["chat_template"]
+    chatty.chat_template += "<think>\n"
+    thinking = run(tmp_path / "t", sums, problems, tiny_model, chatty)
+    assert store.read_json(thinking / store.RUN)["tokenizer"]["opens_reasoning"] is True
     assert (out / store.GENERATIONS).read_bytes() != (plain / store.GENERATIONS).read_bytes()
     always = sums.model_copy(update={"prompt": sums.prompt.model_copy(update={"chat": "always"})})
     with pytest.raises(ValueError, match="no chat template"):

@@ -1,0 +1,482 @@
+"""AlpacaEval through the real package, with a judge on loopback; outputs, instructions and gamed rows are
+made here."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from posttrain.evaluation import alpaca, judge, store, tasks
+from posttrain.evaluation.tasks import Problem
+from posttrain.evaluation.transport import JudgeRefused, Server, Transport
+
+pytest.importorskip("alpaca_eval")
+pytest.importorskip("openai")
+pytestmark = pytest.mark.evaluation
+
+
+def answer(logprob_m, logprob_M):
+    """What an OpenAI-compatible server answers when it is asked for one token with its log-probs."""
+    token = "m" if logprob_m > logprob_M else "M"
+    top = [
+        {"token": "m", "logprob": logprob_m, "bytes": None},
+        {"token": "M", "logprob": logprob_M, "bytes": None},
+    ]
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "fake",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "length",
+                "message": {"role": "assistant", "content": token},
+                "logprobs": {
+                    "content": [{"token": token, "logprob": 0.0, "bytes": None, "top_logprobs": top}]
+                },
+            }
+        ],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+
+
+def outputs_shown(text):
+    """The two outputs in the order the prompt shows them."""
+    first = text.split('"output": """')[1].split('"""')[0]
+    second = text.split('"output": """')[2].split('"""')[0]
+    return first, second
+
+
+def honest(text):
+    """Prefers the output that says GOOD; does not care about order."""
+    first, second = outputs_shown(text)
+    better = ("GOOD" in first) - ("GOOD" in second)
+    return answer(*{1: (-0.001, -7.0), -1: (-7.0, -0.001), 0: (-0.6931, -0.6931)}[better])
+
+
+def position_biased(text):
+    return answer(-0.001, -7.0)
+
+
+@contextmanager
+def server(behave):
+    """`behave(n, text)` -> (status, headers, body) or a dict; n counts requests."""
+    count = [0]
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                count[0] += 1
+                number = count[0]
+            reply = behave(number, "\n".join(m["content"] for m in body["messages"]))
+            status, headers, text = reply if isinstance(reply, tuple) else (200, {}, json.dumps(reply))
+            data = text.encode()
+            try:
+                self.send_response(status)
+                self.send_header("Content-Type", headers.pop("Content-Type", "application/json"))
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+        def log_message(self, *args):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{running.server_address[1]}/v1", count
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
+
+
+def at(url, **settings):
+    defaults = {"timeout_s": 5.0, "retries": 2, "first_wait_s": 0.01, "workers": 4}
+    return Server("fake", url, **(defaults | settings))
+
+
+def complete(decide):
+    """A transport without a network."""
+
+    def fn_completions(prompts, **_):
+        choices = [decide(prompt)["choices"][0] for prompt in prompts]
+        return {"completions": ["x"] * len(prompts), "completions_all": choices}
+
+    return fn_completions
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    return [
+        alpaca.Pair(
+            f"instruction {i}",
+            "ref " + "r" * int(rng.integers(10, 400)),
+            ("GOOD " if i % 3 else "bad ") + "o" * int(rng.integers(10, 400)),
+        )
+        for i in range(alpaca.COUNT)
+    ]
+
+
+@pytest.fixture(scope="module")
+def gamed(tmp_path_factory):
+    """A stand-in for the hub's df_gamed.csv: two baselines, 805 rows each."""
+    rng = np.random.default_rng(1)
+    path = tmp_path_factory.mktemp("hub") / "df_gamed.csv"
+    difficulty = rng.normal(size=alpaca.COUNT)
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(
+            ["model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline"]
+        )
+        for name, shift in (("concise", 1.4), ("verbose", -0.7)):
+            for i, d in enumerate(difficulty):
+                delta = rng.normal(shift)
+                preference = 1 / (1 + math.exp(0.9 * math.tanh(delta) + 0.3 * d))
+                out.writerow([name, preference, i, delta, d, False])
+    return path
+
+
+@pytest.fixture
+def benchmark_and_problems(pairs):
+    made = tasks.load("alpaca_eval")
+    problems = [
+        Problem(
+            str(i),
+            p.instruction,
+            {
+                "instruction": p.instruction,
+                "reference": p.reference,
+                "reference_generator": "gpt",
+                "dataset": "d",
+            },
+            "d",
+        )
+        for i, p in enumerate(pairs)
+    ]
+    return made, problems
+
+
+def outputs_file(path, pairs, order=None):
+    rows = [{"instruction": p.instruction, "output": p.output, "generator": "mine"} for p in pairs]
+    path.write_text(json.dumps([rows[i] for i in order] if order is not None else rows))
+    return path
+
+
+def package_files():
+    folder = Path(alpaca.import_package().constants.CURRENT_DIR)
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".yaml")}
+
+
+# ---- the join
+# ---------------------------------------------------------------------------------------------------
+
+
+def test_join_is_by_instruction_and_in_canonical_order(pairs):
+    references = [{"instruction": p.instruction, "output": p.reference} for p in pairs]
+    outputs = [{"instruction": p.instruction, "output": p.output} for p in reversed(pairs)]
+    assert alpaca.join(references, outputs) == pairs
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[:-1], "1 have no output"),
+        (
+            lambda rows: [*rows[:-1], {"instruction": "new", "output": "x"}],
+            "1 outputs have no such instruction",
+        ),
+        (lambda rows: [*rows, rows[0]], "two outputs for the instruction 'instruction 0'"),
+    ],
+)
+def test_anything_but_the_805_is_refused(pairs, spoil, message):
+    references = [{"instruction": p.instruction, "output": p.reference} for p in pairs]
+    outputs = [{"instruction": p.instruction, "output": p.output} for p in pairs]
+    with pytest.raises(ValueError, match=message):
+        alpaca.join(references, spoil(outputs))
+    with pytest.raises(ValueError, match="805"):
+        alpaca.join(references[:10], outputs[:10])
+
+
+# ---- judging
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_an_honest_judge_agrees_with_itself(pairs):
+    panel = alpaca.Annotator(alpaca.ANNOTATOR, complete(honest))
+    preferences, first = panel.judge(pairs)
+    for i, preference in enumerate(preferences):
+        assert preference == pytest.approx(1.999 if i % 3 else 1.5, abs=2e-3)
+    swapped, _ = panel.judge(pairs, swapped=True)
+    np.testing.assert_allclose(swapped, preferences, atol=1e-9)
+    assert 0.4 < first < 0.6
+    assert judge.swap_agreement(preferences, dict(enumerate(swapped)))["value"] == 1.0
+
+
+def test_a_position_biased_judge_is_exposed(pairs):
+    panel = alpaca.Annotator(alpaca.ANNOTATOR, complete(position_biased))
+    preferences, first = panel.judge(pairs)
+    swapped, _ = panel.judge(pairs, swapped=True)
+    assert np.mean(preferences) - 1 == pytest.approx(0.5, abs=0.06)  # alone, this looks like an honest draw
+    agreement = judge.swap_agreement(preferences, dict(enumerate(swapped)))
+    assert agreement["value"] == 0.0
+    assert first == 1.0
+    assert agreement["win_rate_of_both_orders"] == pytest.approx(50)
+
+
+def test_equal_outputs_are_a_tie_and_nobody_is_asked(pairs):
+    same = [alpaca.Pair(p.instruction, p.reference, p.reference) for p in pairs[:5]]
+
+    def refuse(prompts, **_):
+        raise AssertionError("asked")
+
+    preferences, _ = alpaca.Annotator(alpaca.ANNOTATOR, refuse).judge(same)
+    assert preferences == [1.5] * 5
+
+
+def test_what_the_parser_cannot_read_is_a_failed_judgement(pairs):
+    def broken(prompts, **_):
+        answers = [None, {"logprobs": None}, {"logprobs": {"content": []}}, answer(-0.1, -2.0)["choices"][0]]
+        neither = answer(-0.1, -2.0)["choices"][0]
+        for top in neither["logprobs"]["content"][0]["top_logprobs"]:
+            top["token"] = "both"
+        return {"completions": [""] * 5, "completions_all": [*answers, neither]}
+
+    panel = alpaca.Annotator(alpaca.ANNOTATOR, broken)
+    preferences, _ = panel.judge(pairs[:5])
+    assert sum(map(math.isnan, preferences)) == 4
+    assert panel.failures == {
+        "no answer from the judge": 1,
+        "answer without what the parser reads": 2,
+        "answer names neither output": 1,
+    }
+
+
+# ---- rates
+# ------------------------------------------------------------------------------------------------------
+
+
+def rates(pairs, preferences, gamed):
+    return alpaca.rates(pairs, preferences, model="mine", reference="gpt", judge="fake", gamed=gamed)
+
+
+def test_win_rate_by_hand_and_failures_leave_it(pairs, gamed):
+    preferences = [2.0] * 400 + [1.0] * 400 + [1.5] * 4 + [math.nan]
+    found = rates(pairs, preferences, gamed)
+    assert found.win_rate == pytest.approx(100 * 402 / 804)
+    assert found.judged == 804
+
+
+def test_length_controlled_rate_of_equal_files_is_equal_and_nothing_is_written(pairs, gamed, tmp_path):
+    before = package_files()
+    preferences = [1 + 0.9 * (len(p.output) > len(p.reference)) for p in pairs]
+    found = rates(pairs, preferences, gamed)
+    assert found.length_controlled is not None
+    assert found.length_controlled != pytest.approx(
+        found.win_rate, abs=1
+    )  # lengths explain these preferences
+    compressed = tmp_path / "df_gamed.csv.gz"
+    compressed.write_bytes(gzip.compress(gamed.read_bytes()))
+    assert rates(pairs, preferences, compressed) == found
+    assert package_files() == before
+
+
+def test_without_the_hub_file_the_message_says_where_to_put_it(pairs, monkeypatch):
+    package = alpaca.import_package()
+
+    def offline(**_):
+        raise OSError("offline")
+
+    monkeypatch.setattr(package.glm, "hf_hub_download", offline)
+    found = rates(pairs, [1.5, *[2.0] * 804], None)
+    assert found.length_controlled is None
+    assert "df_gamed.csv" in found.lc_missing
+    assert "alpaca_eval/df_gamed.csv" in found.lc_missing
+    assert found.win_rate == pytest.approx(100 * 804.5 / 805)
+    assert package.glm.hf_hub_download is offline
+
+
+# ---- the whole stage over HTTP
+# ----------------------------------------------------------------------------------
+
+
+def test_stage_resumes_reports_and_shuffled_outputs_give_the_same_rates(
+    tmp_path, pairs, gamed, benchmark_and_problems
+):
+    made, problems = benchmark_and_problems
+    order = np.random.default_rng(3).permutation(alpaca.COUNT).tolist()
+    found = []
+    with server(lambda n, text: honest(text)) as (url, count):
+        for name, shuffle in (("plain", None), ("again", None), ("shuffled", order)):
+            out = tmp_path / name
+            out.mkdir()
+            if name != "plain":  # judgements on disk are found by what was asked, in whatever order
+                (out / store.JUDGEMENTS).write_bytes((tmp_path / "plain" / store.JUDGEMENTS).read_bytes())
+            given = outputs_file(out / "outputs.json", pairs, shuffle)
+            sides = judge.sides_of_outputs(given, made, problems, out)
+            found.append(judge.judge(out, sides, at(url), swapped=40, gamed=gamed))
+            assert count[0] == 805 + 40
+    plain, again, shuffled = found
+    assert plain["metrics"] == shuffled["metrics"] == again["metrics"]
+    assert list(plain["metrics"]) == [
+        "win_rate [fake (weighted_alpaca_eval_gpt4_turbo)]",
+        "lc_win_rate [fake (weighted_alpaca_eval_gpt4_turbo)]",
+    ]
+    shown = plain["preference"]
+    assert (shown["wins"], shown["ties"], shown["failed"]) == (536, 269, 0)
+    assert shown["swap_agreement"]["value"] == 1.0
+    assert shown["swap_agreement"]["pairs"] == 40
+    assert shown["mean_length"] == pytest.approx(np.mean([len(p.output) for p in pairs]))
+    grades = store.read_lines(tmp_path / "plain" / store.GRADES)
+    assert grades[1]["outcome"] == "win"
+    assert 100 * np.mean([g["score"] for g in grades]) == pytest.approx(
+        plain["metrics"]["win_rate [fake (weighted_alpaca_eval_gpt4_turbo)]"]["value"]
+    )
+
+
+def ask(url, tmp_path, prompts=6, **settings):
+    transport = Transport(at(url, **settings), tmp_path / "judgements.jsonl")
+    template = '<|im_start|>user\n{} "output": """a""" "output": """b"""\n<|im_end|>'
+    out = transport([template.format(i) for i in range(prompts)], model_name="gpt", max_tokens=1)
+    return transport, out["completions"]
+
+
+def test_too_many_requests_are_waited_for(tmp_path):
+    def busy(n, text):
+        return (
+            (429, {"Retry-After": "0.01"}, json.dumps({"error": {"message": "slow down"}}))
+            if n % 2
+            else honest(text)
+        )
+
+    with server(busy) as (url, _):
+        transport, texts = ask(url, tmp_path, retries=8)
+    assert None not in texts
+    assert transport.errors == {}
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason"),
+    [
+        (lambda n, text: (429, {}, "{}"), "429"),
+        (lambda n, text: (503, {}, "{}"), "status 503"),
+        (lambda n, text: (200, {"Content-Type": "text/html"}, "<html>gateway</html>"), "malformed answer"),
+        (lambda n, text: (200, {}, '{"choices": ['), "malformed answer"),
+        (lambda n, text: (200, {}, '{"choices": []}'), "malformed answer"),
+        (lambda n, text: (400, {}, '{"error": {"message": "context too long"}}'), "status 400"),
+        (lambda n, text: time.sleep(0.4) or honest(text), "time-out"),
+    ],
+)
+def test_failures_are_counted_by_reason_and_asked_again_next_time(behave, reason, tmp_path):
+    with server(behave) as (url, _):
+        transport, texts = ask(
+            url, tmp_path, prompts=3, retries=1, timeout_s=0.2 if reason == "time-out" else 5.0
+        )
+    assert texts == [None] * 3
+    assert transport.errors == {reason: 3}
+    with server(lambda n, text: honest(text)) as (url, count):
+        transport, texts = ask(url, tmp_path, prompts=3)
+        assert None not in texts
+        assert count[0] == 3
+
+
+def test_nobody_there_is_no_connection(tmp_path):
+    transport, texts = ask("http://127.0.0.1:9/v1", tmp_path, prompts=2, retries=0)
+    assert transport.errors == {"no connection": 2}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_stops_at_once(status, tmp_path):
+    with (
+        server(lambda n, text: (status, {}, '{"error": {"message": "no"}}')) as (url, count),
+        pytest.raises(JudgeRefused, match="check --judge, --base-url and the key"),
+    ):
+        ask(url, tmp_path, prompts=50, workers=2)
+    assert count[0] <= 4
+
+
+# ---- stored annotations
+# -----------------------------------------------------------------------------------------
+
+
+def annotations_file(path, pairs, preferences, model="stored"):
+    rows = [
+        {
+            "instruction": p.instruction,
+            "output_1": p.reference,
+            "generator_1": "gpt",
+            "output_2": p.output,
+            "generator_2": model,
+            "annotator": "weighted_alpaca_eval_gpt4_turbo",
+            "preference": preference,
+        }
+        for p, preference in zip(pairs, preferences, strict=True)
+    ]
+    path.write_text(json.dumps(rows[::-1]))
+    return path
+
+
+def test_stored_annotations_give_the_rates_of_judging(tmp_path, pairs, gamed, benchmark_and_problems):
+    made, problems = benchmark_and_problems
+    preferences = [2.0 if i % 3 else 1.25 for i in range(alpaca.COUNT)]
+    given = annotations_file(tmp_path / "annotations.json", pairs, preferences)
+    found = judge.judge_stored(given, made, problems, tmp_path / "out", gamed=gamed)
+    expected = rates(pairs, preferences, gamed)
+    values = [m["value"] for m in found["metrics"].values()]
+    assert values == [expected.win_rate, expected.length_controlled]
+    assert found["preference"]["swap_agreement"] is None
+    assert "weighted_alpaca_eval_gpt4_turbo" in next(iter(found["metrics"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "lc_gap"), [("gpt4_1106_preview_verbose", 0.1), ("gpt4_1106_preview_concise", 0.2)]
+)
+def test_shared_data_published_rates_come_back(model, lc_gap, tmp_path, shared_data):
+    """The gamed rows hold preferences and length differences of two published models, enough to write their
+    annotation files again. Their soft preferences were solved for, which costs up to 0.19 points of LC
+    here."""
+    folder = shared_data / "alpaca_eval"
+    made = tasks.load("alpaca_eval")
+    problems = tasks.problems(made, shared_data)
+    with gzip.open(folder / "df_gamed_surrogate.csv.gz", "rt") as file:
+        rows = sorted((r for r in csv.DictReader(file) if r["model"] == model), key=lambda r: int(r["index"]))
+    with (folder / "leaderboard_weighted_alpaca_eval_gpt4_turbo.csv").open() as file:
+        published = next(r for r in csv.DictReader(file) if r[""] == model)
+    delta = np.array([float(r["std_delta_len"]) for r in rows])
+    steps = np.diff(np.unique(delta))
+    characters = np.rint(delta / steps[steps > 1e-9].min()).astype(int)
+    pairs = [
+        alpaca.Pair(p.gold["instruction"], p.gold["reference"], "x" * (len(p.gold["reference"]) - n))
+        for p, n in zip(problems, characters.tolist(), strict=True)
+    ]
+    given = annotations_file(
+        tmp_path / "annotations.json", pairs, [1 + float(r["preference"]) for r in rows], model=model
+    )
+    found = judge.judge_stored(
+        given, made, problems, tmp_path / "out", gamed=folder / "df_gamed_surrogate.csv.gz"
+    )
+    win_rate, lc = (m["value"] for m in found["metrics"].values())
+    assert win_rate == pytest.approx(float(published["win_rate"]), abs=1e-6)
+    assert lc == pytest.approx(float(published["length_controlled_winrate"]), abs=lc_gap)
+    assert int(found["preference"]["mean_length"]) == int(published["avg_length"])
