@@ -79,6 +79,17 @@ class Recipe:
         """Literal class variables of the method's settings ("needs_answers"), read without importing it."""
         return read_flags(self.spec.settings)
 
+    def needs_answers(self) -> bool:
+        """Whether the method, or one it is built on, reads the final answers of completions.
+
+        `settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}` in a settings class says that its
+        field base_settings holds the settings of the method named by its field base.
+        """
+        flags = [self.flags()]
+        for chooser in flags[0].get("settings_of", {}).values():
+            flags.append(read_flags(METHODS[vars(self.objective)[chooser]].settings))
+        return any(found.get("needs_answers", False) for found in flags)
+
     def trl_arguments(self, known: Collection[str]) -> dict[str, Any]:
         """Keyword arguments for the TRL config whose field names are `known`: `train` as it stands, and what
         other sections hold under a name of ours (train_options.OWNED)."""

@@ -107,12 +107,7 @@ class Loader:
     def sections(self, raw: dict[str, Any], name: str, family: FamilySections) -> Recipe:
         """The recipe; a section with faults is None in it, and `problems` says why."""
         inherit_eval(raw)
-        objective = self.validate("objective", _given(raw, "objective"), self.models["objective"])
-        if objective is not None:
-            try:
-                check_settings(METHODS[name].settings, objective.model_dump())
-            except ValueError as error:
-                self.problems.append(f"objective: {error}")
+        objective = self.settings("objective", _given(raw, "objective"), METHODS[name].settings)
         found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": ()}
         for section in ("model", "data", "train"):
             found[section] = self.validate(section, raw.get(section), self.models[section])
@@ -128,6 +123,20 @@ class Loader:
         if found["output"] is not None and not found["output"].name:
             found["output"] = found["output"].model_copy(update={"name": Path(self.file).stem})
         return Recipe(path=self.file, method=name, **found)
+
+    def settings(self, section: str, raw: Any, path: str) -> BaseModel | None:
+        """A method's settings: fields, the class's own checks, and those of a method they are the settings of."""
+        found = self.validate(section, raw, read_settings(path))
+        if found is None:
+            return None
+        try:
+            check_settings(path, found.model_dump())
+        except ValueError as error:
+            self.problems.append(f"{section}: {error}")
+        for key, chooser in read_flags(path).get("settings_of", {}).items():
+            values = vars(found)
+            self.settings(f"{section}.{key}", values[key] or {}, METHODS[values[chooser]].settings)
+        return found
 
     def rewards(self, raw: Any) -> tuple[RewardSection, ...]:
         if raw is not None and not isinstance(raw, list):
@@ -167,7 +176,7 @@ class Loader:
         homes = [name for name, other in self.models.items() if key in other.model_fields and name != section]
         if homes and not near:
             return f"'{key}' belongs in section {' or '.join(homes)}"
-        if section == "objective":
+        if section.startswith("objective"):
             return f"{model.__name__} has no setting '{key}'{near or _settings_of(model)}"
         return f"unknown key '{key}'{near}"
 

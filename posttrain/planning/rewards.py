@@ -1,13 +1,51 @@
-"""The rewards of a recipe against what the dataset offers and the method needs."""
+"""The rewards of a recipe against what the dataset offers and what the method needs."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from posttrain.recipe import Recipe
+from posttrain.rewards.resolve import RewardSignature, RewardSpec, RewardSpecError, describe, faults
+from posttrain.sections import RewardSection
 
 
-def reward_faults(recipe: Recipe, columns: set[str] | None) -> list[str]:
-    return []
+def spec_of(reward: RewardSection) -> RewardSpec:
+    return RewardSpec.of(reward.model_dump())
+
+
+def reward_faults(recipe: Recipe, columns: Collection[str] | None) -> list[str]:
+    """A sentence for each reward that cannot be found or called; `columns` None: the dataset is not at hand."""
+    signatures: list[RewardSignature] = []
+    found: list[str] = []
+    for position, reward in enumerate(recipe.rewards):
+        try:
+            signatures.append(describe(spec_of(reward)))
+        except RewardSpecError as error:
+            found.append(f"rewards[{position}]: {error}")
+            continue
+        if columns is not None:
+            found += [f"rewards[{position}]: {fault}" for fault in faults(spec_of(reward), sorted(columns))]
+    judged = len(signatures) == len(recipe.rewards)
+    if judged and recipe.needs_answers() and not any(signature.yields_answers for signature in signatures):
+        found.append(
+            f"rewards: method '{recipe.method}' compares final answers, and none of the rewards says what a "
+            "completion's answer is; use math_answer, or decorate your own with posttrain.rewards.hooks.yields_answers"
+        )
+    if recipe.rewards and all(reward.weight == 0 for reward in recipe.rewards):
+        found.append("rewards: every weight is 0, so nothing would be learned; give one a weight")
+    return found
 
 
 def reward_lines(recipe: Recipe) -> list[str]:
-    return [f"{reward.label or reward.name} x {reward.weight:g}" for reward in recipe.rewards]
+    """One line a reward: its name, weight, and the columns it reads."""
+    lines = []
+    for reward in recipe.rewards:
+        text = f"{spec_of(reward).title} x {reward.weight:g}"
+        try:
+            needed = describe(spec_of(reward)).columns_needed
+        except RewardSpecError:
+            needed = ()
+        if needed:
+            text += f", reads {', '.join(needed)}"
+        lines.append(f"{text}; {reward.timeout_s:g} s a call, then {reward.on_error}")
+    return lines
