@@ -73,10 +73,7 @@ def map_row(row: Row, section: DataSection) -> Row:
     message lists; otherwise they are text.
     """
     out = dict(row)
-    texts = {name: row.get(section.__dict__[name] or name) for name in _TEXTS}
-    texts = {name: value for name, value in texts.items() if value is not None or section.__dict__[name]}
-    if any(value in (None, "", []) for value in texts.values()):
-        raise Dropped("no " + next(name for name, value in texts.items() if value in (None, "", [])))
+    texts = _given_texts(row, section)
     if _implicit_prompt(section, set(row)) and section.prompt is None and section.template is None:
         prompt, texts["chosen"], texts["rejected"] = split_pair(texts["chosen"], texts["rejected"])
     else:
@@ -92,6 +89,18 @@ def map_row(row: Row, section: DataSection) -> Row:
     if section.answer is not None:
         out["answer"] = gold_answer(row.get(section.answer.column), section.answer)
     return out | {name: row.get(column) for name, column in section.columns.items()}
+
+
+def _given_texts(row: Row, section: DataSection) -> dict[str, Any]:
+    """completion, chosen and rejected, as far as the section names them or the row has them; none of them empty."""
+    columns = {name: section.__dict__[name] or name for name in _TEXTS}
+    given = {name for name in _TEXTS if section.__dict__[name] or name in row}
+    if given & {"chosen", "rejected"}:
+        given |= {"chosen", "rejected"}
+    for name in sorted(given):
+        if row.get(columns[name]) in (None, "", []):
+            raise Dropped(f"no {name}")
+    return {name: row[columns[name]] for name in _TEXTS if name in given}
 
 
 def build_prompt(row: Row, section: DataSection) -> str | Messages:
