@@ -1,0 +1,181 @@
+"""Grading of final answers in mathematics: one extraction rule, one equality, shared by reward and evaluation.
+
+The answer is the last `\\boxed{...}`, and it has to be closed: a text that stops inside its box or inside its
+reasoning has no answer. Equality is decided exactly where the answer can be evaluated (maths/value.py) and by
+math-verify elsewhere. A single comparison may take arbitrarily long, so grade in a process with a deadline
+(`grading_pool.grade_many`, or the reward runner); nothing here uses signals or threads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from posttrain.rewards.maths.equal import canonical, equal_answers, readable
+from posttrain.rewards.maths.notation import closing
+
+AnswerFormat = Literal["boxed", "hash", "flexible"]
+"""boxed: the last closed box. hash: what follows the last "####" on its line. flexible: a box, else "####",
+else the last number of the text."""
+
+REASONING_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
+
+_BOX = re.compile(r"\\boxed\s*\{")
+_BOX_BEGUN = re.compile(r"(?<!\\)\\(?:b(?:o(?:x(?:e(?:d\s*)?)?)?)?)?$")
+_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The final answer as the text has it, or None and why there is none.
+
+    reason: "boxed", "hash", "number" (how it was found); "no box", "unclosed box", "unclosed reasoning",
+    "empty box", "no ####", "no number", "too long" (why not).
+    """
+
+    answer: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`correct` is None where the gold answer itself cannot be read, or where grading ran out of time.
+
+    reason: "equal", "different", "unreadable gold", "timeout", or the extraction's reason for having no answer.
+    """
+
+    correct: bool | None
+    answer: str | None
+    reason: str
+
+
+def extract_answer(
+    text: str, answer_format: AnswerFormat = "boxed", *, prompt_opens_reasoning: bool = False
+) -> Extraction:
+    """The final answer of a model's text.
+
+    Reasoning between tags is not searched: an answer has to stand behind it. `prompt_opens_reasoning` is for chat
+    templates that put the opening tag into the prompt: then a text without a closing tag is unclosed reasoning.
+    """
+    visible = after_reasoning(text, prompt_opens_reasoning)
+    if visible is None:
+        return Extraction(None, "unclosed reasoning")
+    if answer_format == "boxed":
+        return _limited(_last_box(visible))
+    if answer_format == "hash":
+        return _limited(_after_hash(visible))
+    if answer_format != "flexible":
+        raise ValueError(f"answer_format is {answer_format!r}; choose boxed, hash or flexible")
+    found = _last_box(visible)
+    if found.reason == "no box":
+        found = _after_hash(visible)
+    return _limited(found if found.reason != "no ####" else _last_number(visible))
+
+
+def grade(
+    gold: str | int | float | None,
+    text: str,
+    answer_format: AnswerFormat = "boxed",
+    *,
+    prompt_opens_reasoning: bool = False,
+    rel_tol: float = 0.0,
+    abs_tol: float = 0.0,
+) -> Grade:
+    """Grades a model's text against a gold answer: bare LaTeX, a solution with a box, or one with "####".
+
+    Wrong, unreadable and missing answers are False; None says that the gold answer cannot be read. `rel_tol` and
+    `abs_tol` widen the comparison of numbers, for gold answers that are measurements.
+    """
+    expected = read_gold(gold)
+    extraction = extract_answer(text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning)
+    if expected is None:
+        return Grade(None, extraction.answer, "unreadable gold")
+    if extraction.answer is None:
+        return Grade(False, None, extraction.reason)
+    equal = equal_answers(expected, extraction.answer, rel_tol, abs_tol)
+    return Grade(equal, extraction.answer, "equal" if equal else "different")
+
+
+def canonical_answer(answer: str | None) -> str | None:
+    """A string that equal answers share (1/2, 0.5, \\frac{1}{2} -> "1/2"), for votes and answer entropy."""
+    return None if answer is None else canonical(answer)
+
+
+def read_gold(gold: str | int | float | None) -> str | None:
+    """The gold answer as LaTeX, or None if it cannot be read."""
+    if gold is None or isinstance(gold, float) and gold != gold:
+        return None
+    return _read_gold(repr(gold) if isinstance(gold, float) else str(gold))
+
+
+@lru_cache(maxsize=65536)
+def _read_gold(gold: str) -> str | None:
+    if "####" in gold:
+        gold = gold.rpartition("####")[2].strip()
+    elif "\\boxed" in gold or "\\fbox" in gold:
+        gold = re.sub(r"\\fbox(?![A-Za-z])", r"\\boxed", gold)
+        gold = re.sub(r"\\boxed\s+(\w)", r"\\boxed{\1}", gold)
+        gold = _last_box(gold).answer or ""
+    return gold if gold.strip() and readable(gold) else None
+
+
+# ---- extraction -------------------------------------------------------------------------------------------------
+
+
+def after_reasoning(text: str, opened: bool = False) -> str | None:
+    """The text behind its reasoning, or None if the reasoning does not end. `opened`: the prompt began it."""
+    closed = False
+    for opening, ending in REASONING_TAGS:
+        end = text.rfind(ending)
+        if end >= 0:
+            text, closed = text[end + len(ending) :], True
+        if opening in text:
+            return None
+    return None if opened and not closed else text
+
+
+def _last_box(text: str) -> Extraction:
+    begins = [match.end() - 1 for match in _BOX.finditer(text)]
+    if _BOX_BEGUN.search(text):
+        return Extraction(None, "unclosed box")
+    if not begins:
+        return Extraction(None, "no box")
+    last = begins[-1]
+    end = closing(text, last)
+    if end < 0:
+        return Extraction(None, "unclosed box")
+    for outer in reversed(begins[:-1]):
+        outer_end = closing(text, outer)
+        if outer_end > end:
+            last, end = outer, outer_end
+        elif outer_end < 0 and not re.search(r"[\n$]|\\[\])]|[.!?]\s", text[outer:last]):
+            return Extraction(None, "unclosed box")  # \boxed{\boxed{5}: the outer one is still open
+    answer = _BOX.sub("{", text[last + 1 : end]).strip()
+    return Extraction(answer, "boxed") if answer else Extraction(None, "empty box")
+
+
+def _after_hash(text: str) -> Extraction:
+    if "####" not in text:
+        return Extraction(None, "no ####")
+    line = text.rpartition("####")[2].strip().partition("\n")[0].strip().strip("*")
+    return Extraction(line, "hash") if line else Extraction(None, "no ####")
+
+
+def _last_number(text: str) -> Extraction:
+    numbers = _NUMBER.findall(text)
+    return Extraction(numbers[-1], "number") if numbers else Extraction(None, "no number")
+
+
+def _limited(found: Extraction) -> Extraction:
+    if found.answer is not None and len(found.answer) > MAX_ANSWER_LENGTH:
+        return Extraction(None, "too long")
+    return found

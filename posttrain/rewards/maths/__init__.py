@@ -1,0 +1,1 @@
+"""Reading and comparing final answers: LaTeX to shapes (numbers, tuples, regions, matrices, words), then equality."""

@@ -1,0 +1,279 @@
+"""One spelling for what LaTeX and people write in many: spaces, fractions, signs, fonts, thousands, units."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+CURRENCY = "¤"  # one sign for every currency's sign
+
+_CHARACTERS = {
+    "−": "-", "–": "-", "—": "-", "﹣": "-", "－": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ",
+    "∙": r"\cdot ", "∗": "*", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\R ",
+    "ℤ": r"\Z ", "±": r"\pm ", "°": r"^\circ ", "º": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
+    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "²": "^{2}", "³": "^{3}", "¹": "^{1}",
+    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2005": " ", "\u200b": "", "，": ",", "．": ".", "（": "(",
+    "）": ")", "％": "%", "＄": "$", "′": "'", "’": "'", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ",
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ω": r"\omega ",
+    "φ": r"\phi ", "σ": r"\sigma ", "τ": r"\tau ", "€": CURRENCY, "£": CURRENCY, "¥": CURRENCY, "…": r"\ldots ",
+    "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9",
+}  # fmt: skip
+_UNICODE = str.maketrans(_CHARACTERS)
+
+_BREAK = "\x01"  # stands for \\ while commands are rewritten
+_TEXT_COMMANDS = (
+    r"(?:text(?:bf|it|rm|sf|tt|normal|sc)?|mbox|mathrm|mathsf|mathtt|textnormal|hbox|operatorname\*?)"
+)
+
+_RULES: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\\[ ]", " "),
+        (r"\\begin\{(?:align|equation|gather|aligned|gathered)\*?\}|\\end\{(?:align|equation|gather|aligned|gathered)\*?\}", " "),
+        (r"(?:USD|US|CAD|AUD)?\s*\\\$", CURRENCY),
+        (r"\$", " "),
+        (r"\\[()\[\]]", " "),
+        (r"(?<=\d)(?:\{,\}|,\s*\\!|\\!\s*,)\s*(?=\d{3}(?!\d))", ""),
+        (r"\{,\}", ","),
+        (r"\\!", ""),
+        (r"\\[,;:>]|~|\\q?quad\b|\\(?:thin|med|thick)space\b|\\enspace\b|\\hspace\*?\{[^{}]*\}", " "),
+        (r"\\(?:left|right|middle)\s*(?=[.])[.]", ""),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath|"
+         r"rm|bf|it|sf|tt|large|Large|normalsize|small|huge|centering)(?![A-Za-z])", ""),
+        (r"\\color\s*\{[^{}]*\}", ""),
+        (r"\\textcolor\s*\{[^{}]*\}", ""),
+        (r"\\phantom\{[^{}]*\}", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\\(?:geqslant|geqq|geq)(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\(?:leqslant|leqq|leq)(?![A-Za-z])|<=", r"\\le "),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\neq(?![A-Za-z])|\\not\s*=|!=", r"\\ne "),
+        (r"\\(?:approxeq|simeq|thickapprox|doteq)(?![A-Za-z])|\\sim(?![A-Za-z])", r"\\approx "),
+        (r"\\(?:varnothing|O)(?![A-Za-z])", r"\\emptyset"),
+        (r"\\(?:infin)(?![A-Za-z])|\\text\{\s*inf(?:inity)?\s*\}", r"\\infty "),
+        (r"\\l?vert(?![A-Za-z])|\\rvert(?![A-Za-z])|\\mid(?![A-Za-z])", "|"),
+        (r"\\l(?:brace|curly)(?![A-Za-z])", r"\\{"),
+        (r"\\r(?:brace|curly)(?![A-Za-z])", r"\\}"),
+        (r"\\lbrack(?![A-Za-z])", "["),
+        (r"\\rbrack(?![A-Za-z])", "]"),
+        (r"\\(?:mathbb|Bbb)\s*\{?\s*([RNZQC])\s*\}?(?![A-Za-z])", r"\\\1 "),
+        (r"\\(?:mathbf|mathit|boldsymbol|bm|underline|mathcal|mathnormal|vec|hat|overrightarrow)\s*\{([^{}]*)\}", r"{\1}"),
+        (r"\\operatorname\*?\s*\{\s*(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp)\s*\}", r"\\\1 "),
+        (rf"\\{_TEXT_COMMANDS}(?![A-Za-z])\s*\{{", r"\\text{"),
+        (r"\\text\{\s*([ei])\s*\}(?=\s*\^)", r"\1"),
+        # one upright letter behind a number is a unit; i, e and any other letter is mathematics
+        (r"(?<=[\w})^])\s*\\text\{\s*([a-zA-Z])\s*\}(?<![msghlLAVJNWKCFT]\})(?<![msghlLAVJNWKCFT] \})", r" \1"),
+        (r"\^\s*\{?\s*\\prime\s*\\prime\s*\}?", "''"),
+        (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
+        (r"\\degrees?(?![A-Za-z])|\\text\{\s*°\s*\}", r"^\\circ "),
+        (r"\\deg(?![A-Za-z])", r"^\\circ "),
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
+        (r"\{\s*\}\s*(?=\^)", ""),
+        (r"\\text\{\s*\}", ""),
+        (r"\\%", "%"),
+        (r"\\([#&_])", r"\1"),
+        (r"\.\.\.+|\\ldots(?![A-Za-z])|\\dots[cbmio]?(?![A-Za-z])|\\cdots(?![A-Za-z])", r"\\ldots "),
+        (r"\*\*", "^"),
+        (r"(?<![A-Za-z\\])(?:np|math|numpy)\.(?=[a-z])", ""),
+        (r"√\s*\(", r"\\sqrt("),
+        (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"(?<![A-Za-z\\])sqrt\s*(?=[({])", r"\\sqrt"),
+        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![A-Za-z\\])(?:infinity|oo)(?![A-Za-z])", r"\\infty "),
+        (r"(?<![A-Za-z\\])(sin|cos|tan|ln|log|arcsin|arccos|arctan)(?=\s*[(\d])", r"\\\1 "),
+        (r"\s+", " "),
+    ]
+]  # fmt: skip
+
+
+@lru_cache(maxsize=16384)
+def tidy(text: str) -> str:
+    """The answer in one spelling: no delimiters, no fonts, no spacing commands, plain names for every relation."""
+    text = text.translate(_UNICODE).replace("\\\\", _BREAK).strip()
+    text = re.sub(r"\\textcolor\s*\{[^{}]*\}", "", text)
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    text = _brace_sqrt(text)
+    text = re.sub(rf"(?:[.,;:]|{_BREAK}|\s)+$", "", text).strip()
+    text = re.sub(rf"^(?:[,;:]|{_BREAK}|\s)+", "", text)
+    return strip_braces(text.replace(_BREAK, "\\\\"))
+
+
+def _brace_sqrt(text: str) -> str:
+    r"""\sqrt(5) means the root of the whole bracket, although LaTeX would take the "(" alone."""
+    start = text.find(r"\sqrt(")
+    while start >= 0:
+        end = closing(text, start + 5)
+        if end < 0:
+            return text
+        text = f"{text[: start + 5]}{{{text[start + 6 : end]}}}{text[end + 1 :]}"
+        start = text.find(r"\sqrt(", start + 5)
+    return text
+
+
+# ---- brackets ---------------------------------------------------------------------------------------------------
+
+_PAIRS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
+
+
+def symbols(text: str) -> list[tuple[int, str]]:
+    r"""(position, symbol) of each symbol: a command \name, an escaped \{ \} or \\, or one character."""
+    return [(m.start(), m.group()) for m in re.finditer(r"\\[A-Za-z]+|\\.|[^\\]|\\$", text, re.DOTALL)]
+
+
+def closing(text: str, start: int) -> int:
+    """Position of the bracket that closes the one at `start`, or -1. Half-open intervals may mix ( and ]."""
+    depth = 0
+    opening = text[start : start + 2] if text[start] == "\\" else text[start]
+    curly = opening in ("{", "\\{")
+    for position, symbol in symbols(text[start:]):
+        if symbol in ("{", "\\{") if curly else symbol in ("(", "["):
+            depth += 1
+        elif symbol in ("}", "\\}") if curly else symbol in (")", "]"):
+            depth -= 1
+            if depth == 0:
+                return start + position
+    return -1
+
+
+def split_top(text: str, separators: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Pieces between separators that stand outside all brackets, each with the separator that ends it ("" last)."""
+    pieces, depth, begin, inside_bars = [], 0, 0, False
+    environment = 0
+    skip_to = 0
+    for position, symbol in symbols(text):
+        if position < skip_to:
+            continue
+        if symbol == r"\begin":
+            environment += 1
+        elif symbol == r"\end":
+            environment -= 1
+        elif symbol in ("(", "[", "{", "\\{", r"\lfloor", r"\lceil", r"\langle"):
+            depth += 1
+        elif symbol in (")", "]", "}", "\\}", r"\rfloor", r"\rceil", r"\rangle"):
+            depth -= 1
+        elif symbol == "|":
+            inside_bars = not inside_bars
+        if depth == 0 and not environment and (not inside_bars or text.count("|") % 2):
+            for separator in separators:
+                if text.startswith(separator, position):
+                    pieces.append((text[begin:position], separator))
+                    begin = skip_to = position + len(separator)
+                    break
+    return [*pieces, (text[begin:], "")]
+
+
+def balanced(text: str) -> bool:
+    """Whether every brace is closed."""
+    depth = 0
+    for _, symbol in symbols(text):
+        depth += (symbol == "{") - (symbol == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def strip_braces(text: str) -> str:
+    """Without a pair of plain braces around the whole."""
+    text = text.strip()
+    while text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text
+
+
+# ---- units ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """`factor` in base units and `dimension`; both None for words that are no unit known here ("clips")."""
+
+    factor: Fraction | None
+    dimension: tuple[tuple[str, int], ...] | None
+
+
+_NAMES: dict[str, tuple[str, str, int]] = {
+    "mm millimeter millimetre": ("length", "0.001", 1),
+    "cm centimeter centimetre": ("length", "0.01", 1),
+    "dm decimeter decimetre": ("length", "0.1", 1),
+    "m meter metre": ("length", "1", 1),
+    "km kilometer kilometre": ("length", "1000", 1),
+    "in inch inches inche": ("length", "0.0254", 1),
+    "ft foot feet": ("length", "0.3048", 1),
+    "yd yard": ("length", "0.9144", 1),
+    "mi mile": ("length", "1609.344", 1),
+    "l liter litre": ("length", "0.001", 3),
+    "ml milliliter millilitre": ("length", "0.000001", 3),
+    "s sec second": ("time", "1", 1),
+    "min minute": ("time", "60", 1),
+    "h hr hour": ("time", "3600", 1),
+    "day": ("time", "86400", 1),
+    "week": ("time", "604800", 1),
+    "month": ("month", "1", 1),
+    "year yr": ("month", "12", 1),
+    "mg milligram": ("mass", "0.001", 1),
+    "g gram": ("mass", "1", 1),
+    "kg kilogram": ("mass", "1000", 1),
+    "lb pound": ("pound", "1", 1),
+    "oz ounce": ("ounce", "1", 1),
+    "cent ¢": ("money", "0.01", 1),
+    f"dollar buck usd {CURRENCY}": ("money", "1", 1),
+    "degree deg": ("degree", "1", 1),
+    "radian rad": ("radian", "1", 1),
+}  # fmt: skip
+UNITS: dict[str, tuple[str, Fraction, int]] = {
+    name: (dimension, Fraction(factor), power)
+    for names, (dimension, factor, power) in _NAMES.items()
+    for name in names.split()
+}
+MULTIPLES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+UNITS |= {name + "s": unit for name, unit in UNITS.items() if len(name) > 2 and not name.endswith("s")}
+_COMPOUND = {"mph": ("mi", "h"), "kph": ("km", "h"), "kmph": ("km", "h")}
+BARE = sorted(
+    (n for n in UNITS if len(n) > 1 and n.isalpha() and n not in ("in", "min")), key=len, reverse=True
+)
+"""Units recognised behind a number without \\text; a single letter there is a variable."""
+
+
+@lru_cache(maxsize=4096)
+def read_unit(text: str) -> Unit:
+    """The unit in `text`, such as `\\text{ cm}^2`, `square inches`, `km/h`, `dollars per hour`."""
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", lambda match: f" {match[1].strip()}", text)
+    words = (
+        re.sub(r"\^\s*\{?\s*(-?\d+)\s*\}?", r"^\1", words)
+        .replace("\\cdot", " ")
+        .replace("^\\circ", " degree ")
+    )
+    words = re.sub(r"\b(?:per|a|an)\b", "/", words).replace("/", " / ").replace("{", " ").replace("}", " ")
+    factor, dimension, sign, prefix = Fraction(1), {}, 1, 1
+    tokens = words.replace(".", "").replace("~", " ").split()
+    for position, token in enumerate(tokens):
+        name, _, power = token.partition("^")
+        name = name if len(name) == 1 else name.lower()
+        if token == "/":
+            sign = -1
+            continue
+        if name in ("square", "sq", "squared", "cubic", "cubed", "cu"):
+            prefix = 2 if name.startswith("sq") else 3
+            if not name.endswith("ed"):
+                continue
+            if not position:
+                return Unit(None, None)
+            name, power, token = tokens[position - 1].lower(), str(prefix - 1), ""
+        for part, direction in zip(_COMPOUND.get(name, (name,)), (1, -1), strict=False):
+            known = UNITS.get(part)
+            if known is None:
+                return Unit(None, None)
+            exponent = sign * direction * (int(power) if power else prefix if token else 1)
+            base, size, inner = known
+            dimension[base] = dimension.get(base, 0) + inner * exponent
+            factor *= size**exponent
+        prefix = 1
+    if not tokens:
+        return Unit(None, None)
+    return Unit(factor, tuple(sorted((k, v) for k, v in dimension.items() if v)))

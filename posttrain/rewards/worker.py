@@ -1,0 +1,91 @@
+"""A worker process: `python -m posttrain.rewards.worker` reads calls from its standard input and answers them.
+
+Messages are pickles behind eight bytes of length. The first names a factory, "module:function", and its arguments;
+the factory makes the handler that answers all further messages. What the handler prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+LENGTH = struct.Struct(">Q")
+
+
+def frame(message: bytes) -> bytes:
+    return LENGTH.pack(len(message)) + message
+
+
+def _read(stream: BinaryIO) -> bytes:
+    header = stream.read(LENGTH.size)
+    if len(header) < LENGTH.size:
+        raise EOFError
+    return stream.read(LENGTH.unpack(header)[0])
+
+
+def _write(stream: BinaryIO, message: Any) -> None:
+    stream.write(frame(pickle.dumps(message, protocol=5)))
+    stream.flush()
+
+
+def _answer(action: Callable[[], Any]) -> tuple[str, Any]:
+    try:
+        return "done", action()
+    except Exception as error:  # a reward may fail in any way; the parent decides what that means
+        return "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _leave_with_parent() -> None:
+    """Ends this process when its parent is gone, even in the middle of a call."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _start(packed: bytes) -> Callable[[Any], Any]:
+    message = pickle.loads(packed)
+    for folder in reversed(message["path"]):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    module, _, name = message["factory"].partition(":")
+    return vars(importlib.import_module(module))[name](**pickle.loads(message["arguments"]))
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    handlers: list[Callable[[Any], Any]] = []
+
+    def handle(packed: bytes) -> Any:
+        if handlers:
+            return handlers[0](pickle.loads(packed))
+        handlers.append(_start(packed))
+        return None
+
+    while True:
+        packed = _read(requests)
+        _write(replies, _answer(lambda packed=packed: handle(packed)))
+
+
+def main() -> None:
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        _serve(requests, replies)
+    sys.stderr.flush()
+    os._exit(0)  # a user's threads or atexit hooks must not keep the process
+
+
+if __name__ == "__main__":
+    main()

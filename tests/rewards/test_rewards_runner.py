@@ -1,0 +1,370 @@
+"""The runner: whole groups, processes of their own, deadlines, and every way in which a reward can fail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from posttrain.rewards.hooks import judges_each, yields_answers
+from posttrain.rewards.resolve import RewardSpec, RewardSpecError
+from posttrain.rewards.runner import RewardError, RewardRunner
+
+GROUPS = ["a", "b", "c", "d"]
+
+
+def write(folder: Path, source: str, name: str = "rewards.py") -> str:
+    file = folder / name
+    file.write_text(textwrap.dedent(source))
+    return str(file)
+
+
+def score(spec, completions=GROUPS, group_size=2, columns=None, **options):
+    with RewardRunner([spec], workers=1, **options) as runner:
+        return runner.score(completions, columns=columns, group_size=group_size)
+
+
+def column(scores, k=0):
+    return [row[k] for row in scores.values]
+
+
+# ---- what arrives and what comes back
+
+
+def test_a_reward_sees_whole_groups_in_order_and_its_own_columns():
+    def seen(completions, *, answer):
+        return [10 * len(completions) + position + (a == "x") / 2 for position, a in enumerate(answer)]
+
+    columns = {"answer": ["x", "y", "y", "x"], "unwanted": [object] * 4}
+    assert column(score(seen, columns=columns)) == [20.5, 21.0, 20.0, 21.5]
+
+
+def test_no_group_is_split_over_workers():
+    def group(completions):
+        return [float(len(set(completions)) * 10 + len(completions))] * len(completions)
+
+    completions = [f"{g}" for g in range(7) for _ in range(3)]
+    with RewardRunner([group], workers=2) as runner:
+        assert column(runner.score(completions, group_size=3)) == [13.0] * 21
+
+
+def test_several_rewards_make_columns_with_names_and_weights():
+    specs = [
+        {"name": "exact_match", "weight": 2.0},
+        {"name": "format_regex", "args": {"pattern": "[ab]"}, "label": "letters"},
+    ]
+    with RewardRunner(specs, workers=1) as runner:
+        scores = runner.score(GROUPS, columns={"answer": ["a", "x", None, "d"]}, group_size=2)
+    assert runner.names == ["exact_match", "letters"]
+    assert runner.weights == [2.0, 1.0]
+    assert scores.values == [[1.0, 1.0], [0.0, 1.0], [None, 0.0], [1.0, 0.0]]
+    assert scores.answers == GROUPS
+    assert scores.counts["exact_match"] == {"none": 1, "error": 0, "timeout": 0, "nan": 0, "inf": 0}
+
+
+def test_numbers_of_many_kinds_are_taken():
+    def kinds(completions):
+        import numpy as np
+
+        return [True, 3, np.float32(0.5), np.int64(2)]
+
+    scores = score(kinds, group_size=4)
+    assert column(scores) == [1.0, 3.0, 0.5, 2.0]
+    assert all(type(value) is float for value in column(scores))
+
+
+def test_prompts_and_token_counts_are_provided():
+    def lengths(completions, *, prompts, completion_tokens):
+        return [len(prompt) + 100 * tokens for prompt, tokens in zip(prompts, completion_tokens, strict=True)]
+
+    scores = score(
+        lengths, columns={"prompts": ["p", "pp", "p", "p"], "completion_ids": [[1], [1, 2], [], [3]]}
+    )
+    assert column(scores) == [101.0, 202.0, 1.0, 101.0]
+
+
+def test_an_async_reward():
+    async def slow(completions):
+        import asyncio
+
+        results = await asyncio.gather(*(asyncio.sleep(0.01, result=len(c)) for c in completions))
+        return list(results)
+
+    assert column(score(slow)) == [1.0] * 4
+
+
+def test_nothing_to_score():
+    assert score("exact_match", [], columns={"answer": []}).values == []
+
+
+def test_answers_come_from_the_reward_that_yields_them():
+    @yields_answers(lambda completions, *, upper=False: [c.upper() if upper else c for c in completions])
+    def mine(completions, *, upper=False):
+        return [0.0] * len(completions)
+
+    assert score(RewardSpec("mine", {"upper": True}, function=mine)).answers == ["A", "B", "C", "D"]
+    assert score(lambda completions: [0.0] * len(completions)).answers is None
+
+
+# ---- values that are none
+
+
+def test_none_nan_and_infinity_are_unjudged_and_counted():
+    def odd(completions):
+        return [None, float("nan"), float("inf"), float("-inf")]
+
+    scores = score(odd, group_size=4)
+    assert column(scores) == [None] * 4
+    assert scores.counts == {"odd": {"none": 1, "error": 0, "timeout": 0, "nan": 1, "inf": 2}}
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("[1.0]", "1 values for 2 completions"),
+        ("['1.0', 2.0]", "str '1.0' at position 0"),
+        ("None", "NoneType None"),
+        ("'ab'", "str 'ab'"),
+    ],
+)
+def test_a_wrong_return_is_an_error_that_says_what_came(tmp_path, returned, words):
+    path = write(tmp_path, f"def bad(completions):\n    return {returned}\n")
+    with pytest.raises(RewardError, match="bad") as caught:
+        score(f"{path}:bad")
+    assert words in str(caught.value)
+
+
+# ---- failures
+
+FAILING = """
+    import ctypes, os, time
+
+    def raises(completions):
+        if "b" in completions:
+            raise KeyError("a broken grader")
+        return [1.0] * len(completions)
+
+    def exits(completions):
+        if "b" in completions:
+            os._exit(3)
+        return [1.0] * len(completions)
+
+    def crashes(completions):
+        if "b" in completions:
+            os.kill(os.getpid(), 11)
+        return [1.0] * len(completions)
+
+    def hangs(completions):
+        if "b" in completions:
+            time.sleep(60)
+        return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("name", ["raises", "exits", "crashes"])
+def test_skip_counts_the_group_and_goes_on(tmp_path, name):
+    scores = score(f"{write(tmp_path, FAILING)}:{name}", on_error="skip")
+    assert column(scores) == [None, None, 1.0, 1.0]
+    assert scores.counts[name]["error"] == 2
+
+
+def test_a_hang_is_killed_at_its_deadline(tmp_path):
+    began = time.monotonic()
+    scores = score(f"{write(tmp_path, FAILING)}:hangs", on_error="skip", timeout_s=0.5)
+    assert column(scores) == [None, None, 1.0, 1.0]
+    assert scores.counts["hangs"] == {"none": 0, "error": 0, "timeout": 2, "nan": 0, "inf": 0}
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("raises", 'raise KeyError("a broken grader")'),
+        ("exits", "exited with code 3"),
+        ("crashes", "SIGSEGV"),
+        ("hangs", "no result within 0.5 s"),
+    ],
+)
+def test_raise_stops_with_the_name_and_the_cause(tmp_path, name, words):
+    with pytest.raises(RewardError, match=f"reward '{name}' failed on completions 0 to 1") as caught:
+        score(f"{write(tmp_path, FAILING)}:{name}", timeout_s=0.5)
+    assert words in str(caught.value)
+
+
+def test_a_failure_leaves_the_runner_usable(tmp_path):
+    with RewardRunner([f"{write(tmp_path, FAILING)}:exits"], workers=1) as runner:
+        with pytest.raises(RewardError):
+            runner.score(["a", "b"], group_size=2)
+        assert column(runner.score(["a", "c"], group_size=2)) == [1.0, 1.0]
+
+
+def test_only_the_guilty_completion_is_lost_where_each_is_judged_alone():
+    @judges_each
+    def picky(completions):
+        return [1.0 / (c != "b") for c in completions]
+
+    scores = score(picky, on_error="skip")
+    assert column(scores) == [1.0, None, 1.0, 1.0]
+    assert scores.counts["picky"]["error"] == 1
+
+
+def test_a_reward_has_its_own_limit_and_policy(tmp_path):
+    path = write(tmp_path, FAILING)
+    specs = [
+        {"name": f"{path}:hangs", "timeout_s": 0.3, "on_error": "skip"},
+        {"name": f"{path}:raises", "on_error": "skip"},
+    ]
+    with RewardRunner(specs, workers=1) as runner:
+        scores = runner.score(GROUPS, group_size=2)
+    assert scores.values == [[None, None], [None, None], [1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_reward_that_cannot_be_imported_is_named_at_the_start(tmp_path):
+    path = write(tmp_path, "import no_such_package\n\ndef mine(completions):\n    return []\n")
+    with RewardRunner([f"{path}:mine"], on_error="skip") as runner:  # the recipe is wrong: not a thing to skip
+        with pytest.raises(RewardError, match="'mine' could not be loaded") as caught:
+            runner.start()
+    assert "no_such_package" in str(caught.value)
+
+
+def test_a_missing_column_is_named_before_any_call():
+    with pytest.raises(ValueError, match="'exact_match' needs the column 'answer'; the batch has gold"):
+        score("exact_match", columns={"gold": ["a"] * 4})
+
+
+def test_batches_that_are_not_whole_groups_are_refused():
+    with pytest.raises(ValueError, match="3 completions are not whole groups of 2"):
+        score("exact_match", ["a", "b", "c"], columns={"answer": ["a"] * 3})
+    with pytest.raises(ValueError, match="column 'answer' has 3 values for 4 completions"):
+        score("exact_match", columns={"answer": ["a"] * 3})
+
+
+# ---- processes
+
+
+def test_rewards_run_elsewhere_without_torch():
+    def where(completions):
+        import os
+        import sys
+
+        return [os.getpid(), "torch" in sys.modules]
+
+    pid, torch = column(score(where, ["a", "b"]))
+    assert pid != os.getpid()
+    assert torch == 0.0
+
+
+def test_what_a_reward_prints_goes_to_stderr_and_disturbs_nothing(tmp_path, capfd):
+    path = write(
+        tmp_path,
+        """
+        import os, sys
+
+        def loud(completions):
+            print("printed")
+            os.write(1, b"written\\n")
+            sys.stdout.flush()
+            return [1.0] * len(completions)
+        """,
+    )
+    assert column(score(f"{path}:loud")) == [1.0] * 4
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "printed" in captured.err
+    assert "written" in captured.err
+
+
+def test_a_callable_that_cannot_be_pickled_runs_here_and_says_so(caplog):
+    lock = threading.Lock()
+
+    def locked(completions):
+        with lock:
+            return [float(os.getpid())] * len(completions)
+
+    unpicklable = locked
+    unpicklable.generator = (i for i in range(3))
+    with caplog.at_level(logging.WARNING), RewardRunner([unpicklable]) as runner:
+        first = runner.score(GROUPS, group_size=2)
+        runner.score(GROUPS, group_size=2)
+    assert column(first) == [float(os.getpid())] * 4
+    assert len([r for r in caplog.records if "runs in this process" in r.message]) == 1
+
+
+def test_large_batches_pass_both_ways():
+    def echo(completions):
+        return [float(len(c)) for c in completions]
+
+    completions = ["x" * 3_000_000, "y" * 200_000]
+    assert column(score(echo, completions)) == [3_000_000.0, 200_000.0]
+
+
+def test_closing_ends_the_workers():
+    runner = RewardRunner([lambda completions: [__import__("os").getpid()] * len(completions)], workers=1)
+    pid = int(column(runner.score(["a"], group_size=1))[0])
+    runner.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+SCRIPT = """
+    import os, signal, sys, threading, time
+    from posttrain.rewards.runner import RewardRunner
+
+    print("script begins", flush=True)
+
+    def mine(completions):
+        if "hang" in completions:
+            time.sleep(60)
+        return [float(os.getpid())] * len(completions)
+
+    runner = RewardRunner([mine], workers=1)
+    print("pid", int(runner.score(["a"], group_size=1).values[0][0]), flush=True)
+    if "interrupt" in sys.argv:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        runner.score(["hang"], group_size=1)
+    if "vanish" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("how", ["normally", "interrupt", "vanish"])
+def test_a_script_without_main_guard_ends_with_its_workers(tmp_path, how):
+    script = write(tmp_path, SCRIPT, "script.py")
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, script, how], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": root}
+    )  # fmt: skip
+    assert done.stdout.count("script begins") == 1  # no worker ran the script again
+    assert (done.returncode == 0) == (how == "normally")
+    assert ("KeyboardInterrupt" in done.stderr) == (how == "interrupt")
+    assert gone(int(done.stdout.split("pid")[1]))
+
+
+# ---- settings
+
+
+def test_settings_are_checked_before_any_process_starts():
+    with pytest.raises(RewardSpecError, match="no setting 'patern'; did you mean 'pattern'"):
+        RewardRunner([{"name": "format_regex", "args": {"patern": "a"}}])
+    with pytest.raises(ValueError, match="on_error is 'ignore'"):
+        RewardRunner(["exact_match"], on_error="ignore")  # type: ignore[arg-type]  # the point of the test
