@@ -23,7 +23,8 @@ FORMAT = 1
 MAX_FORWARD_BYTES = 1 << 30  # per-token forward outputs beyond this are left out, and named in the record
 
 _PLAIN = ("logprobs", "old_logprobs", "mask", "advantages", "ref_logprobs", "entropy")
-_MAPPED = ("streams", "forward")
+# what a forward pass gives; whatever an objective derived from it (`prepare`) would be stale in a replay
+_FORWARD = {"hidden", "actions", "candidate_ids", "candidate_logits"}
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,10 @@ def load_record(path: str | Path) -> Record:
 def _batch_tensors(prefix: str, batch: TokenBatch) -> dict[str, Tensor]:
     fields = vars(batch)
     found = {prefix + name: fields[name] for name in _PLAIN if fields[name] is not None}
-    for group in _MAPPED:
-        found |= {f"{prefix}{group}/{name}": value for name, value in fields[group].items()}
-    return found
+    found |= {f"{prefix}streams/{name}": value for name, value in batch.streams.items()}
+    return found | {
+        f"{prefix}forward/{name}": value for name, value in batch.forward.items() if name in _FORWARD
+    }
 
 
 def _batch_from(prefix: str, tensors: Mapping[str, Tensor]) -> TokenBatch:

@@ -90,9 +90,9 @@ def replay_step(record: Record, objective: Objective, label: str) -> Replay:
         gradients = [torch.zeros_like(leaf) for leaf in leaves]
     detached = [replace(batch, logprobs=batch.logprobs.detach()) for batch in seen]
     signal = SignalCounts.zero()
-    for batch, mask in zip(detached, masks, strict=True):
+    for batch, mask, reasons in zip(detached, masks, _group_reasons(record), strict=True):
         dropped = (batch.mask > 0) & (mask == 0)
-        signal = signal + account_objective(objective, batch, generated=batch.mask, keep=~dropped)
+        signal = signal + account_objective(objective, batch, generated=batch.mask, keep=~dropped, **reasons)
     return Replay(
         label=label,
         loss=float(loss.detach()),
@@ -106,6 +106,18 @@ def replay_step(record: Record, objective: Objective, label: str) -> Replay:
         metrics=_mean_metrics(objective, detached),
         notes=notes,
     )
+
+
+def _group_reasons(record: Record) -> list[dict[str, Tensor]]:
+    """For each micro-batch the (B, 1) flags that only the rewards know: unjudged, and equal rewards in the group."""
+    if record.groups is None or record.rows is None:
+        return [{} for _ in record.batches]
+    rewards = record.groups.rewards
+    unjudged = rewards.isnan()
+    highest, lowest = rewards.masked_fill(unjudged, -torch.inf), rewards.masked_fill(unjudged, torch.inf)
+    equal = (highest.amax(1, keepdim=True) == lowest.amin(1, keepdim=True)).expand_as(rewards)
+    flags = {"unjudged": unjudged.flatten(), "equal_rewards": equal.flatten()}
+    return [{name: flag[row].unsqueeze(1) for name, flag in flags.items()} for row in record.rows]
 
 
 def _run_ranks(record: Record, objective: Objective, batches: Sequence[TokenBatch]) -> list[StepResult]:
@@ -252,9 +264,14 @@ def replay_file(
         # the bare name of the recorded objective means it as it ran; LABEL=NAME and others start at the defaults
         as_it_ran = label == name == record.objective
         objective = build_objective(name, {**(record.settings if as_it_ran else {}), **settings[label]})
-        if as_it_ran and record.state and not _has_hole(record.state):
+        whole = not any(key.startswith("state/") for key in record.left_out)
+        notes = []
+        if as_it_ran and record.state and whole:
             objective.load_state_dict(record.state)
-        replays.append(replay_step(record, objective, label))
+        elif objective.state_dict():
+            notes.append("running statistics start empty")
+        found = replay_step(record, objective, label)
+        replays.append(replace(found, notes=[*found.notes, *notes]))
     return record, replays
 
 
@@ -281,10 +298,6 @@ def _overrides(texts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[st
 def _nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _has_hole(state: Mapping[str, Any]) -> bool:
-    return any(v is None or (isinstance(v, Mapping) and _has_hole(v)) for v in state.values())
 
 
 def table_rows(replays: Sequence[Replay]) -> list[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -172,8 +173,9 @@ def _result(
 ) -> tuple[str, float, float] | None:
     before, after = evaluation.get("before", {}), evaluation.get("after", {})
     shared = [name for name in after if name in before]
-    for name in sorted(shared, key=lambda n: ("accuracy" not in n, "reward" not in n)):
-        return f"held-out {name.removeprefix('eval_').replace('_', ' ')}", before[name], after[name]
+    for pattern in ("accuracy", "*accurac*", "reward", "rewards/*/mean", "loss"):
+        for name in fnmatch.filter(shared, pattern):
+            return f"held-out {name.replace('_', ' ')}", before[name], after[name]
     for name, label in _RESULTS:
         _, values = series(rows, name)
         if len(values) > 1:

@@ -170,9 +170,8 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
             rows = {step: row for step, row in rows.items() if event == "resume" and step <= line["step"]}
         elif event is None:
             step = int(line["step"])
-            rows[step] = rows.get(step, {}) | {
-                k: v for k, v in line.items() if v is not None or k not in rows
-            }
+            known = rows.get(step, {})
+            rows[step] = known | {k: v for k, v in line.items() if v is not None or k not in known}
     return [rows[step] for step in sorted(rows)]
 
 

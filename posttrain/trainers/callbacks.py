@@ -26,7 +26,6 @@ _WATCHED = 20  # steps after which bounds that never moved are worth a word
 class RunCallback(TrainerCallback):
     """Every `on_log` becomes a line of metrics.jsonl and a redraw; only the main process does anything.
 
-    writer       None on the other ranks
     writer       None on every rank but the main one
     completions  called every `completions_every` steps for the columns of the last rollout
                  (`RunWriter.write_completions`); None from it, or no function, writes nothing
