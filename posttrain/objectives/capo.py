@@ -190,12 +190,8 @@ class CAPO(Objective):
     policy_threshold: Annotated[float, Ge(0)] | None = None  # tau_F (delta_F); 0 = test off
     symmetric: bool = True  # -tau_H < m_H; false: 0 <= m_H
     num_candidates: Annotated[int, Ge(1)] = 50  # K, the candidate ids a token
-    optimizer_model: Literal["adam", "sgd"] = (
-        "adam"  # Opt, the optimizer a token's own step is predicted with
-    )
-    cold_start: Literal["raw", "adam"] = (
-        "raw"  # the Adam model before its first update: gradient itself, or Adam
-    )
+    optimizer_model: Literal["adam", "sgd"] = "adam"  # Opt: what a token's own step is predicted with
+    cold_start: Literal["raw", "adam"] = "raw"  # Adam model before its first update: gradient, or Adam
     moment_decay: tuple[float, float] = (0.9, 0.999)  # beta_1, beta_2 of the Adam model
     moment_epsilon: Annotated[float, Gt(0)] = 1e-8  # epsilon of the Adam model
     calibrate: bool = False  # first steps with the tests off, then the thresholds they propose
@@ -235,7 +231,7 @@ class CAPO(Objective):
         return cls(**(self.base_settings or {}))
 
     @property
-    def needs_answers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needs_answers(self) -> bool:
         return self.base_objective.needs_answers
 
     @property

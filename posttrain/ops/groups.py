@@ -1,7 +1,7 @@
 """Advantages from the rewards of prompt groups. Shapes: P prompts, G responses a prompt.
 
-A reward of NaN means unjudged: it never enters a mean or a standard deviation, and the response gets advantage 0.
-Standard deviations are the sample's (divisor n - 1).
+A reward of NaN means unjudged: it never enters a mean or a standard deviation, and the response gets
+advantage 0. Standard deviations are the sample's (divisor n - 1).
 """
 
 from __future__ import annotations

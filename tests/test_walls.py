@@ -1,0 +1,152 @@
+"""Who may import whom: the rooms' walls, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "posttrain"
+
+# room -> what may be imported beyond the standard library and the room itself: a prefix of dotted names
+ROOMS = {
+    "ops": ("torch",),
+    "objectives": ("torch", "annotated_types", "posttrain.ops", "posttrain.methods"),
+    "preferences": ("torch", "annotated_types", "posttrain.ops"),
+    "references": ("torch", "annotated_types", "posttrain.ops"),
+}
+# imported by `posttrain plan` on machines without torch
+WITHOUT_TORCH = ("recipe", "plan", "settings", "methods", "cli")
+HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm"}
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+
+
+def module_level(tree: ast.Module) -> ast.Module:
+    """What runs when the module is imported: no function bodies, no `if TYPE_CHECKING`."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+
+    return Strip().visit(tree)
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def dotted(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(file: Path) -> str:
+    return dotted(file) if file.name == "__init__.py" else dotted(file).rpartition(".")[0]
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def find(name: str) -> Path | None:
+    """The file of the longest module of ours that `name` starts with."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        stem = ROOT.joinpath(*parts[:n])
+        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room):
+    files = sorted((PACKAGE / room).rglob("*.py"))
+    assert files, f"posttrain/{room} is empty"
+    allowed = (*ROOMS[room], f"posttrain.{room}")
+    strays = [
+        f"{file.relative_to(ROOT)}:{line}: {name}"
+        for file in files
+        for line, name in imports(parse(file), package_of(file))
+        if name.split(".")[0] not in sys.stdlib_module_names and not any(within(name, a) for a in allowed)
+    ]
+    assert not strays, "\n".join(strays)
+
+
+def test_only_the_objectives_table_looks_at_the_list_of_methods():
+    for file in (PACKAGE / "objectives").glob("*.py"):
+        names = [name for _, name in imports(parse(file), package_of(file))]
+        assert file.name == "__init__.py" or not any(within(name, "posttrain.methods") for name in names), (
+            file
+        )
+
+
+def test_rewards_know_nothing_of_ours_and_no_torch():
+    for file in sorted((PACKAGE / "rewards").rglob("*.py")):
+        for line, name in imports(parse(file), package_of(file)):
+            where = f"{file.relative_to(ROOT)}:{line}: {name}"
+            assert name.split(".")[0] not in HEAVY, where
+            assert not within(name, "posttrain") or within(name, "posttrain.rewards"), where
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_recipes_are_checked_without_torch(name):
+    """Follows the imports made at import time through our own modules."""
+    start = PACKAGE / f"{name}.py"
+    if not start.is_file():
+        start = PACKAGE / name / "__init__.py"
+    assert start.is_file(), f"posttrain/{name}.py is gone"
+    queue, seen = [(start, f"posttrain.{name}")], {start}
+    while queue:
+        file, trail = queue.pop()
+        for _, imported in imports(module_level(parse(file)), package_of(file)):
+            assert imported.split(".")[0] not in HEAVY, f"{trail} -> {imported}"
+            parts = imported.split(".")
+            # importing a.b.c runs a, a.b and a.b.c
+            for n in range(1, len(parts) + 1):
+                target = find(".".join(parts[:n])) if parts[0] == "posttrain" else None
+                if target is not None and target not in seen:
+                    seen.add(target)
+                    queue.append((target, f"{trail} -> {'.'.join(parts[:n])}"))
+
+
+def test_only_trainers_know_trl():
+    """Ranks and engines stay behind one door; train.py and the SFT and preference trainers are behind it
+    too."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.is_relative_to(PACKAGE / "trainers"):
+            continue
+        for line, name in imports(parse(file), package_of(file)):
+            assert not within(name, "trl"), f"{file.relative_to(ROOT)}:{line}: {name}"
+
+
+def test_the_walls_see_relative_and_hidden_imports():
+    tree = ast.parse("from . import x\nfrom ..ops import y\ndef f():\n    import trl.models\n")
+    assert [name for _, name in imports(tree, "posttrain.rewards")] == [
+        "posttrain.rewards.x",
+        "posttrain.ops.y",
+        "trl.models",
+    ]
+    assert list(imports(module_level(tree), "posttrain.rewards"))[-1][1] == "posttrain.ops.y"
