@@ -17,6 +17,8 @@ from posttrain.recipe_errors import suggest
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train what a recipe says", "posttrain.commands.train:main"),
     "plan": ("check a recipe: batch arithmetic, memory, refusals; no GPU needed", "posttrain.plan:main"),
+    "report": ("draw a run as one HTML page, and sum it up here", "posttrain.observe.report:main"),
+    "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
     "data overlap": (
         "count test rows that share runs of words with training rows",

@@ -388,6 +388,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
+    """Compute a recorded optimizer step again, on a CPU, under one objective or several side by side."""
     try:
         record, replays = replay_file(args.file, args.objective, args.set)
     except (ValueError, OSError) as error:

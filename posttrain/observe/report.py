@@ -278,6 +278,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
+    """Draw RUN/report.html from a run folder, and print its summary. Works while the run is still going."""
     try:
         s = summarise(args.run)
         path = Path(args.out) if args.out else Path(args.run) / "report.html"
