@@ -35,9 +35,33 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def _preference(name: str, cls: str, summary: str) -> Method:
+    return Method(
+        name,
+        "preference",
+        f"posttrain.preferences.{name}:{cls}",
+        f"posttrain.trainers.preference_bindings:{cls}Trainer",
+        summary,
+    )
+
+
+def _diffusion(name: str, cls: str, summary: str) -> Method:
+    return Method(
+        name,
+        "diffusion",
+        f"posttrain.objectives.{name}:{cls}",
+        f"posttrain.trainers.diffusion_bindings:{cls}Trainer",
+        summary,
+    )
+
+
 def _policy(name: str, cls: str, summary: str) -> Method:
     return Method(
-        name, "policy", f"posttrain.objectives.{name}:{cls}", f"posttrain.trainers.bindings:{cls}Trainer", summary
+        name,
+        "policy",
+        f"posttrain.objectives.{name}:{cls}",
+        f"posttrain.trainers.bindings:{cls}Trainer",
+        summary,
     )
 
 
@@ -61,5 +85,14 @@ METHODS: dict[str, Method] = {
         _policy("bnpo", "BNPO", "Beta-normalised advantages"),
         _policy("copo", "COPO", "consistency-aware: local and global advantages blended by answer entropy"),
         _policy("capo", "CAPO", "curvature-aware token rejection"),
+        _diffusion("bgpo", "BGPO", "diffusion: a bound of the objective, one pass's memory for any sample size"),
+        _diffusion("vrpo_ol", "VRPOOL", "diffusion: ratio of ELBO estimates, in two passes"),
+        _diffusion("diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
+        _diffusion("coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
+        _preference("dpo", "DPO", "direct preference optimisation"),
+        _preference("ipo", "IPO", "a squared target instead of DPO's logistic"),
+        _preference("simpo", "SimPO", "no reference, token-mean rewards and a margin"),
+        _preference("hinge", "Hinge", "DPO's margin under a hinge"),
+        _preference("rpo", "RPO", "DPO with an imitation term against overoptimisation"),
     ]
 }

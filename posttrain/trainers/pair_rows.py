@@ -7,8 +7,8 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -40,12 +40,16 @@ class PairCounts:
         if rows:
             self.dropped[reason] = self.dropped.get(reason, 0) + rows
 
+    def after(self, read: int, dropped: Mapping[str, int]) -> PairCounts:
+        """The account seen from further up: `read` rows, of which `dropped` never came here."""
+        return replace(self, rows_in=read, dropped={**dropped, **self.dropped})
+
     def check(self) -> None:
         """RuntimeError if a row is unaccounted for."""
         if self.rows_in != self.trained + sum(self.dropped.values()):
             raise RuntimeError(f"rows lost without a reason: {self}")
 
-    def sentence(self) -> str:
+    def in_words(self) -> str:
         """The account in one line."""
         reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
         notes = [

@@ -27,7 +27,10 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from posttrain.preferences.base import PairBatch, PairLoss
+from posttrain.recipe import Recipe
+from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import settings_from
+from posttrain.trainers.imitation import tokenize_imitation
 from posttrain.trainers.pair_collator import PairCollator, take_imitation
 from posttrain.trainers.pair_rows import PROMPT_FILLS, PairCounts, account_tokens, shorten_prompts
 from posttrain.trainers.resume import ExactResume
@@ -97,6 +100,7 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
     _tokenizer: Any
     _tp_size: int
     method_class: ClassVar[type[PairLoss] | None] = None
+    config_class: ClassVar[type[PreferenceConfig]] = PreferenceConfig
 
     def __init__(
         self,
@@ -142,7 +146,22 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
         if not method.needs_reference:
             self.ref_model = None  # TRL makes one in any case
         if self.accelerator.is_main_process:
-            logger.warning(self.row_counts.sentence())
+            logger.warning(self.row_counts.in_words())
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> PreferenceTrainer:
+        """The trainer a recipe describes; `changes` win over its training arguments."""
+        parts = ingredients(recipe)
+        trainer = cls(
+            parts.model,
+            args=training_arguments(recipe, cls.config_class, **{**recipe.objective.model_dump(), **changes}),
+            train_dataset=parts.train_rows,
+            eval_dataset=parts.eval_rows,
+            processing_class=parts.tokenizer,
+            peft_config=parts.peft_config,
+        )
+        trainer.row_counts = trainer.row_counts.after(parts.train_counts.read, parts.train_counts.dropped)
+        return trainer
 
     # Rows
 
@@ -161,12 +180,14 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
                 dataset = dataset.map(extract_prompt)
             if args.max_length is not None:
                 dataset = shorten_prompts(dataset, self._tokenizer, args.max_length, counts)
+            if "imitation" in dataset.column_names:
+                dataset = tokenize_imitation(dataset, self._tokenizer)
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
             counts.drop(PROMPT_FILLS, counts.rows_in - len(dataset))
         dataset = account_tokens(dataset, args.max_length, counts)
         counts.check()
         if not len(dataset):
-            raise ValueError(f"{dataset_name} dataset: no pair is left to train on. {counts.sentence()}")
+            raise ValueError(f"{dataset_name} dataset: no pair is left to train on. {counts.in_words()}")
         if dataset_name == "train":
             self.row_counts = counts
         return dataset
