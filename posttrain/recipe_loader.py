@@ -211,7 +211,9 @@ class Loader:
         """`path` from the current folder, else from the recipe's; unchanged where it exists in neither."""
         here = Path(path).expanduser()
         beside = Path(self.file).parent / here
-        return str(beside if beside.exists() and not here.exists() else here)
+        if here.exists():
+            return str(here)
+        return str(beside) if beside.exists() else path
 
 
 def inherit_eval(raw: dict[str, Any]) -> None:

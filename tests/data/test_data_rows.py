@@ -120,8 +120,15 @@ def test_gold_answers(value: Any, rule: dict[str, Any], answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "rule"), [(None, {}), ("", {}), ("no mark", {"after": "####"}), ("####  ", {"after": "####"}), ("5", {"boxed": True})]
-)  # fmt: skip
+    ("value", "rule"),
+    [
+        (None, {}),
+        ("", {}),
+        ("no mark", {"after": "####"}),
+        ("####  ", {"after": "####"}),
+        ("5", {"boxed": True}),
+    ],
+)
 def test_rows_without_a_gold_answer_are_dropped(value: Any, rule: dict[str, Any]) -> None:
     with pytest.raises(Dropped, match="no answer"):
         gold_answer(value, AnswerSection(**rule))
