@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -31,7 +32,7 @@ def join(
     world_size: int,
     timeout_s: float,
     listener: socket.socket | None = None,
-) -> dist.ProcessGroup:
+) -> Any:
     """Meets the others at address:port; rank 0 brings the listening socket. Blocks until all are there.
 
     Raises torch's DistStoreError or RuntimeError when somebody stays away for `timeout_s`.
@@ -46,15 +47,16 @@ def join(
         wait_for_workers=False,
         master_listen_fd=None if listener is None else listener.detach(),
     )
-    options = dist.ProcessGroupGloo._Options()
+    gloo: Any = dist.ProcessGroupGloo  # torch's stubs leave most of it out
+    options = gloo._Options()
     options._timeout = timeout
     options._devices = [_device(address)]
-    group = dist.ProcessGroupGloo(dist.PrefixStore("posttrain", store), rank, world_size, options)
+    group = gloo(dist.PrefixStore("posttrain", store), rank, world_size, options)
     group.barrier().wait()
     return group
 
 
-def _device(address: str):
+def _device(address: str) -> Any:
     """Traffic stays on the loopback interface where the meeting place is on it; else GLOO_SOCKET_IFNAME decides,
     or the address that this host's name resolves to."""
     if ipaddress.ip_address(address).is_loopback:
@@ -62,7 +64,7 @@ def _device(address: str):
     return dist.ProcessGroupGloo.create_default_device()
 
 
-def broadcast(group: dist.ProcessGroup, tensor: Tensor) -> None:
+def broadcast(group: Any, tensor: Tensor) -> None:
     """From rank 0 to all, in place."""
     options = dist.BroadcastOptions()
     options.rootRank = 0

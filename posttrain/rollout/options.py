@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from posttrain.rollout.diffusion_options import DIFFUSION_SAMPLING
+
 SAMPLING_OPTIONS = frozenset(
     {
         "temperature",
@@ -69,6 +71,7 @@ ENGINES: dict[str, EngineOptions] = {
     "transformers": EngineOptions(SAMPLING_OPTIONS, looks_ahead=False, settings=frozenset()),
     "vllm": EngineOptions(SAMPLING_OPTIONS, looks_ahead=False, settings=_COLOCATED),
     "vllm_server": EngineOptions(SAMPLING_OPTIONS, looks_ahead=True, settings=_SERVER),
+    "masked_diffusion": EngineOptions(DIFFUSION_SAMPLING, looks_ahead=False, settings=frozenset()),
 }
 SUPPORTED: dict[str, frozenset[str]] = {name: options.supported for name, options in ENGINES.items()}
 

@@ -37,6 +37,7 @@ from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
+from posttrain.trainers.generation import EngineGeneration
 from posttrain.trainers.loss_metrics import LossMetrics
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import GroupScoring, Rollout
@@ -62,7 +63,7 @@ class StepWindow:
     rows: list[Tensor] = field(default_factory=list)
 
 
-class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
+class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
     """`trl.GRPOTrainer` that trains an `Objective`.
 
     `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
@@ -446,6 +447,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
             "buffer": self._buffered_inputs,
             "objective": self.objective.state_dict(),
             "shape": [self.args.steps_per_generation, self.num_iterations],
+            "engine": self.engine_state(),
         }
 
     def load_rollout_state(self, state: dict[str, Any]) -> None:
@@ -463,6 +465,7 @@ class PolicyTrainer(GroupScoring, ExactResume, GRPOTrainer):
                 for part in state["buffer"]
             ]
         self.objective.load_state_dict(state["objective"])
+        self.load_engine_state(state["engine"])
 
 
 def _without_gradient(batch: TokenBatch) -> TokenBatch:
