@@ -56,13 +56,13 @@ class Gold(_Strict):
 
     text      the column as it stands (27.0 reads 27)
     integer   the column as an integer (025 reads 25)
-    hashes    what follows the last ####
+    hash      what follows the last ####
     boxed     the last \\boxed{} of a worked solution
     list      a list of strings, joined by commas
     columns   several columns, handed to the grader under the names of `columns`
     """
 
-    rule: Literal["text", "integer", "hashes", "boxed", "list", "columns"]
+    rule: Literal["text", "integer", "hash", "boxed", "list", "columns"]
     column: str | None = None
     columns: dict[str, str] = {}
     id: str | None = None
@@ -305,7 +305,7 @@ def _gold(gold: Gold, row: dict[str, Any], where: str) -> str | dict[str, Any]:
         text = str(int(float(value)))
     elif gold.rule == "list":
         text = ",".join(str(part) for part in value)
-    elif gold.rule == "hashes":
+    elif gold.rule == "hash":
         text = str(value).rsplit("####", 1)[1].strip().replace(",", "") if "####" in str(value) else ""
     elif gold.rule == "boxed":
         text = last_boxed(str(value)) or ""

@@ -12,10 +12,10 @@ title: Sums
 licence: MIT
 source: made here
 data: {file: sums.jsonl, rows: 6, sha256: null}
-gold: {rule: hashes, column: answer, group: size}
+gold: {rule: hash, column: answer, group: size}
 prompt: {template: "{question} = "}
 sampling: {samples: 1, max_new_tokens: 8}
-answer: {grader: math, args: {rule: hashes}}
+answer: {grader: math, args: {rule: hash}}
 """
 
 

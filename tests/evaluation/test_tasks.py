@@ -87,7 +87,7 @@ def test_changed_file_short_file_and_absent_file_are_refused(sums_folder):
     [
         (("rows: 6", "row: 6"), r"data.row: .*did you mean 'rows'"),
         (("{question}", "{questoin}"), "did you mean 'question'"),
-        (("column: answer", "column: question"), "row 0: no gold answer by rule 'hashes'"),
+        (("column: answer", "column: question"), "row 0: no gold answer by rule 'hash'"),
         (("samples: 1", "samples: 4"), "temperature 0"),
         (("grader: math", "grader: maths"), "answer.grader"),
     ],

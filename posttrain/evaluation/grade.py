@@ -1,0 +1,141 @@
+"""Stage two: generations to grades and metrics, without the model. Writes grades.jsonl and metrics.json.
+
+Grading runs in worker processes with a deadline for each response, never in threads: one comparison may
+take for ever. An interrupted grading goes on where it stopped; a finished one is done afresh when asked for
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.evaluation import store
+from posttrain.evaluation.graders import Item, Verdict
+from posttrain.evaluation.metrics import summarise
+from posttrain.rewards.pool import Outcome, WorkerPool, run_pools
+
+CHUNK = 32
+"""Responses a call; a chunk that fails is repeated one by one."""
+BLOCK = 1024
+"""Responses between two writes to disk."""
+_PARTIAL = "grades.partial.jsonl"
+
+
+def grade(
+    folder: Path,
+    *,
+    workers: int = 1,
+    timeout_s: float = 10.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Grades the generations in `folder`; the metrics. `progress(done, of)`.
+
+    ValueError where generation has not finished, or the benchmark is a judge's.
+    """
+    run = store.read_json(folder / store.RUN)
+    answer = (run["task"].get("definition") or {}).get("answer", {"grader": "judge"})
+    if answer["grader"] == "judge":
+        raise ValueError(f"{folder}: {run['benchmark']} is judged by a model; use `posttrain eval judge`")
+    rows = generations(folder, run)
+    arguments = dict(answer.get("args", {}))
+    if answer["grader"] == "math":
+        arguments["opens_reasoning"] = run["tokenizer"]["opens_reasoning"]
+    verdicts = _verdicts(folder, answer["grader"], arguments, rows, workers, timeout_s, progress)
+    grades = [_line(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)]
+    metrics = summarise(run, grades)
+    store.write_lines(folder / store.GRADES, grades)
+    store.write_json(folder / store.METRICS, metrics)
+    (folder / _PARTIAL).unlink(missing_ok=True)
+    return metrics
+
+
+def generations(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """All responses of a finished generation, in the order of the file."""
+    rows = store.read_lines(folder / store.GENERATIONS)
+    wanted = run["task"]["problems"] * run["sampling"]["samples"]
+    if len(rows) != wanted:
+        raise ValueError(
+            f"{folder}: {len(rows)} of {wanted} responses are there; run the same `posttrain eval generate` again, it "
+            "goes on where it stopped"
+        )
+    return rows
+
+
+def _line(row: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "sample": row["sample"],
+        "group": row["group"],
+        **verdict,
+        "tokens": row["tokens"],
+        "truncated": row["finish"] == "length",
+    }
+
+
+def _verdicts(
+    folder: Path,
+    grader: str,
+    arguments: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    workers: int,
+    timeout_s: float,
+    progress: Callable[[int, int], None] | None,
+) -> list[Verdict]:
+    """Verdicts in order; those of an interrupted attempt at the same responses by the same rule are kept."""
+    path = folder / _PARTIAL
+    key = {"key": store.digest([grader, arguments, store.versions(), [row["text"] for row in rows]])}
+    kept = store.read_lines(path)
+    if not kept or kept[0] != key:
+        store.write_lines(path, [key])
+        kept = [key]
+    found: list[Verdict] = kept[1:]
+    pool = WorkerPool(
+        "posttrain.evaluation.graders:make_grader",
+        {"name": grader, "arguments": arguments},
+        workers,
+        timeout_s,
+    )
+    try:
+        with store.LineWriter(path) as writer:
+            for start in range(len(found), len(rows), BLOCK):
+                items = [(row["gold"], row["text"]) for row in rows[start : start + BLOCK]]
+                block = list(judge_in_workers(pool, items))
+                writer.write(block)
+                found += block
+                if progress is not None:
+                    progress(len(found), len(rows))
+    finally:
+        pool.close()
+    return found
+
+
+def judge_in_workers(pool: WorkerPool, items: Sequence[Item]) -> Iterator[Verdict]:
+    """Verdicts in order. A response that takes too long is wrong ("timeout"); one on which the grader fails
+    cannot be judged ("error: ...")."""
+    verdicts: list[Verdict | None] = [None] * len(items)
+
+    def submit(rows: range) -> None:
+        pool.submit([items[row] for row in rows], lambda outcome: settle(rows, outcome))
+
+    def settle(rows: range, outcome: Outcome) -> None:
+        if outcome.failure is None:
+            for row, verdict in zip(rows, outcome.result, strict=True):
+                verdicts[row] = verdict
+        elif len(rows) > 1:
+            for row in rows:
+                submit(range(row, row + 1))
+        else:
+            timed_out = outcome.failure == "timeout"
+            verdicts[rows[0]] = {
+                "score": 0.0 if timed_out else None,
+                "answer": None,
+                "class": None,
+                "reason": "timeout" if timed_out else f"error: {outcome.message}",
+            }
+
+    for start in range(0, len(items), CHUNK):
+        submit(range(start, min(start + CHUNK, len(items))))
+    run_pools([pool])
+    return (verdict for verdict in verdicts if verdict is not None)

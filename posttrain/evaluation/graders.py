@@ -1,0 +1,152 @@
+"""What judges a response, by the name in a benchmark's YAML. Runs inside worker processes: no torch here.
+
+A verdict is a plain mapping, because it becomes a line of grades.jsonl:
+
+    score    1.0 right, 0.0 wrong, None cannot be judged
+    answer   the answer as the response has it, None where there is none
+    class    what equal answers share, for majority votes; None without an answer
+    reason   how the answer was found, or why there is none
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+Verdict = dict[str, Any]
+Item = tuple[Any, str]
+"""Gold and the model's text."""
+
+
+def make_grader(name: str, arguments: dict[str, Any]) -> Callable[[list[Item]], list[Verdict]]:
+    """The factory a worker runs; ValueError for arguments the grader does not have."""
+    grade_one = GRADERS[name](**arguments)
+    return lambda items: [grade_one(gold, text) for gold, text in items]
+
+
+def _math(
+    rule: str = "boxed", opens_reasoning: bool = False, relative_tolerance: float = 0.0, flexible: bool = True
+) -> Callable[[Any, str], Verdict]:
+    """The reward `math_answer`'s rule and equality. `flexible` stands beside the strict score."""
+    from posttrain.rewards.math_grading import AnswerFormat, canonical_answer, grade
+    from posttrain.rewards.maths.fallback import prepare
+
+    if rule not in get_args(AnswerFormat):
+        raise ValueError(f"grader math: rule {rule!r} is none of {', '.join(get_args(AnswerFormat))}")
+    prepare()
+
+    def judge(gold: Any, text: str) -> Verdict:
+        reference, tolerance = _reference(gold)
+        limits = {
+            "rel_tol": relative_tolerance,
+            "abs_tol": tolerance,
+            "prompt_opens_reasoning": opens_reasoning,
+        }
+        strict = grade(reference, text, rule, **limits)  # type: ignore[arg-type]  # checked by grade
+        verdict = {
+            "score": None if strict.correct is None else float(strict.correct),
+            "answer": strict.answer,
+            "class": canonical_answer(strict.answer),
+            "reason": strict.reason,
+        }
+        if flexible:
+            loose = grade(reference, text, "flexible", **limits)  # type: ignore[arg-type]  # as above
+            verdict["flexible"] = None if loose.correct is None else float(loose.correct)
+        return verdict
+
+    return judge
+
+
+def _reference(gold: Any) -> tuple[str, float]:
+    """Gold and absolute tolerance: OlympiadBench gives several answers and, once, a tolerance."""
+    if not isinstance(gold, dict):
+        return str(gold), 0.0
+    answer = gold["answer"]
+    text = ",".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    return text.replace("$", ""), float(gold.get("tolerance") or 0.0)
+
+
+def _countdown(use_all: bool = True) -> Callable[[Any, str], Verdict]:
+    from posttrain.rewards.puzzles import countdown
+
+    answers: Any = vars(countdown)["answers"]  # attached by its decorator
+
+    def judge(gold: Any, text: str) -> Verdict:
+        score = countdown([text], numbers=[gold["numbers"]], target=[gold["target"]], use_all=use_all)[0]
+        return _puzzle_verdict(score, answers([text])[0])
+
+    return judge
+
+
+def _sudoku() -> Callable[[Any, str], Verdict]:
+    from posttrain.rewards.puzzles import sudoku
+
+    answers: Any = vars(sudoku)["answers"]
+
+    def judge(gold: Any, text: str) -> Verdict:
+        return _puzzle_verdict(sudoku([text], puzzle=[gold["puzzle"]])[0], answers([text])[0])
+
+    return judge
+
+
+def _puzzle_verdict(score: float | None, answer: str | None) -> Verdict:
+    if score is None:
+        reason = "unreadable gold"
+    elif answer is None:
+        reason = "no answer"
+    else:
+        reason = "right" if score == 1 else "wrong"
+    return {"score": score, "answer": answer, "class": answer, "reason": reason}
+
+
+def _ifeval() -> Callable[[Any, str], Verdict]:
+    """lm-eval's instruction checkers: strict, loose, and each instruction by itself."""
+    process = ifeval_checkers()
+
+    def judge(gold: Any, text: str) -> Verdict:
+        found = process(gold, [text])
+        return {
+            "score": float(found["prompt_level_strict_acc"]),
+            "answer": None,
+            "class": None,
+            "reason": "checked",
+            "prompt_loose": float(found["prompt_level_loose_acc"]),
+            "instructions": [float(x) for x in found["inst_level_strict_acc"]],
+            "instructions_loose": [float(x) for x in found["inst_level_loose_acc"]],
+        }
+
+    return judge
+
+
+def ifeval_checkers() -> Callable[[Any, list[str]], dict[str, Any]]:
+    """lm-eval's `process_results` for IFEval. ImportError or LookupError with what to install, and where."""
+    try:
+        import langdetect
+        import nltk
+    except ModuleNotFoundError as error:
+        raise ImportError(_IFEVAL_NEEDS.format(error.name)) from None
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+    except LookupError:
+        raise LookupError(
+            "IFEval counts sentences with NLTK's punkt_tab, which is not on this machine: run `python -m "
+            "nltk.downloader punkt_tab` where there is a network, and put the folder at "
+            "$NLTK_DATA/tokenizers/punkt_tab"
+        ) from None
+    try:
+        from lm_eval.tasks.ifeval.utils import process_results
+    except ModuleNotFoundError as error:
+        raise ImportError(_IFEVAL_NEEDS.format(error.name)) from None
+    langdetect.DetectorFactory.seed = 0  # its guesses are random otherwise, and grading twice would differ
+    return process_results
+
+
+_IFEVAL_NEEDS = "IFEval is graded by lm-eval's checkers, and {!r} is missing: pip install 'posttrain[eval]'"
+
+GRADERS: dict[str, Callable[..., Callable[[Any, str], Verdict]]] = {
+    "math": _math,
+    "countdown": _countdown,
+    "sudoku": _sudoku,
+    "ifeval": _ifeval,
+}
+"""name -> maker of (gold, text) -> verdict."""
