@@ -190,7 +190,6 @@ def package_files():
 
 
 # ---- the join
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_join_is_by_instruction_and_in_canonical_order(pairs):
@@ -220,7 +219,6 @@ def test_anything_but_the_805_is_refused(pairs, spoil, message):
 
 
 # ---- judging
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_an_honest_judge_agrees_with_itself(pairs):
@@ -274,7 +272,6 @@ def test_what_the_parser_cannot_read_is_a_failed_judgement(pairs):
 
 
 # ---- rates
-# ------------------------------------------------------------------------------------------------------
 
 
 def rates(pairs, preferences, gamed):
@@ -318,7 +315,6 @@ def test_without_the_hub_file_the_message_says_where_to_put_it(pairs, monkeypatc
 
 
 # ---- the whole stage over HTTP
-# ----------------------------------------------------------------------------------
 
 
 def test_stage_resumes_reports_and_shuffled_outputs_give_the_same_rates(
@@ -417,7 +413,6 @@ def test_a_wrong_key_or_model_stops_at_once(status, tmp_path):
 
 
 # ---- stored annotations
-# -----------------------------------------------------------------------------------------
 
 
 def annotations_file(path, pairs, preferences, model="stored"):

@@ -16,7 +16,6 @@ def verdict(name, gold, text, **arguments):
 
 
 # ---- graders
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,6 @@ def test_an_unknown_rule_is_refused_not_scored():
 
 
 # ---- worker processes
-# -------------------------------------------------------------------------------------------
 
 
 def slow_or_broken():
@@ -128,8 +126,15 @@ def test_a_hanging_response_costs_itself_alone():
     assert found[5]["reason"].startswith("error")
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Grades here instead of in a worker: starting one takes seconds."""
+    monkeypatch.setattr(
+        grading, "judge_in_workers", lambda pool, items: make_grader(**pool.arguments)(list(items))
+    )
+
+
 # ---- the stage
-# --------------------------------------------------------------------------------------------------
 
 RUN = {
     "format": 1,
