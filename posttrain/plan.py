@@ -18,6 +18,7 @@ from rich.table import Table
 from posttrain.data import Survey
 from posttrain.planning import checks
 from posttrain.planning.batch import Rollout, length_in_words, plural, rollout_of, texts_of
+from posttrain.planning.diffusion import diffusion_lines, sampler_faults
 from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
@@ -63,6 +64,7 @@ def make_plan(
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []
+    faults += sampler_faults(recipe)
     plan.refusals += faults
     found = _plan_data(plan, rollout if not faults else None)
     plan.refusals += reward_faults(recipe, checks.visible_columns(recipe, found))
@@ -107,6 +109,7 @@ def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> No
     rows = found.counts.used if found is not None and found.counts is not None else None
     texts = texts_of(plan.recipe, processes)
     plan.batch = rollout.in_words() if rollout is not None else texts.in_words()
+    plan.batch += diffusion_lines(plan.recipe)
     plan.batch.append(f"the run: {length_in_words(plan.recipe, processes, rows)}")
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
     shared = {0: "", 1: ", optimizer states split", 2: ", gradients and optimizer states split"}

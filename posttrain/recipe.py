@@ -20,13 +20,21 @@ from posttrain.recipe_errors import RecipeError
 from posttrain.sections import (
     INHERITED,
     DataSection,
+    DiffusionRolloutSection,
     ModelSection,
     OutputSection,
     RewardSection,
     RolloutSection,
 )
 from posttrain.settings import check_settings, read_flags
-from posttrain.train_options import OWNED, PolicyTrain, PreferenceTrain, SFTTrain, TrainSection
+from posttrain.train_options import (
+    OWNED,
+    DiffusionTrain,
+    PolicyTrain,
+    PreferenceTrain,
+    SFTTrain,
+    TrainSection,
+)
 
 __all__ = ["FAMILIES", "FamilySections", "Recipe", "RecipeError", "load_recipe"]
 
@@ -50,6 +58,7 @@ FAMILIES: dict[Family, FamilySections] = {
     "sft": FamilySections(SFTTrain),
     "policy": FamilySections(PolicyTrain, rewards=True, rollout=RolloutSection),
     "preference": FamilySections(PreferenceTrain),
+    "diffusion": FamilySections(DiffusionTrain, rewards=True, rollout=DiffusionRolloutSection),
 }
 
 

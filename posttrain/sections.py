@@ -67,6 +67,14 @@ class PeftSection(Section):
     dora: bool = False
 
 
+class MaskSection(Section):
+    """Only read by masked-diffusion methods: what a checkpoint may not say about itself."""
+
+    token: str | None = None  # the mask; None: the tokenizer's mask token
+    logit_shift: bool | None = None  # position i-1 predicts token i; None: the checkpoint's, or its type's
+    end_tokens: list[str] = []  # besides the tokenizer's end token
+
+
 class ModelSection(Section):
     path: str | None = None
     scratch: ScratchSection | None = None
@@ -76,13 +84,14 @@ class ModelSection(Section):
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     peft: PeftSection | None = None
+    mask: MaskSection | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.scratch is None):
             raise ValueError("give exactly one of 'path' (a folder or hub name) and 'scratch'")
         if self.scratch is not None:
-            for name in ("revision", "tokenizer", "attn_implementation", "trust_remote_code", "peft"):
+            for name in ("revision", "tokenizer", "attn_implementation", "trust_remote_code", "peft", "mask"):
                 if name in self.changed():
                     raise ValueError(f"'{name}' has no effect on a model from scratch; remove it")
         return self
@@ -203,7 +212,20 @@ class RolloutSection(Section):
     vllm: VLLMSection | None = None
 
 
+class DiffusionRolloutSection(RolloutSection):
+    """Masked-diffusion methods; see rollout/diffusion_options.py for what the keys mean."""
+
+    engine: Literal["masked_diffusion"] = "masked_diffusion"  # type: ignore[assignment]  # one engine, another set
+    diffusion_steps: Count | None = None
+    block_length: Count | None = None
+    remasking: Literal["low_confidence", "random", "entropy", "margin"] = "low_confidence"
+    cfg_scale: Annotated[float, Ge(0)] = 0.0
+    end_rule: Literal["free", "last", "never"] = "free"
+    sampler_rows: Count = 64
+
+
 ENGINES: dict[str, frozenset[str]] = {
+    "masked_diffusion": frozenset({"vllm"}),
     "transformers": frozenset({"vllm"}),
     "vllm": frozenset(),
     "vllm_server": frozenset(),

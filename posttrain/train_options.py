@@ -133,7 +133,11 @@ class PolicyTrain(TrainSection):
         return self.steps_per_generation or self.gradient_accumulation_steps
 
 
-class _Texts(TrainSection):
+class DiffusionTrain(PolicyTrain):
+    """Learning from rewards with a masked-diffusion model; what needs token log-probs is refused as idle."""
+
+
+class TextTrain(TrainSection):
     """Families that train on given texts."""
 
     max_length: Count | None = 1024
@@ -141,7 +145,7 @@ class _Texts(TrainSection):
     activation_offloading: bool = False
 
 
-class SFTTrain(_Texts):
+class SFTTrain(TextTrain):
     """Supervised fine-tuning (trl.SFTConfig)."""
 
     learning_rate: Positive = 2e-5
@@ -153,7 +157,7 @@ class SFTTrain(_Texts):
     neftune_noise_alpha: Annotated[float, Gt(0)] | None = None
 
 
-class PreferenceTrain(_Texts):
+class PreferenceTrain(TextTrain):
     """Learning from pairs (trl.DPOConfig)."""
 
     beta: Positive = 0.1

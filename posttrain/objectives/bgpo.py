@@ -93,3 +93,22 @@ class BGPO(ElboObjective):
             floor = self.dual_clip * advantages / batch.num_passes
             gain = torch.where(advantages < 0, torch.maximum(gain, floor), gain)
         return -gain.sum(1)
+
+    def ratio_bounds(self) -> tuple[float, float] | None:
+        if self.clip_low is None or self.clip_high is None:
+            return None
+        return 1 - self.clip_low, 1 + self.clip_high
+
+    def measures(self, batch: DiffusionBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """bound_gap, how far the bound lies below the objective a response; held, the share of passes whose
+        exponential was held at the dtype's limit; clamped, the share that d_clamp touched."""
+        d = batch.terms - batch.old_terms
+        count = d.new_tensor(float(d.shape[0]))
+        objective = batch.advantages * bounded_exp(d.mean(1))
+        gap = objective - bgpo_terms(batch.terms, batch.old_terms, batch.advantages).sum(1)
+        held = (d > exp_limit(d.dtype)) & (batch.advantages < 0).unsqueeze(1)
+        found = {"bound_gap": (gap.sum(), count), "held": (held.sum(), count * d.shape[1])}
+        if self.d_clamp is not None:
+            clamped = self.difference(batch).abs() >= self.d_clamp
+            found["clamped"] = (clamped.sum(), count * d.shape[1])
+        return found

@@ -29,6 +29,7 @@ class CoupledGRPO(DiffusionObjective):
     level: ClassVar[Literal["token"]] = "token"
     separable: ClassVar[bool] = False
     fresh_noise: ClassVar[bool] = True
+    passes: ClassVar[int] = 3
 
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.5  # epsilon below 1
     clip_high: Annotated[float, Ge(0)] = 0.5  # epsilon above 1
@@ -39,10 +40,6 @@ class CoupledGRPO(DiffusionObjective):
     def __post_init__(self) -> None:
         if self.t_low > self.t_high:
             raise ValueError(f"t_low ({self.t_low}) must not exceed t_high ({self.t_high})")
-
-    @property
-    def num_passes(self) -> int:
-        return 3
 
     def draw_noise(
         self, scored: Tensor, prompt: Tensor, iterations: int, generator: torch.Generator
@@ -61,6 +58,9 @@ class CoupledGRPO(DiffusionObjective):
         if batch.ref_terms is None:
             raise ValueError("CoupledGRPO.penalty: the batch has no reference terms")
         return k3(batch.terms.mean(1), batch.ref_terms.mean(1))
+
+    def ratio_bounds(self) -> tuple[float, float]:
+        return 1 - self.clip_low, 1 + self.clip_high
 
     def reduce(self, losses: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
         return per_token(losses, mask, totals.num_tokens)

@@ -30,6 +30,7 @@ class DiffuGRPO(DiffusionObjective):
     level: ClassVar[Literal["token"]] = "token"
     separable: ClassVar[bool] = False
     fresh_noise: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.5  # epsilon below 1
     clip_high: Annotated[float, Ge(0)] = 0.5  # epsilon above 1
@@ -37,10 +38,6 @@ class DiffuGRPO(DiffusionObjective):
     scale: Scale = "none"  # whose standard deviation divides the advantage
     average: Literal["token", "response"] = "token"  # token: the released code; response: the paper's formula
     tail: Tail = "mask"  # what stands behind the first end token
-
-    @property
-    def num_passes(self) -> int:
-        return 1
 
     def draw_noise(
         self, scored: Tensor, prompt: Tensor, iterations: int, generator: torch.Generator
@@ -58,6 +55,9 @@ class DiffuGRPO(DiffusionObjective):
         if batch.ref_terms is None:
             raise ValueError("DiffuGRPO.penalty: the batch has no reference terms")
         return k3(batch.terms.mean(1), batch.ref_terms.mean(1))
+
+    def ratio_bounds(self) -> tuple[float, float]:
+        return 1 - self.clip_low, 1 + self.clip_high
 
     def reduce(self, losses: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
         if self.average == "token":

@@ -74,13 +74,15 @@ class DiffusionObjective(Objective):
     """Whether `losses` of a slice of passes, summed over slices, is `losses` of all of them."""
     fresh_noise: ClassVar[bool] = False
     """Whether each inner iteration over the same rollout hides other tokens."""
+    passes: ClassVar[int] = 1
+    """Forward passes of one likelihood estimate, where no setting says it."""
 
     tail: Tail = "drop"  # what stands behind the first end token
 
     @property
     def num_passes(self) -> int:
         """Forward passes of one likelihood estimate."""
-        raise NotImplementedError  # every method says what its estimate costs
+        return self.passes
 
     def draw_noise(
         self, scored: Tensor, prompt: Tensor, iterations: int, generator: torch.Generator
@@ -104,6 +106,14 @@ class DiffusionObjective(Objective):
         if batch.ref_terms is None:
             raise ValueError(f"{type(self).__name__}.penalty: the batch has no reference terms")
         return 0.5 * (batch.terms - batch.ref_terms).square().sum(1) / batch.num_passes
+
+    def ratio_bounds(self) -> tuple[float, float] | None:
+        """Absolute bounds the ratio is clipped to, for the signal account; None where nothing clips."""
+        return None
+
+    def measures(self, batch: DiffusionBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """(sum, count) of scalars worth logging; `batch` holds all passes, without gradient."""
+        return {}
 
     def token_loss(self, batch: TokenBatch) -> Tensor:
         raise NotImplementedError("a diffusion objective reads forward passes: call `losses`")  # other data

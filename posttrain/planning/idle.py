@@ -33,6 +33,10 @@ def _engine_is(*names: str) -> Callable[[Recipe], bool]:
     return lambda recipe: recipe.rollout is not None and recipe.rollout.engine in names
 
 
+def _masked_diffusion(recipe: Recipe) -> bool:
+    return recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))
+
+
 _MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _EVALUATION = ("eval_steps", "eval_on_start", "per_device_eval_batch_size")
 _FOLLOWERS = ("ref_model_sync_steps", "ref_model_mixup_alpha")
@@ -55,8 +59,13 @@ RULES: list[Rule] = [
     Rule("train", ("cache_implementation",), _engine_is("vllm", "vllm_server"), "rollout.engine: transformers"),
     Rule("train", ("vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
                    "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
-         _engine_is("transformers"), "a vLLM engine: rollout.engine"),
-    Rule("rollout", ("vllm",), _engine_is("transformers"), "a vLLM engine: rollout.engine"),
+         _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
+    Rule("rollout", ("vllm",), _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
+    Rule("train", ("entropy_coef", "top_entropy_quantile", "use_bias_correction_kl", "cast_lm_head_to_fp32",
+                   "cache_implementation", "router_aux_loss_coef", "disable_dropout"),
+         _engine_is("masked_diffusion"), "an autoregressive method"),
+    Rule("output", ("record",), _engine_is("masked_diffusion"), "an autoregressive method"),
+    Rule("model", ("mask",), lambda r: not _masked_diffusion(r), "a masked-diffusion method"),
     Rule("rollout", ("eval_temperature",), lambda r: r.data.eval is None, "data.eval"),
     Rule("output", ("log_completions",), lambda r: r.rollout is None, "a method that generates"),
     Rule("output", ("record",), lambda r: not isinstance(r.train, PolicyTrain), "a method that learns from rewards"),
@@ -104,6 +113,6 @@ def _lacking_in_engine(recipe: Recipe) -> Iterator[str]:
     sampling = recipe.rollout.changed() & {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
     for key in refused_options(engine, sampling):
         yield f"rollout: engine '{engine}' has no '{key}'; remove it or choose another engine"
-    if recipe.rollout.vllm is not None and engine != "transformers":
+    if recipe.rollout.vllm is not None and engine not in ("transformers", "masked_diffusion"):
         for key in refused_settings(engine, recipe.rollout.vllm.changed()):
             yield f"rollout.vllm: '{key}' does nothing with engine '{engine}'; remove it"

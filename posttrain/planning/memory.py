@@ -3,7 +3,7 @@
 Plain sums over the model's shape, meant to tell 20 GiB from 80 before a GPU is held; fragmentation, the framework's
 own buffers and communication are not in it. Activations count what a Llama-like layer keeps for backward when
 attention is not materialised; with gradient checkpointing, one layer of that plus each layer's input. Logits are
-not among them: TRL's trainers score through a fused head.
+not among them, as TRL's trainers score through a fused head; those of a masked-diffusion model are (diffusion.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posttrain.planning.batch import rollout_of
+from posttrain.planning.diffusion import logits_bytes
 from posttrain.planning.shapes import Shape
 from posttrain.recipe import Recipe
 from posttrain.train_options import PolicyTrain, PreferenceTrain, TextTrain
@@ -135,9 +136,10 @@ def _activations(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
     rows = recipe.train.per_device_train_batch_size * (2 if isinstance(recipe.train, PreferenceTrain) else 1)
     key = shape.kv_heads * shape.head_size
     one_layer = rows * tokens * (6 * shape.hidden + 2 * key + 4 * shape.intermediate) * size
+    logits = logits_bytes(recipe, shape, tokens, size)
     if recipe.train.gradient_checkpointing:
-        return shape.layers * rows * tokens * shape.hidden * size + one_layer
-    return shape.layers * one_layer
+        return shape.layers * rows * tokens * shape.hidden * size + one_layer + logits
+    return shape.layers * one_layer + logits
 
 
 def _cache(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:

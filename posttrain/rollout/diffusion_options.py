@@ -23,15 +23,15 @@ class DiffusionSampling:
 
     remasking  what a position's turn depends on: low_confidence, the probability of its token (LLaDA); entropy
                of its distribution; margin between its two likeliest tokens; random
-    ends       end tokens: free; last, revealed only when nothing else is left in the block; never
+    end_rule   end tokens: free; last, revealed only when nothing else is left in the block; never
     """
 
-    steps: Annotated[int, Ge(1)] | None = None  # forward passes a canvas; None: one a token
+    diffusion_steps: Annotated[int, Ge(1)] | None = None  # forward passes a canvas; None: one a token
     block_length: Annotated[int, Ge(1)] | None = None  # filled left to right in blocks; None: one block
     remasking: Remasking = "low_confidence"
     cfg_scale: Annotated[float, Ge(0)] = 0.0  # w of classifier-free guidance, u + (w + 1)(c - u)
-    ends: EndRule = "free"
-    max_rows: Annotated[int, Ge(1)] = 64  # canvases a forward pass; bounds memory
+    end_rule: EndRule = "free"
+    sampler_rows: Annotated[int, Ge(1)] = 64  # canvases a forward pass; bounds memory
 
 
 def schedule(options: DiffusionSampling, max_new_tokens: int) -> tuple[int, int, int]:
@@ -43,15 +43,15 @@ def schedule(options: DiffusionSampling, max_new_tokens: int) -> tuple[int, int,
             f"choose one of {_divisors(max_new_tokens)}"
         )
     blocks = max_new_tokens // block
-    steps = options.steps or max_new_tokens
+    steps = options.diffusion_steps or max_new_tokens
     if steps % blocks:
         nearest = max(blocks, round(steps / blocks) * blocks)
         raise ValueError(
-            f"steps {steps} cannot be shared by {blocks} blocks; choose a multiple, such as {nearest}"
+            f"diffusion_steps {steps} cannot be shared by {blocks} blocks; choose a multiple, such as {nearest}"
         )
     if steps > max_new_tokens:
         raise ValueError(
-            f"steps {steps} is more than max_new_tokens {max_new_tokens}: some passes would reveal nothing; "
+            f"diffusion_steps {steps} is more than max_new_tokens {max_new_tokens}: some passes would reveal nothing; "
             f"choose at most {max_new_tokens}"
         )
     return block, blocks, steps // blocks

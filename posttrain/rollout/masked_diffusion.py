@@ -77,10 +77,10 @@ def fill(
         counts = left.sum(1)
         for i in range(passes):
             logits = _guided(logits_fn, tokens, hidden_prompt, mask_id, options.cfg_scale, columns)
-            logits = _forbid(logits, mask_id, ends if options.ends == "never" else ends[:0])
+            logits = _forbid(logits, mask_id, ends if options.end_rule == "never" else ends[:0])
             chosen, picked = _choose(logits, temperature, generators)
             keys = _confidence(logits, chosen, options.remasking, generators)
-            if options.ends == "last":
+            if options.end_rule == "last":
                 keys = keys - _LAST * torch.isin(chosen, ends)
             reveal = counts // passes + (i < counts % passes).long()
             now = _top(keys.masked_fill(~left, -torch.inf), reveal) & left
@@ -208,7 +208,7 @@ class MaskedDiffusionEngine:
         done: list[tuple[Completion, list[int]]] = []
         with self._predicting() as predictor, evaluating(predictor.model):
             while len(done) < len(wanted):
-                done += self._fill_rows(predictor, wanted[len(done) : len(done) + self.options.max_rows])
+                done += self._fill_rows(predictor, wanted[len(done) : len(done) + self.options.sampler_rows])
         return done
 
     def _check(self, sampling: Sequence[Sampling]) -> None:

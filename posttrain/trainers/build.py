@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,14 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data import RowCounts, load_rows
+from posttrain.planning.rewards import spec_of
 from posttrain.recipe import Recipe
+from posttrain.rewards.runner import RewardRunner
 from posttrain.sections import ModelSection, PeftSection
 from posttrain.trainers.models import character_tokenizer, load_pretrained, scratch_llama
+
+
+LoadModel = Callable[[ModelSection], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,9 @@ class Ingredients:
     peft_config: LoraConfig | None
 
 
-def ingredients(recipe: Recipe) -> Ingredients:
-    model, tokenizer = model_and_tokenizer(recipe.model)
+def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
+    """`load` makes model and tokenizer where they are not a causal language model's."""
+    model, tokenizer = (load or model_and_tokenizer)(recipe.model)
     loaded = load_rows(recipe.data, tokenizer)
     held_out = load_rows(recipe.data.eval, tokenizer).rows if recipe.data.eval is not None else None
     peft = lora(recipe.model.peft) if recipe.model.peft is not None else None
@@ -40,7 +47,7 @@ def ingredients(recipe: Recipe) -> Ingredients:
 def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if section.scratch is not None:
         tokenizer = character_tokenizer(section.scratch.alphabet)
-        model = scratch_llama(
+        scratch = scratch_llama(
             tokenizer,
             hidden_size=section.scratch.hidden_size,
             layers=section.scratch.layers,
@@ -49,7 +56,9 @@ def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrai
             max_positions=section.scratch.max_positions,
             seed=section.scratch.seed,
         )
-        return (model if section.dtype == "auto" else model.to(dtype=torch_dtype(section.dtype))), tokenizer
+        if section.dtype != "auto":
+            scratch.to(torch_dtype(section.dtype))
+        return scratch, tokenizer
     if section.path is None:
         raise ValueError("model: give 'path' or 'scratch'")
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
@@ -98,4 +107,4 @@ def policy_arguments(recipe: Recipe) -> dict[str, Any]:
 
 def reward_runner(recipe: Recipe) -> RewardRunner:
     """The recipe's rewards, each in processes of its own."""
-    return RewardRunner([reward_spec(reward, recipe.path) for reward in recipe.rewards])
+    return RewardRunner([spec_of(reward) for reward in recipe.rewards])

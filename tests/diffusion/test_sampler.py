@@ -47,11 +47,11 @@ def test_most_confident_first_by_hand():
 
 def test_fewer_passes_reveal_more_at_once_the_early_ones_most():
     # 5 tokens in 3 passes: 2, 2, 1
-    assert run(table(SURE), 5, steps=3).order.tolist() == [[1, 2, 0, 1, 0]]
+    assert run(table(SURE), 5, diffusion_steps=3).order.tolist() == [[1, 2, 0, 1, 0]]
 
 
 def test_blocks_are_filled_left_to_right():
-    filled = run(table([*SURE, SURE[0]]), 6, steps=6, block_length=3)
+    filled = run(table([*SURE, SURE[0]]), 6, diffusion_steps=6, block_length=3)
     assert filled.order.tolist() == [[1, 2, 0, 5, 3, 4]]
 
 
@@ -62,7 +62,7 @@ def test_later_blocks_are_masks_while_earlier_ones_are_filled():
         seen.append(ids.clone())
         return table([*SURE, SURE[0]])(ids)
 
-    run(spy, 6, steps=2, block_length=3)
+    run(spy, 6, diffusion_steps=2, block_length=3)
     assert seen[0].tolist() == [[MASK] * 6]
     assert seen[1][:, 3:].tolist() == [[MASK] * 3]
     assert (seen[1][:, :3] != MASK).all()
@@ -72,7 +72,7 @@ def test_each_row_has_its_own_count():
     # row 0 has 5 open positions, row 1 has 2: in 2 passes 3 + 2 and 1 + 1; a given token never changes
     is_open = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 0, 1]]).bool()
     tokens = torch.tensor([[0, 0, 0, 0, 0], [3, 0, 2, 1, 0]])
-    filled = run(table(SURE), 5, is_open=is_open, tokens=tokens, steps=2)
+    filled = run(table(SURE), 5, is_open=is_open, tokens=tokens, diffusion_steps=2)
     assert filled.order.tolist() == [[0, 1, 0, 1, 0], [-1, 1, -1, -1, 0]]
     assert filled.tokens[1].tolist() == [3, 2, 2, 1, 1]
 
@@ -80,7 +80,7 @@ def test_each_row_has_its_own_count():
 @pytest.mark.parametrize("remasking", ["low_confidence", "random", "entropy", "margin"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_mask_is_never_emitted_and_nothing_stays_open(remasking, temperature):
-    filled = run(table(SURE), 5, rows=64, temperature=temperature, remasking=remasking, steps=3)
+    filled = run(table(SURE), 5, rows=64, temperature=temperature, remasking=remasking, diffusion_steps=3)
     assert (filled.tokens != MASK).all()
     assert (filled.order >= 0).all()
 
@@ -140,10 +140,10 @@ def test_end_tokens_wait_or_never_come():
     rows = [[0, 0, 0, 5, 9], [0, 1, 0, 0, 9], [0, 2, 0, 0, 9]]
     assert run(table(rows), 3, end_ids=[3]).order.tolist() == [[0, 2, 1]]
     for temperature in (0.0, 1e-3):
-        last = run(table(rows), 3, end_ids=[3], ends="last", temperature=temperature)
+        last = run(table(rows), 3, end_ids=[3], end_rule="last", temperature=temperature)
         assert last.order.tolist() == [[2, 1, 0]]
         assert last.tokens.tolist() == [[3, 1, 1]]
-    never = run(table(rows), 3, rows=200, end_ids=[3], ends="never", temperature=1.0)
+    never = run(table(rows), 3, rows=200, end_ids=[3], end_rule="never", temperature=1.0)
     assert (never.tokens != 3).all()
 
 
@@ -155,8 +155,8 @@ def test_the_likeliest_of_equals_is_the_left_one():
     ("options", "length", "message"),
     [
         ({"block_length": 5}, 12, "does not divide max_new_tokens 12; choose one of 1, 2, 3, 4, 6, 12"),
-        ({"block_length": 4, "steps": 7}, 12, "cannot be shared by 3 blocks; choose a multiple, such as 6"),
-        ({"steps": 24}, 12, "choose at most 12"),
+        ({"block_length": 4, "diffusion_steps": 7}, 12, "cannot be shared by 3 blocks; choose a multiple, such as 6"),
+        ({"diffusion_steps": 24}, 12, "choose at most 12"),
     ],
 )
 def test_impossible_schedules(options, length, message):
@@ -166,7 +166,7 @@ def test_impossible_schedules(options, length, message):
 
 def test_schedules():
     assert schedule(DiffusionSampling(), 12) == (12, 1, 12)
-    assert schedule(DiffusionSampling(steps=6, block_length=4), 12) == (4, 3, 2)
+    assert schedule(DiffusionSampling(diffusion_steps=6, block_length=4), 12) == (4, 3, 2)
 
 
 # The engine
@@ -177,7 +177,7 @@ def engine(tokenizer):
     model = scratch_mask_model(tokenizer, hidden_size=16, heads=2, max_positions=32)
     predictor = MaskPredictor.of(model, tokenizer.mask_token_id)
     return MaskedDiffusionEngine.of(
-        predictor, DiffusionSampling(steps=4, block_length=4), pad_token_id=tokenizer.pad_token_id
+        predictor, DiffusionSampling(diffusion_steps=4, block_length=4), pad_token_id=tokenizer.pad_token_id
     )
 
 
@@ -222,7 +222,7 @@ def test_rows_beyond_the_limit_go_in_parts(engine, tokenizer):
 
     sampling = Sampling(temperature=1.0, max_new_tokens=8, seed=3)
     whole = engine.generate(PROMPTS, sampling)
-    engine.options = dataclasses.replace(engine.options, max_rows=2)
+    engine.options = dataclasses.replace(engine.options, sampler_rows=2)
     assert [c.token_ids for c in engine.generate(PROMPTS, sampling)] == [c.token_ids for c in whole]
 
 
