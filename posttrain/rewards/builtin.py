@@ -9,17 +9,20 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.rewards.hooks import checks_settings, judges_each, prepares, yields_answers
-from posttrain.rewards.math_grading import AnswerFormat, canonical_answer, extract_answer, grade
-from posttrain.rewards.maths.equal import prepare as import_math_verify
+from posttrain.rewards.math_grading import canonical_answer, extract_answer, grade
+from posttrain.rewards.maths.fallback import prepare as import_math_verify
 
 # ---- mathematics
 
 
 def math_answers(
-    completions: Sequence[str], *, answer_format: AnswerFormat = "boxed", prompt_opens_reasoning: bool = False
+    completions: Sequence[str],
+    *,
+    answer_format: Literal["boxed", "hash", "flexible"] = "boxed",
+    prompt_opens_reasoning: bool = False,
 ) -> list[str | None]:
     """The final answers in a spelling that equal answers share; None where a completion gives none."""
     return [
@@ -37,7 +40,7 @@ def math_answer(
     completions: Sequence[str],
     *,
     answer: Sequence[Any],
-    answer_format: AnswerFormat = "boxed",
+    answer_format: Literal["boxed", "hash", "flexible"] = "boxed",
     prompt_opens_reasoning: bool = False,
     **_: Any,
 ) -> list[float | None]:

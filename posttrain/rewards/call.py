@@ -84,7 +84,9 @@ def _number(value: Any, position: int) -> float | None:
     if value is None:
         return None
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise RewardOutputError(f"returned {_shown(value)} at position {position}; a number or None is expected")
+        raise RewardOutputError(
+            f"returned {_shown(value)} at position {position}; a number or None is expected"
+        )
     try:
         return float(value)
     except OverflowError:
@@ -97,7 +99,9 @@ def _texts(answers: Sequence[Any], size: int) -> list[str | None]:
         raise RewardOutputError(f"its answers hook returned {len(answers)} values for {size} completions")
     for position, answer in enumerate(answers):
         if answer is not None and not isinstance(answer, str):
-            raise RewardOutputError(f"its answers hook returned {_shown(answer)} at position {position}; not text")
+            raise RewardOutputError(
+                f"its answers hook returned {_shown(answer)} at position {position}; not text"
+            )
     return answers
 
 

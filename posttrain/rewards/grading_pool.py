@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.rewards.math_grading import AnswerFormat, Grade, extract_answer, grade
-from posttrain.rewards.maths.equal import prepare
+from posttrain.rewards.maths.fallback import prepare
 from posttrain.rewards.pool import Outcome, WorkerPool, run_pools
 
 CHUNK = 64  # gradings a call; a chunk that fails is repeated one by one
@@ -23,7 +23,9 @@ class Item:
     abs_tol: float = 0.0
 
 
-def grading_handler(answer_format: AnswerFormat, prompt_opens_reasoning: bool) -> Callable[[list[Item]], list[Grade]]:
+def grading_handler(
+    answer_format: AnswerFormat, prompt_opens_reasoning: bool
+) -> Callable[[list[Item]], list[Grade]]:
     """The factory a worker runs."""
     prepare()
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from posttrain.rewards.maths.equal import canonical, equal_answers, readable
+from posttrain.rewards.maths.canonical import canonical
+from posttrain.rewards.maths.equal import equal_answers, readable
 from posttrain.rewards.maths.notation import closing
 
 AnswerFormat = Literal["boxed", "hash", "flexible"]
@@ -30,7 +31,7 @@ REASONING_TAGS = (
 MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
 
 _BOX = re.compile(r"\\boxed\s*\{")
-_BOX_BEGUN = re.compile(r"(?<!\\)\\(?:b(?:o(?:x(?:e(?:d\s*)?)?)?)?)?$")
+_BOX_BEGUN = re.compile(r"(?<!\\)\\b(?:o(?:x(?:e(?:d\s*)?)?)?)?$")
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
 
 
@@ -128,7 +129,7 @@ def _read_gold(gold: str) -> str | None:
     return gold if gold.strip() and readable(gold) else None
 
 
-# ---- extraction -------------------------------------------------------------------------------------------------
+# ---- extraction -----------------------------------------------------------------------------------
 
 
 def after_reasoning(text: str, opened: bool = False) -> str | None:

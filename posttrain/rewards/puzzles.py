@@ -81,7 +81,9 @@ def _expression(text: str) -> str | None:
         return None
     answer = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", answer)
     answer = re.sub(r"\\times|\\cdot|×|·", "*", re.sub(r"\\div|÷", "/", answer)).replace("−", "-")
-    answer = re.sub(r"\\left|\\right|\\[()\[\]]|[$\s]|\\[,;!]", "", answer).replace("[", "(").replace("]", ")")
+    answer = (
+        re.sub(r"\\left|\\right|\\[()\[\]]|[$\s]|\\[,;!]", "", answer).replace("[", "(").replace("]", ")")
+    )
     return answer if 0 < len(answer) <= _MAX_EXPRESSION and re.fullmatch(r"[\d+\-*/()=]+", answer) else None
 
 

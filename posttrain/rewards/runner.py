@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from posttrain.rewards.call import Call, Judged, handler_of
 from posttrain.rewards.pool import Outcome, WorkerPool, WorkerStartError, run_pools, start_pools
-from posttrain.rewards.resolve import RewardSignature, RewardSpec, describe
+from posttrain.rewards.resolve import RewardSpec, describe
+from posttrain.rewards.signature import RewardSignature
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -183,7 +184,12 @@ class _Reward:
         self.handler: Callable[[Call], Judged] | None = None
         shipped = self._shipped(spec)
         if spec.function is None or shipped is not None:
-            arguments = {"name": spec.name, "base_dir": base_dir, "args": dict(spec.args), "function": shipped}
+            arguments = {
+                "name": spec.name,
+                "base_dir": base_dir,
+                "args": dict(spec.args),
+                "function": shipped,
+            }
             self.pool = WorkerPool(
                 "posttrain.rewards.call:reward_handler", arguments, workers, timeout_s, startup_timeout_s
             )
@@ -217,7 +223,9 @@ class _Reward:
 class _Round:
     """One reward's calls on one batch."""
 
-    def __init__(self, reward: _Reward, completions: list[str], columns: dict[str, list[Any]], group_size: int):
+    def __init__(
+        self, reward: _Reward, completions: list[str], columns: dict[str, list[Any]], group_size: int
+    ):
         missing = reward.signature.missing(columns)
         if missing:
             raise ValueError(
@@ -278,11 +286,13 @@ class _Round:
                 self.answers[row] = judged.answers[position]
 
     def _failure(self, rows: range, outcome: Outcome) -> str:
-        where = f"completions {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"completion {rows.start}"
+        where = (
+            f"completions {rows.start} to {rows.stop - 1}" if len(rows) > 1 else f"completion {rows.start}"
+        )
         return f"reward {self.reward.name!r} failed on {where}: {outcome.message}\n{outcome.detail}".rstrip()
 
 
-# ---- small questions --------------------------------------------------------------------------------------------
+# ---- small questions ------------------------------------------------------------------------------
 
 
 def _in_process(handler: Callable[[Call], Judged], call: Call) -> Outcome:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.rewards.hooks import judges_each, yields_answers
-from posttrain.rewards.resolve import RewardSpec, RewardSpecError
+from posttrain.rewards.resolve import RewardSpec
 from posttrain.rewards.runner import RewardError, RewardRunner
+from posttrain.rewards.signature import RewardSpecError
 
 GROUPS = ["a", "b", "c", "d"]
 
@@ -228,9 +229,9 @@ def test_a_reward_has_its_own_limit_and_policy(tmp_path):
 
 def test_a_reward_that_cannot_be_imported_is_named_at_the_start(tmp_path):
     path = write(tmp_path, "import no_such_package\n\ndef mine(completions):\n    return []\n")
-    with RewardRunner([f"{path}:mine"], on_error="skip") as runner:  # the recipe is wrong: not a thing to skip
-        with pytest.raises(RewardError, match="'mine' could not be loaded") as caught:
-            runner.start()
+    runner = RewardRunner([f"{path}:mine"], on_error="skip")  # the recipe is wrong: nothing to skip
+    with pytest.raises(RewardError, match="'mine' could not be loaded") as caught:
+        runner.start()
     assert "no_such_package" in str(caught.value)
 
 
@@ -351,9 +352,10 @@ def gone(pid: int) -> bool:
 def test_a_script_without_main_guard_ends_with_its_workers(tmp_path, how):
     script = write(tmp_path, SCRIPT, "script.py")
     root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
     done = subprocess.run(
-        [sys.executable, script, how], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": root}
-    )  # fmt: skip
+        [sys.executable, script, how], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.stdout.count("script begins") == 1  # no worker ran the script again
     assert (done.returncode == 0) == (how == "normally")
     assert ("KeyboardInterrupt" in done.stderr) == (how == "interrupt")

@@ -1,1 +1,1 @@
-"""Reading and comparing final answers: LaTeX to shapes (numbers, tuples, regions, matrices, words), then equality."""
+"""Reading and comparing final answers: notation -> shape (expressions, tuples, regions, words, ...) -> equality."""

@@ -1,16 +1,18 @@
 """Whether two answers are the same.
 
-Numbers and expressions that `value.py` can evaluate are compared here, exactly; whatever it cannot read is handed to
-math-verify. math-verify runs without its own timeouts (they use signals): call this in a process with a deadline.
+Numbers and expressions that can be evaluated are compared exactly; whatever cannot be read here is handed to
+math-verify (fallback.py), so call this in a process with a deadline.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import lru_cache
 
-from posttrain.rewards.maths.notation import Unit, balanced, tidy
+from posttrain.rewards.maths.compare import number_of, real_of, same_curve, same_value
+from posttrain.rewards.maths.fallback import equal_by_math_verify, parsed_by_math_verify
+from posttrain.rewards.maths.notation import balanced, tidy
+from posttrain.rewards.maths.reading import read_shape
 from posttrain.rewards.maths.shape import (
     Either,
     Equation,
@@ -18,27 +20,34 @@ from posttrain.rewards.maths.shape import (
     Group,
     Matrix,
     Named,
-    Piece,
     Ratio,
     Region,
     Shape,
     Words,
     as_region,
-    bound,
-    read_shape,
+    leaves,
+    merged,
 )
-from posttrain.rewards.maths.value import (
-    Unreadable,
-    Value,
-    canonical_value,
-    read_value,
-    number_of,
-    real_of,
-    same_curve,
-    same_value,
-)
+from posttrain.rewards.maths.tree import Unreadable
+from posttrain.rewards.maths.units import Unit
+from posttrain.rewards.maths.value import Value, read_value
 
-MAX_FALLBACK_LENGTH = 300  # characters; beyond it math-verify's grammar takes seconds
+
+def readable(gold: str) -> bool:
+    """Whether a gold answer can be compared with anything: its shape is read here or by math-verify."""
+    if not balanced(gold) or not re.search(r"\w|\\\{\s*\\\}", tidy(gold)):
+        return False
+    return all(_readable_leaf(leaf) for leaf in leaves(read_shape(gold)))
+
+
+def _readable_leaf(shape: Shape) -> bool:
+    if isinstance(shape, Words):
+        return bool(re.search(r"\w", shape.text))
+    if isinstance(shape, Equation):
+        return True
+    if isinstance(shape, Expr) and shape.value is None:
+        return bool(parsed_by_math_verify(shape.text))
+    return True
 
 
 @lru_cache(maxsize=65536)
@@ -54,20 +63,8 @@ def equal_answers(gold: str, answer: str, rel_tol: float = 0.0, abs_tol: float =
     return _Comparison(rel_tol, abs_tol).same(read_shape(gold), read_shape(answer))
 
 
-def readable(gold: str) -> bool:
-    """Whether a gold answer can be compared with anything: its shape is read here or by math-verify."""
-    if not balanced(gold) or not re.search(r"[0-9A-Za-z]|\\emptyset|\\\{\s*\\\}|∅|∞|π", gold):
-        return False
-    return all(_readable_leaf(leaf) for leaf in _leaves(read_shape(gold)))
-
-
-def canonical(answer: str) -> str | None:
-    """A string that equal answers share, for counting distinct answers. None for an empty answer."""
-    return _canonical(read_shape(answer)) if answer.strip() else None
-
-
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", tidy(text))
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", tidy(text))  # "7 2" is not "72"
 
 
 class _Comparison:
@@ -128,7 +125,7 @@ class _Comparison:
         """Whether two equations describe one line or curve."""
         first, second = _difference(gold), _difference(answer)
         if first is None or second is None:
-            return _ask_math_verify(_source(gold), _source(answer))
+            return equal_by_math_verify(_source(gold), _source(answer))
         return same_curve(first, second)
 
     # ---- several answers
@@ -207,7 +204,7 @@ class _Comparison:
             return False
         if gold.name and answer.name and not _same_name(gold.name, answer.name):
             return False
-        first, second = _merged(gold.pieces), _merged(answer.pieces)
+        first, second = merged(gold.pieces), merged(answer.pieces)
         return len(first) == len(second) and all(
             g.low_open == a.low_open
             and g.high_open == a.high_open
@@ -229,20 +226,18 @@ class _Comparison:
         if not _same_dimension(gold.unit, answer.unit):
             return False
         if gold.value is None or answer.value is None:
-            return _squeezed(gold.text) == _squeezed(answer.text) or _ask_math_verify(gold.text, answer.text)
-        if gold.digits or answer.digits:  # 0.333... stands for whatever begins so
-            places = min(expr.digits for expr in (gold, answer) if expr.digits)
-            return bool(same_value(gold.value, answer.value, abs_tol=10.0**-places))
+            return _squeezed(gold.text) == _squeezed(answer.text) or equal_by_math_verify(
+                gold.text, answer.text
+            )
+        if gold.digits or answer.digits:
+            return _begins_alike(gold, answer)
         if gold.percent != answer.percent:
             return self.percentages(gold, answer)
         if gold.unit and answer.unit and gold.unit != answer.unit and gold.unit.factor and answer.unit.factor:
             factor = answer.unit.factor / gold.unit.factor
             answer = _expr(f"({answer.text})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}")
-        assert gold.value is not None and answer.value is not None
-        verdict = same_value(gold.value, answer.value, self.rel_tol, self.abs_tol)
-        if verdict is None:
-            return gold.value.tree == answer.value.tree
-        return verdict
+        verdict = _same(gold, answer, self.rel_tol, self.abs_tol)
+        return gold.value == answer.value if verdict is None else verdict
 
     def percentages(self, gold: Expr, answer: Expr) -> bool:
         """50% is 0.5; and where one side leaves the sign out, 50. A number below 1 has to be the fraction."""
@@ -258,7 +253,7 @@ class _Comparison:
         return bool(large and same_value(percent.value, plain.value, self.rel_tol, self.abs_tol))
 
 
-# ---- small questions --------------------------------------------------------------------------------------------
+# ---- small questions ------------------------------------------------------------------------------
 
 
 def _expr(text: str) -> Expr:
@@ -266,6 +261,26 @@ def _expr(text: str) -> Expr:
         return Expr(text, read_value(text))
     except Unreadable:
         return Expr(text, None)
+
+
+def _same(a: Expr, b: Expr, rel_tol: float, abs_tol: float) -> bool | None:
+    if a.value is None or b.value is None:
+        return None
+    return same_value(a.value, b.value, rel_tol, abs_tol)
+
+
+def _begins_alike(a: Expr, b: Expr) -> bool:
+    """0.666... and 0.667... stand for what begins so, cut off or rounded."""
+    cut, other = (a, b) if a.digits else (b, a)
+    if cut.value is None or other.value is None or cut.digits is None:
+        return False
+    if other.digits:
+        return bool(_same(a, b, 0.0, 10.0 ** -min(cut.digits, other.digits)))
+    given, exact = real_of(cut.value), real_of(other.value)
+    if given is None or exact is None:
+        return False
+    rest = (abs(exact) - abs(given)) * 10**cut.digits
+    return bool(-0.5 <= rest < 1 and given * exact >= 0)
 
 
 def _in_base(expr: Expr) -> int | None:
@@ -313,28 +328,6 @@ def _same_dimension(a: Unit | None, b: Unit | None) -> bool:
     return a is None or b is None or a.dimension is None or b.dimension is None or a.dimension == b.dimension
 
 
-def _merged(pieces: tuple[Piece, ...]) -> list[Piece]:
-    """Pieces from left to right, those that touch joined; as they stand where an end is no number."""
-    ends = [(bound(piece.low), bound(piece.high)) for piece in pieces]
-    if any(low is None or high is None for low, high in ends):
-        return list(pieces)
-    order = sorted(range(len(pieces)), key=lambda k: (ends[k][0], pieces[k].low_open))
-    result: list[Piece] = []
-    for piece in (pieces[k] for k in order):
-        if result:
-            last = result[-1]
-            gap = bound(piece.low) - bound(last.high)
-            if gap < 0 or gap == 0 and not (piece.low_open and last.high_open):
-                further = bound(piece.high) - bound(last.high)
-                high, is_open = (piece.high, piece.high_open) if further > 0 else (last.high, last.high_open)
-                if further == 0:
-                    is_open = piece.high_open and last.high_open
-                result[-1] = Piece(last.low, high, last.low_open, is_open)
-                continue
-        result.append(piece)
-    return result
-
-
 def _difference(shape: Shape) -> Value | None:
     if isinstance(shape, Named) and isinstance(shape.inner, Expr):
         left, right = re.sub(r"^([A-Za-z])\((\w)\)$", r"\1", shape.name), shape.inner
@@ -350,105 +343,3 @@ def _source(shape: Shape) -> str:
     if isinstance(shape, Equation | Expr):
         return shape.text
     return ""
-
-
-# ---- canonical strings ------------------------------------------------------------------------------------------
-
-
-def _canonical(shape: Shape) -> str:
-    if isinstance(shape, Either):
-        return _canonical(shape.options[0])
-    if isinstance(shape, Named):
-        return _canonical(shape.inner)
-    if isinstance(shape, Equation):
-        return f"{_canonical(shape.left)}={_canonical(shape.right)}"
-    if isinstance(shape, Words):
-        return shape.text
-    if isinstance(shape, Ratio):
-        return ":".join(map(_canonical, shape.terms))
-    if isinstance(shape, Matrix):
-        return "[" + ";".join(",".join(map(_canonical, row)) for row in shape.rows) + "]"
-    if isinstance(shape, Region):
-        return " u ".join(
-            f"{'(' if p.low_open else '['}{_canonical(p.low)},{_canonical(p.high)}{')' if p.high_open else ']'}"
-            for p in _merged(shape.pieces)
-        )
-    if isinstance(shape, Group):
-        if shape.number is not None:
-            return _canonical(shape.number)
-        items = [_canonical(item) for item in shape.items]
-        if shape.kind in ("tuple", "bracket"):
-            return f"({','.join(items)})" if shape.kind == "tuple" else f"[{','.join(items)}]"
-        return "{" + ",".join(sorted(items)) + "}" if len(items) != 1 else items[0]
-    return _canonical_expression(shape)
-
-
-def _canonical_expression(expr: Expr) -> str:
-    plain = re.sub(r"\s+", "", expr.text)
-    if expr.base:
-        return plain.replace("{", "").replace("}", "")
-    if len(plain) == 1 and plain.isalpha():
-        return plain.lower()  # a choice's letter, as Words has it
-    text = (canonical_value(expr.value) if expr.value is not None else None) or plain
-    return text + ("%" if expr.percent else "")
-
-
-# ---- math-verify ------------------------------------------------------------------------------------------------
-
-
-def prepare() -> None:
-    """Imports math-verify and sympy, so that the first hard answer does not pay for it."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    import math_verify  # noqa: F401  (sympy takes a second; most answers never need it)
-
-
-def _leaves(shape: Shape) -> list[Shape]:
-    if isinstance(shape, Either):
-        return [leaf for option in shape.options for leaf in _leaves(option)]
-    if isinstance(shape, Named):
-        return _leaves(shape.inner)
-    if isinstance(shape, Group):
-        return [leaf for item in shape.items for leaf in _leaves(item)]
-    if isinstance(shape, Matrix):
-        return [leaf for row in shape.rows for cell in row for leaf in _leaves(cell)]
-    if isinstance(shape, Region):
-        return [end for piece in shape.pieces for end in (piece.low, piece.high)]
-    if isinstance(shape, Ratio):
-        return list(shape.terms)
-    return [shape]
-
-
-def _readable_leaf(shape: Shape) -> bool:
-    if isinstance(shape, Words):
-        return bool(re.search(r"\w", shape.text))
-    if isinstance(shape, Equation):
-        return True
-    if isinstance(shape, Expr) and shape.value is None:
-        return bool(_parsed(shape.text))
-    return True
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> tuple:
-    """What math-verify makes of an expression: sympy objects, or () where it cannot read it."""
-    if not text.strip() or len(text) > MAX_FALLBACK_LENGTH or _too_large(text):
-        return ()
-    prepare()
-    from math_verify import LatexExtractionConfig, parse
-
-    found = parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[arg-type]  # None is documented
-    return tuple(item for item in found if not isinstance(item, str))
-
-
-def _too_large(text: str) -> bool:
-    """Towers of powers and factorials of large numbers, which sympy would write out digit by digit."""
-    return bool(re.search(r"\^\s*\{?[^{}]*\^|\d{5,}\s*!|!\s*!|\^\s*\{?\s*\d{5,}", text))
-
-
-@lru_cache(maxsize=16384)
-def _ask_math_verify(gold: str, answer: str) -> bool:
-    if not _parsed(gold) or not _parsed(answer):
-        return False
-    from math_verify import verify
-
-    return bool(verify(list(_parsed(gold)), list(_parsed(answer)), timeout_seconds=None))

@@ -6,23 +6,12 @@ not ordered; x > 2, (2, \\infty) and x \\in (2, \\infty) are one region.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Literal
 
-from posttrain.rewards.maths.notation import (
-    BARE,
-    CURRENCY,
-    MULTIPLES,
-    Unit,
-    closing,
-    read_unit,
-    split_top,
-    strip_braces,
-    tidy,
-)
-from posttrain.rewards.maths.value import GREEK, Unreadable, Value, read_value, real_of
+from posttrain.rewards.maths.compare import real_of
+from posttrain.rewards.maths.units import Unit
+from posttrain.rewards.maths.value import Number, Value, read_value
 
 
 @dataclass(frozen=True)
@@ -103,366 +92,21 @@ INFINITY = Expr(r"\infty", read_value(r"\infty"))
 MINUS_INFINITY = Expr(r"-\infty", read_value(r"-\infty"))
 REALS = Piece(MINUS_INFINITY, INFINITY, True, True)
 
-_GREEK = "|".join(sorted(GREEK | {"pi"}, key=len, reverse=True))
-_SUBSCRIPT = r"(?:_(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w+))?\s*'*"
-_LETTER = rf"(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z])){_SUBSCRIPT}"
-_NAME = re.compile(
-    rf"(?:m\s*)?(?:\\(?:angle|triangle|measuredangle|overline|widehat|bar|operatorname|text)(?![A-Za-z]))?"
-    rf"\s*\{{?\s*(?:{_LETTER}\s*){{1,4}}\}}?\s*(?:\^\\circ\s*)?(?:\([^()=]*\))?"
-    r"|\|\s*(?:\\overline)?\s*\{?\s*[A-Z]{1,3}\s*\}?\s*\||\[\s*[A-Z]{3,6}\s*\]|\([\sA-Za-z,\\]*,[\sA-Za-z,\\]*\)"
-    r"|\\text\s*\{[^{}]*\}(?:\([^()]*\))?|[A-Za-z]{3,}(?: [A-Za-z]+)*"
-)
-_FUNCTION_NAME = re.compile(rf"({_LETTER})\s*\(\s*({_LETTER})\s*\)")
-_VARIABLE = re.compile(_LETTER)
 
-_WORD_NUMBERS = {
-    word: str(n)
-    for n, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-}
-_SYNONYMS = {
-    "no solution": r"\emptyset", "no solutions": r"\emptyset", "none": r"\emptyset", "empty set": r"\emptyset",
-    "no real solution": r"\emptyset", "no real solutions": r"\emptyset", "does not exist": "dne",
-    "all real numbers": r"\R", "all reals": r"\R", "infinite": r"\infty", "infinity": r"\infty",
-}  # fmt: skip
-_SHORT_WORDS = frozenset("yes no odd even one two six ten all both none true dne".split())
-_RELATIONS = (r"\le", r"\ge", "<", ">")
-_PREAMBLE = re.compile(
-    r"^(?:\\text\s*\{)?\s*(?:so,?\s+|thus,?\s+|therefore,?\s+)?(?:the\s+)?(?:final\s+)?"
-    r"(?:answer|solution|result)s?(?:\s+(?:is|are))?\s*:?\s*(?:\}|(?=\s))\s*(?:=\s*)?",
-    re.IGNORECASE,
-)
-_CONDITION = re.compile(
-    r"\s*(?:[,;]|\\quad)?\s*(?:\\text\s*\{\s*,?\s*(?:where|for|with|if|when|such that|for all|for any|for some)\b.*"
-    r"|\b(?:where|for (?:all|any|some|every)|such that)\b.*|\\forall.*"
-    r"|[,;(]\s*(?:[a-zA-Z]|\\text\{\s*(?:for|where)[^{}]*\}\s*[a-zA-Z]?)\s*\\in\s*\\[NZQRC]\b.*)$",
-    re.DOTALL,
-)
-
-
-@lru_cache(maxsize=16384)
-def read_shape(text: str) -> Shape:
-    """The shape of an answer given in LaTeX or plain writing."""
-    return _read(tidy(text), 0)
-
-
-def _read(text: str, depth: int) -> Shape:
-    text = strip_braces(text)
-    if depth > 8:
-        return Expr(text, None)
-    for reader in (
-        _words,
-        _choice,
-        _trimmed,
-        _matrix,
-        _listed,
-        _relation,
-        _region,
-        _bracketed,
-        _plus_minus,
-        _ratio,
-    ):
-        shape = reader(text, depth + 1)
-        if shape is not None:
-            return shape
-    return _expression(text)
-
-
-# ---- words ------------------------------------------------------------------------------------------------------
-
-
-def _plain(text: str) -> str:
-    """Words without markup, case, articles and punctuation at the ends."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).lower()
-    text = re.sub(r"\b([ap])\.\s*m\b\.?", r"\1m", text)
-    return re.sub(r"^(?:the|a|an) ", "", re.sub(r"\s+", " ", text).strip(" .,;:!"))
-
-
-def _words(text: str, depth: int) -> Shape | None:
-    whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
-    bare = re.fullmatch(r"[A-Za-z](?:[A-Za-z' ]|(?<=[A-Za-z])-(?=[A-Za-z]))*[A-Za-z]", text)
-    clock = re.fullmatch(r"\s*\d{1,2}(?::\d\d)?\s*[ap]\.?\s?m\b[.\s]*", _connectors(text), re.IGNORECASE)
-    if clock:
-        return Words(_plain(text).replace(" ", ""))
-    if whole:
-        inner = whole[1].strip()
-        if re.fullmatch(r"\(?[A-Za-z]\)?\.?", inner):
-            return Words(inner.strip("().").lower()) if inner[0] == "(" or inner.isupper() else None
-        if re.search(r"[\d=<>+*/^\\]", inner) and not re.search(r"[A-Za-z]{2}.*\d.*[A-Za-z]{2}", inner):
-            return _read(inner, depth)
-    elif bare:
-        word = text.lower()
-        if len(word) < 4 and word not in _SHORT_WORDS or re.fullmatch(r"[A-Za-z]( [A-Za-z])+", text):
-            return None
-        if len(word) <= 6 and text.isupper():  # a product of segments or points: ABCD
-            return None
-    elif not re.fullmatch(r"(?:\\text\s*\{[^{}]*\}|[A-Za-z' .,-])+", text) or r"\text" not in text:
-        return None
-    plain = _plain(text)
-    if plain in _WORD_NUMBERS:
-        return _expression(_WORD_NUMBERS[plain])
-    if plain in _SYNONYMS:
-        return Words("dne") if plain == "does not exist" else _read(_SYNONYMS[plain], depth)
-    connected = re.split(r"\s*(?:,| and | or )\s*", _connectors(text).strip())
-    if len(connected) > 1 and all(len(part) < 3 for part in connected):  # "A and C" is a list of choices
-        return Group("list", tuple(Words(part.lower()) for part in connected))
-    return Words(plain)
-
-
-def _connectors(text: str) -> str:
-    return re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
-
-
-def _choice(text: str, depth: int) -> Shape | None:
-    r"""(C), or a choice's letter in front of its content: \textbf{(C)} 15."""
-    text = re.sub(r"^\(\s*\\text\s*\{\s*([A-Z])\s*\}\s*\)", r"(\1)", text)
-    match = re.fullmatch(r"(?:\\text\s*)?\{?\s*\(\s*([A-Z])\s*\)\s*\}?\s*(.*)", text, re.DOTALL)
-    if match is None:
-        match = re.fullmatch(r"\\text\s*\{\s*\(?([A-Z])\s*[).:]\s*\}\s*(.*)", text, re.DOTALL)
-    if match is None:
-        match = re.fullmatch(r"\\text\s*\{\s*\(?([A-Z])\)\s*(\S.*)\}", text, re.DOTALL)
-    if match is None or match[2][:1] in tuple("=+-*/^_<>,!"):
-        return None
-    letter = Words(match[1].lower())
-    return Either((letter, _read(match[2].strip(), depth))) if match[2].strip() else letter
-
-
-def _trimmed(text: str, depth: int) -> Shape | None:
-    """Without a preamble ("the answer is") and without conditions ("where k is an integer")."""
-    rest = _CONDITION.sub("", _PREAMBLE.sub("", text)).strip()
-    if rest != text and rest:
-        return _read(tidy(rest), depth)
-    return None
-
-
-# ---- lists, brackets, matrices ----------------------------------------------------------------------------------
-
-
-def _matrix(text: str, depth: int) -> Shape | None:
-    cases = re.fullmatch(r"\\?\{?\s*\\begin\s*\{cases\}([^&]*)\\end\s*\{cases\}", text)
-    if cases:
-        return _read(tidy(cases[1].replace("\\\\", ", ")), depth)
-    match = re.fullmatch(
-        r"[(\[]?\s*\\begin\s*\{([pbB]?matrix|smallmatrix|array)\}(?:\s*\{[clr|\s]*\})?(.*)\\end\s*\{\1\}\s*[)\]]?",
-        text, re.DOTALL,
-    )  # fmt: skip
-    if match is None:
-        return None
-    rows = [re.sub(r"^\s*\[[\d.]+\s*\w*\]", "", row) for row in match[2].split("\\\\")]
-    cells = [
-        tuple(_read(tidy(cell), depth) for cell in row.split("&")) for row in rows if row.strip(" \\hline")
-    ]
-    return Matrix(tuple(cells)) if cells else None
-
-
-_AND = (
-    r"\\text\s*\{\s*,?\s*(?:and|&)\s*\}|\\land(?![A-Za-z])|\\wedge(?![A-Za-z])|(?<![A-Za-z])and(?![A-Za-z])"
-)
-_OR = r"\\text\s*\{\s*,?\s*or\s*\}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])"
-
-
-def _listed(text: str, depth: int) -> Shape | None:
-    """Several answers separated by commas, semicolons, "and", "or"."""
-    text = re.sub(rf",?\s*(?:{_AND})\s*", " \x02 ", text)
-    text = re.sub(rf",?\s*(?:{_OR})\s*", " \x03 ", text)
-    pieces = _join_thousands(split_top(text, ("\x02", "\x03", ",", ";")))
-    pieces = [(piece.strip(), separator) for piece, separator in pieces if piece.strip()]
-    if len(pieces) < 2:
-        joined = pieces[0][0] if pieces else ""
-        if not joined or joined == text.strip():
-            return None
-        if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
-            return Group("list", tuple(_expression(part) for part in text.split(",")), _expression(joined))
-        return _read(joined, depth)
-    items = tuple(_read(piece, depth) for piece, _ in pieces)
-    separators = {separator for _, separator in pieces[:-1]}
-    if all(isinstance(item, Region) for item in items) and not _are_intervals(pieces):
-        return _combined(items, intersect="\x02" in separators, either=bool(separators & {",", ";"}))
-    flat = [leaf for item in items for leaf in _flatten(item)]
-    return Group("list", tuple(flat))
-
-
-def _flatten(item: Shape) -> tuple[Shape, ...]:
-    """1 \\pm 2 inside a list is two of its items."""
-    return item.items if isinstance(item, Group) and item.kind == "list" else (item,)
-
-
-def _are_intervals(pieces: list[tuple[str, str]]) -> bool:
-    return not any(relation in piece for piece, _ in pieces for relation in (*_RELATIONS, r"\ne"))
-
-
-def _join_thousands(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Puts 1,234,567 together again; "1, 234" and "12,345,67" stay lists."""
-    joined: list[tuple[str, str]] = []
-    grouping = False
-    for piece, separator in pieces:
-        before, comma = joined[-1] if joined else ("", "")
-        figures = r"\d{3,}" if grouping else r"\d{1,3}"
-        start = re.search(rf"(?:^|[\s=+\-{CURRENCY}]){figures}$", before)
-        grouping = bool(comma == "," and start and re.match(r"\d{3}(?!\d)", piece))
-        if grouping:
-            joined[-1] = (before + piece, separator)
-        else:
-            joined.append((piece, separator))
-    return joined
-
-
-def _bracketed(text: str, depth: int) -> Shape | None:
-    for opening, kind in (
-        (r"\{", "set"),
-        ("(", "tuple"),
-        ("[", "bracket"),
-        (r"\langle", "tuple"),
-        ("<", "tuple"),
-    ):
-        if not text.startswith(opening):
-            continue
-        if opening in (r"\langle", "<"):
-            ending = r"\rangle" if opening == r"\langle" else ">"
-            if not text.endswith(ending):
-                return None
-            inner = text[len(opening) : -len(ending)]
-        else:
-            end = closing(text, 0)
-            width = len(opening)
-            if end != len(text) - width or text[end:] != {r"\{": r"\}", "(": ")", "[": "]"}[opening]:
-                return None
-            inner = text[width:end]
-        pieces = [piece.strip() for piece, _ in split_top(inner, (",", ";"))]
-        if kind == "set":
-            return _set(inner, pieces, depth)
-        if len(pieces) < 2:
-            return None
-        return Group(kind, tuple(_read(piece, depth) for piece in pieces))
-    return None
-
-
-def _set(inner: str, pieces: list[str], depth: int) -> Shape:
-    built = re.match(rf"\s*({_VARIABLE.pattern})\s*(?:\\in\s*\\R\s*)?(?:\||:)\s*(.*)", inner, re.DOTALL)
-    if built:
-        return _read(tidy(built[2]), depth)
-    if not inner.strip():
-        return Group("set", ())
-    items = [_read(piece, depth) for piece in pieces if piece]
-    return Group("set", tuple(leaf for item in items for leaf in _flatten(item)))
-
-
-def _plus_minus(text: str, depth: int) -> Shape | None:
-    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text):
-        return None
-    plus = re.sub(r"\\pm(?![A-Za-z])", "+", re.sub(r"\\mp(?![A-Za-z])", "-", text))
-    minus = re.sub(r"\\pm(?![A-Za-z])", "-", re.sub(r"\\mp(?![A-Za-z])", "+", text))
-    return Group("list", (_read(plus, depth), _read(minus, depth)))
-
-
-def _ratio(text: str, depth: int) -> Shape | None:
-    pieces = [piece.strip() for piece, _ in split_top(text.replace(r"\colon", ":"), (":",))]
-    if len(pieces) < 2 or not all(pieces):
-        return None
-    return Ratio(tuple(_expression(piece) for piece in pieces))
-
-
-# ---- relations and regions --------------------------------------------------------------------------------------
-
-
-def _relation(text: str, depth: int) -> Shape | None:
-    named = re.fullmatch(rf"({_VARIABLE.pattern})\s*\\in(?![A-Za-z])\s*(.*)", text, re.DOTALL)
-    if named:
-        inner = _read(named[2], depth)
-        region = as_region(inner)
-        return replace(region, name=named[1].strip()) if region else Named(named[1].strip(), inner)
-    if re.search(r"<|>|\\[lg]e(?![A-Za-z])", text) and not text.startswith("<"):
-        return _inequality(text)
-    unequal = re.fullmatch(rf"({_VARIABLE.pattern})\s*\\ne(?![A-Za-z])\s*(.*)", text, re.DOTALL)
-    if unequal:
-        hole = _expression(unequal[2])
-        return Region(_without((REALS,), hole), unequal[1].strip())
-    rounded = [piece.strip() for piece, _ in split_top(text, (r"\approx",))]
-    if len(rounded) > 1:
-        if not rounded[0]:
-            return _read(rounded[-1], depth)
-        left, right = _read(rounded[0], depth), _read(rounded[-1], depth)
-        return Named(rounded[0], right) if _NAME.fullmatch(rounded[0]) else Either((left, right))
-    parts = [piece.strip() for piece, _ in split_top(text, ("=", r"\equiv", r"\coloneqq"))]
-    if len(parts) > 1:
-        return _equality([part for part in parts if part], text, depth)
-    return None
-
-
-def _equality(parts: list[str], text: str, depth: int) -> Shape | None:
-    if not parts:
-        return None
-    if len(parts) == 1:
-        return _read(parts[0], depth)
-    first, last = parts[0], parts[-1]
-    if _NAME.fullmatch(first):
-        return Named(re.sub(r"\s+", "", first), _read(last, depth))
-    if _VARIABLE.fullmatch(last) and len(parts) == 2:
-        return Named(re.sub(r"\s+", "", last), _read(first, depth))
-    left, right = _read(first, depth), _read(last, depth)
-    if isinstance(left, Expr) and left.value is not None and not left.value.names:
-        return right  # 2 + 3 = 5
-    return Equation(left, right, text)
-
-
-def _inequality(text: str) -> Shape | None:
-    """x > a, a < x, a < x \\le b as a region; anything longer or in two variables is left to math-verify."""
-    pieces = split_top(text, _RELATIONS)
-    sides = [strip_braces(piece.strip()) for piece, _ in pieces]
-    relations = [relation for _, relation in pieces[:-1]]
-    if not relations:
-        return None
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[1]) and not _VARIABLE.fullmatch(sides[0]):
-        sides.reverse()
-        relations = [{"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}[relations[0]]]
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
-        bound, strict = _expression(sides[1]), relations[0] in "<>"
-        below = relations[0] in ("<", r"\le")
-        piece = Piece(MINUS_INFINITY, bound, True, strict) if below else Piece(bound, INFINITY, strict, True)
-        return Region((piece,), sides[0])
-    if len(sides) == 3 and _VARIABLE.fullmatch(sides[1]):
-        rising = [relation in ("<", r"\le") for relation in relations]
-        if rising[0] == rising[1]:
-            low, high = (0, 2) if rising[0] else (2, 0)
-            opens = [relation in "<>" for relation in relations]
-            low_open, high_open = (opens[0], opens[1]) if rising[0] else (opens[1], opens[0])
-            return Region(
-                (Piece(_expression(sides[low]), _expression(sides[high]), low_open, high_open),), sides[1]
-            )
-    return Expr(text, None)
-
-
-def _region(text: str, depth: int) -> Shape | None:
-    if text in (r"\R", r"(-\infty,\infty)"):
-        return Region((REALS,))
-    if text == r"\emptyset":
-        return Group("set", ())
-    minus = [piece.strip() for piece, _ in split_top(text, (r"\setminus", r"\backslash"))]
-    if len(minus) == 2:
-        whole, hole = as_region(_read(minus[0], depth)), _read(minus[1], depth)
-        if whole and isinstance(hole, Group) and hole.kind == "set":
-            pieces = whole.pieces
-            for point in hole.items:
-                if isinstance(point, Expr):
-                    pieces = _without(pieces, point)
-            return Region(pieces)
-        return None
-    union = [piece.strip() for piece, _ in split_top(text, (r"\cup", r"\bigcup"))]
-    if len(union) > 1:
-        regions = [as_region(_read(piece, depth)) for piece in union]
-        if all(region is not None for region in regions):
-            return Region(tuple(piece for region in regions if region for piece in region.pieces))
-        return None
-    text = re.sub(r"^[a-z]\s*(?=\(.*\]$|\[.*\)$)", "", text)  # t(0,4]
-    match = re.match(r"[(\[]|\]", text)
-    if match and text[-1] in ")]([" and (text[0], text[-1]) not in (("(", ")"), ("[", "]")):
-        inner = [piece.strip() for piece, _ in split_top(text[1:-1], (",", ";"))]
-        if len(inner) == 2:
-            low, high = _expression(inner[0]), _expression(inner[1])
-            return Region((Piece(low, high, text[0] != "[", text[-1] != "]"),))
-    return None
+def leaves(shape: Shape) -> list[Shape]:
+    if isinstance(shape, Either):
+        return [leaf for option in shape.options for leaf in leaves(option)]
+    if isinstance(shape, Named):
+        return leaves(shape.inner)
+    if isinstance(shape, Group):
+        return [leaf for item in shape.items for leaf in leaves(item)]
+    if isinstance(shape, Matrix):
+        return [leaf for row in shape.rows for cell in row for leaf in leaves(cell)]
+    if isinstance(shape, Region):
+        return [end for piece in shape.pieces for end in (piece.low, piece.high)]
+    if isinstance(shape, Ratio):
+        return list(shape.terms)
+    return [shape]
 
 
 def as_region(shape: Shape) -> Region | None:
@@ -483,7 +127,7 @@ def as_region(shape: Shape) -> Region | None:
     return None
 
 
-def _without(pieces: tuple[Piece, ...], point: Expr) -> tuple[Piece, ...]:
+def without(pieces: tuple[Piece, ...], point: Expr) -> tuple[Piece, ...]:
     """The pieces with one point cut out; a point whose place cannot be told is cut from the last."""
     result = []
     for piece in pieces:
@@ -497,12 +141,17 @@ def _without(pieces: tuple[Piece, ...], point: Expr) -> tuple[Piece, ...]:
     return tuple(result)
 
 
-def bound(expr: Expr):
+def bound(expr: Expr) -> Number | None:
     """The real number an end of an interval stands for, or None."""
     return real_of(expr.value) if expr.value else None
 
 
-def _combined(items: tuple[Region, ...], intersect: bool, either: bool) -> Shape | None:
+def _ends(piece: Piece) -> tuple[Number, Number] | None:
+    low, high = bound(piece.low), bound(piece.high)
+    return None if low is None or high is None else (low, high)
+
+
+def combined(items: tuple[Region, ...], intersect: bool, either: bool) -> Shape | None:
     """x < 2 or x > 3: the union. x > 2 and x < 3: what all allow; a comma means that too where it is not empty."""
     union = Region(tuple(piece for item in items for piece in item.pieces), items[0].name)
     if not intersect and not either:
@@ -516,102 +165,41 @@ def _combined(items: tuple[Region, ...], intersect: bool, either: bool) -> Shape
 
 
 def _intersection(a: Piece, b: Piece) -> Piece | None:
-    ends = [bound(end) for end in (a.low, b.low, a.high, b.high)]
-    if any(end is None for end in ends):
+    first, second = _ends(a), _ends(b)
+    if first is None or second is None:
         return None
-    low = a if (ends[0], a.low_open) >= (ends[1], b.low_open) else b
-    high = a if (ends[2], not a.high_open) <= (ends[3], not b.high_open) else b
-    if not bound(low.low) < bound(high.high):
-        return None
-    return Piece(low.low, high.high, low.low_open, high.high_open)
-
-
-# ---- expressions ------------------------------------------------------------------------------------------------
-
-_UNIT_WORDS = re.compile(
-    rf"(?<=[\d}})\]%.])\s*((?:{'|'.join(BARE)})(?:\s*\^\s*\{{?\d\}}?)?(?:\s*/\s*[a-z]+)?)$", re.IGNORECASE
-)
-_UNIT_TAIL = re.compile(r"(?:\\text\s*\{[^{}]*\}|\^\s*\{?\s*-?\d+\s*\}?|\\cdot|\^\\circ|[/.\s{}()A-Za-z])+")
-_REPEATING = re.compile(r"(-?\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
-_BASE = re.compile(r"(-?[0-9][0-9A-Za-z.]*)\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(\d+|[a-z]{3,})\s*\}?\s*\}?")
-
-
-def _expression(text: str) -> Expr:
-    """A number or expression with its unit or percent sign taken off."""
-    text = strip_braces(text)
-    text = re.sub(r"^(?:\\approx|=|\\text\s*\{\s*(?:about|approximately)\s*\})\s*", "", text)
-    body, unit, percent = _take_unit(text)
-    body = (
-        re.sub(r"(?<=\d)[ ](?=\d{3}(?!\d))", "", body)
-        if re.fullmatch(r"[-+]?\d{1,3}( \d{3})+(\.\d+)?", body)
-        else body
+    low, at_low = max((first[0], a.low_open, 0), (second[0], b.low_open, 1))[2], max(first[0], second[0])
+    high, at_high = (
+        min((first[1], not a.high_open, 0), (second[1], not b.high_open, 1))[2],
+        min(first[1], second[1]),
     )
-    if re.fullmatch(r"-?\d{1,3}(\.\d{3}){2,}", body):
-        body = body.replace(".", "")
-    body = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", body)
-    base = _BASE.fullmatch(body)
-    if base:
-        word = base[2]
-        return Expr(
-            body, _value(base[1]) if base[1].isdigit() else None, unit, percent, _WORD_NUMBERS.get(word, word)
-        )
-    digits = re.fullmatch(r"(-?\d*\.(\d{2,}))\s*(?:\\ldots|\.\.\.?)", body)
-    if digits:
-        return Expr(body, _value(digits[1]), unit, percent, digits=len(digits[2]))
-    repeating = _REPEATING.fullmatch(body)
-    if repeating:
-        body = _as_fraction(*repeating.groups())
-    return Expr(body, _value(body), unit, percent)
-
-
-def _as_fraction(whole: str, fixed: str, period: str) -> str:
-    sign, whole = ("-", whole[1:]) if whole.startswith("-") else ("", whole)
-    scale = 10 ** len(fixed)
-    nines = 10 ** len(period) - 1
-    numerator = int((whole or "0") + fixed) * nines + int(period)
-    return rf"{sign}\frac{{{numerator}}}{{{scale * nines}}}"
-
-
-def _take_unit(text: str) -> tuple[str, Unit | None, bool]:
-    unit = None
-    text = text.strip()
-    if text.startswith((CURRENCY, "-" + CURRENCY)):
-        text, unit = text.replace(CURRENCY, "", 1).strip(), read_unit(CURRENCY)
-    elif text.endswith(CURRENCY):
-        text, unit = text[:-1].strip(), read_unit(CURRENCY)
-    percent = re.search(r"(?:%|\\text\s*\{\s*(?:%|percent(?:age)?)\s*\}|(?<=[\d} ])percent)$", text)
-    if percent:
-        return text[: percent.start()].strip(), None, True
-    multiple = re.search(rf"\s*(?:\\text\s*\{{)?\s*({'|'.join(MULTIPLES)})s?\s*([a-z ]*)\}}?$", text)
-    if multiple and multiple.start() and _value(text[: multiple.start()]) is not None:
-        unit = unit or (read_unit(multiple[2]) if multiple[2].strip() else None)
-        return f"({text[: multiple.start()]})\\cdot {MULTIPLES[multiple[1]]}", unit, False
-    fraction = re.search(r"\\frac\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}$", text)
-    if fraction and fraction.start():
-        return text[: fraction.start()].strip(), read_unit(f"{fraction[1]}/{fraction[2]}"), False
-    degrees = re.search(r"\^\\circ\s*[CF]?$", text)
-    if degrees and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
-        return text[: degrees.start()].strip(), read_unit("degrees"), False
-    start = text.find(r"\text")
-    scale = text.find(r"^\circ \text")
-    if scale > 0:  # 25^\circ \text{C}
-        return text[:scale].strip(), read_unit("degrees"), False
-    if start > 0 and re.search(r"[\d})\]A-Za-z]\s*$", text[:start]):
-        head, tail = text[:start].strip(" /*").removesuffix(r"\cdot").strip(), text[start:]
-        if _value(head) is not None and _UNIT_TAIL.fullmatch(tail):
-            slash = "/" if text[:start].rstrip().endswith("/") else ""
-            return head, unit or read_unit(slash + tail), False
-    bare = _UNIT_WORDS.search(text)
-    if bare:
-        return text[: bare.start()].strip(), read_unit(bare[1]), False
-    spaced = re.fullmatch(r"(-?[\d.,]+)\s+([a-z]{3,}(?: [a-z]+)*)", text)
-    if spaced:
-        return spaced[1], unit or read_unit(spaced[2]), False
-    return text, unit, False
-
-
-def _value(text: str) -> Value | None:
-    try:
-        return read_value(text)
-    except (Unreadable, ValueError, ZeroDivisionError):
+    if at_low >= at_high:
         return None
+    left, right = (a, b)[low], (a, b)[high]
+    return Piece(left.low, right.high, left.low_open, right.high_open)
+
+
+def merged(pieces: tuple[Piece, ...]) -> list[Piece]:
+    """Pieces from left to right, those that touch joined; as they stand where an end is no number."""
+    placed = [(ends, piece) for piece in pieces if (ends := _ends(piece)) is not None]
+    if len(placed) < len(pieces):
+        return list(pieces)
+    placed.sort(key=lambda entry: (entry[0][0], entry[1].low_open))
+    result: list[tuple[tuple[Number, Number], Piece]] = []
+    for ends, piece in placed:
+        if not result or not _touch(result[-1], (ends, piece)):
+            result.append((ends, piece))
+            continue
+        (low, high), last = result[-1]
+        further = ends[1] > high
+        is_open = piece.high_open if further else last.high_open and (ends[1] < high or piece.high_open)
+        joined = Piece(last.low, piece.high if further else last.high, last.low_open, is_open)
+        result[-1] = ((low, max(high, ends[1])), joined)
+    return [piece for _, piece in result]
+
+
+def _touch(left: tuple[tuple[Number, Number], Piece], right: tuple[tuple[Number, Number], Piece]) -> bool:
+    """Whether two pieces, the left one first, overlap or share an end that one of them holds."""
+    (_, high), last = left
+    (low, _), piece = right
+    return low < high or low == high and not (last.high_open and piece.low_open)
