@@ -34,7 +34,7 @@ SIGNAL_COLOURS = {
     "nonfinite": "#dc2626",
     "other": "#cbd5e1",
 }
-_SMOOTH_FROM = 40  # points from which a running median is drawn over the raw curve
+_SMOOTH_FROM = 80  # points from which a running median is drawn over the raw curve
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,14 @@ SPECS = (
     Spec("Policy", "Groups with equal rewards", (("frac_reward_zero_std", "share of groups"),), percent=True),
     Spec("Policy", "Tokens the objective kept", (("kept_share", "share of loss tokens"),), percent=True),
     Spec("Method", "Beta fit of the success rates", (("bnpo/alpha", "alpha"), ("bnpo/beta", "beta"))),
+    Spec("Policy", "ELBO [nats a token]", (("elbo_per_token", "policy"),)),
+    Spec("Policy", "ELBO drift since the rollout [nats]", (("drift", "mean"), ("largest_drift", "largest"))),
+    Spec("Policy", "Tokens no pass hid", (("unhidden", "share"),), percent=True),
+    Spec(
+        "Run",
+        "Age of the sampled tokens [optimizer steps]",
+        (("rollout/staleness", "mean"), ("rollout/staleness_max", "oldest")),
+    ),
     Spec("Run", "Tokens a second", (("tokens_per_second", "rollout tokens"),)),
     Spec("Run", "Seconds a step", (("step_time", "training"),)),
     Spec("Run", "Learning rate", (("learning_rate", "schedule"),), raw=True),
@@ -167,6 +175,7 @@ def panels(
     """Every panel that has something to show, in the order of `SPECS`; a method's own metrics one each."""
     names = metric_names(rows)
     claimed: set[str] = set()
+    own = f"{recipe.get('method')}/"
     found = []
     for spec in SPECS:
         if spec.title == "Loss" and "reward" in names:  # a surrogate's value says nothing about learning
@@ -184,7 +193,7 @@ def panels(
             continue
         steps, values = series(rows, name)
         if values and len(set(values)) > 1:
-            spec = Spec("Method", name, ((name, ""),), log=min(values) > 0)
+            spec = Spec("Method" if name.startswith(own) else "Run", name, ((name, ""),), log=min(values) > 0)
             found.append(Panel(spec, [Curve("", steps, values)]))
     return found
 
@@ -283,9 +292,9 @@ def _marks(
     spec: Spec, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[int, float]]:
     """Held-out accuracy before and after training, where it was measured outside the training loop."""
-    if spec.title != "Accuracy" or not rows:
+    if spec.title != "Accuracy" or not rows or series(rows, "eval_accuracy")[0]:
         return []
-    ends = (("before", rows[0]["step"] - 1), ("after", rows[-1]["step"]))
+    ends = (("before", max(0, rows[0]["step"] - 1)), ("after", rows[-1]["step"]))
     return [
         (step, evaluation[when]["accuracy"]) for when, step in ends if "accuracy" in evaluation.get(when, {})
     ]

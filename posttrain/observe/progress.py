@@ -20,7 +20,8 @@ from rich.text import Text
 # label, metric names in order of preference, format
 _FIELDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("reward", ("reward",), ".3f"),
-    ("accuracy", ("accuracy", "rewards/accuracies", "mean_token_accuracy"), ".3f"),
+    ("accuracy", ("accuracy", "rewards/accuracies"), ".3f"),
+    ("token accuracy", ("mean_token_accuracy",), ".3f"),
     ("held-out", ("eval_accuracy", "eval_reward", "eval_loss"), ".3f"),
     ("loss", ("loss",), ".4f"),
     ("entropy", ("entropy",), ".3f"),

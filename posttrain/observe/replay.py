@@ -320,7 +320,7 @@ def table_rows(replays: Sequence[Replay]) -> list[tuple[str, list[str]]]:
     ]
     for name in REASONS:
         if any(s[name] for s in shares):
-            rows.append((f"  no gradient: {name}", [f"{s[name]:.2%}" for s in shares]))
+            rows.append((f"  not: {name}", [f"{s[name]:.2%}" for s in shares]))
     for key in sorted({key for r in replays for key in r.metrics}):
         rows.append((key, [f"{r.metrics[key]:.5g}" if key in r.metrics else "" for r in replays]))
     return rows
@@ -340,25 +340,23 @@ def plot(replays: Sequence[Replay], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
-        1,
-        len(replays),
-        figsize=(1.2 + 3.6 * len(replays), 3.6),
-        sharey=True,
-        squeeze=False,
+        1, len(replays), figsize=(1.2 + 3.6 * len(replays), 3.6), sharex=True, sharey=True, squeeze=False,
         layout="constrained",
-    )
+    )  # fmt: skip
     for ax, r in zip(axes[0], replays, strict=True):
         mask = torch.cat([m.flatten() for m in r.masks])
         push = -r.gradient[mask] * r.loss_tokens
         ratio = torch.cat([x.flatten() for x in r.ratios])[mask]
-        positive = torch.cat([a.flatten() for a in r.advantages])[mask] > 0
-        for sign, colour, name in (
-            (positive, "#2563eb", "advantage > 0"),
-            (~positive, "#d97706", "otherwise"),
+        for chosen, colour, name in (
+            (push == 0, "#9ca3af", "no gradient"),
+            (push > 0, "#2563eb", "pushed up"),
+            (push < 0, "#d97706", "pushed down"),
         ):
-            ax.plot(ratio[sign], push[sign], ".", color=colour, alpha=0.45, markersize=4, label=name)
+            ax.plot(ratio[chosen], push[chosen], ".", color=colour, alpha=0.45, markersize=4, label=name)
+        ends = ax.get_xlim()  # of the tokens: a bound far off must not squeeze them
         for bound in r.bounds or ():
             ax.axvline(bound, color="#6b7280", linestyle="--", linewidth=1)
+        ax.set_xlim(ends)
         ax.axhline(0, color="#d1d5db", linewidth=0.8, zorder=0)
         ax.set_title(r.label, fontsize=11, loc="left")
         ax.set_xlabel("ratio to the rollout policy")
@@ -399,7 +397,7 @@ def main(args: Namespace) -> int:
     table = Table(
         title=f"step {record.step}, recorded under {record.objective}: {tokens}", title_justify="left"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for r in replays:
         table.add_column(r.label, justify="right")
     for name, values in table_rows(replays):

@@ -9,6 +9,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from html import escape
 from pathlib import Path
 from string import Template
@@ -29,6 +30,8 @@ _IN_TERMINAL = (
     *("rewards/accuracies", "rewards/margins", "entropy", "kl", "grad_norm", "completions/mean_length"),
     *("completions/clipped_ratio", "frac_reward_zero_std"),
 )
+# of no use in a comparison of two evaluations
+_NOT_HELD_OUT = ("reward_failures/*", "*std", "*min_*", "*max_*", "*terminated*")
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -121,7 +124,8 @@ def _signal(s: Summary) -> str:
 
 def _evaluation(s: Summary) -> str:
     before, after = s.evaluation.get("before", {}), s.evaluation.get("after", {})
-    names = sorted({*before, *after})
+    names = [name for name in sorted({*before, *after}) if not any(fnmatch(name, p) for p in _NOT_HELD_OUT)]
+    names = [name for name in names if before.get(name) or after.get(name)]
     if not names:
         return ""
     rows = "".join(

@@ -149,7 +149,8 @@ def signal_shares(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, flo
 
 def describe_model(model: Mapping[str, Any]) -> str:
     if model.get("path"):
-        name = str(model["path"])
+        path = Path(str(model["path"]))
+        name = "/".join(("…", *path.parts[-2:])) if path.is_absolute() else str(path)
         return f"{name} + LoRA" if model.get("peft") else name
     scratch = model.get("scratch")
     if scratch:

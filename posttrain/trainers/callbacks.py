@@ -19,7 +19,7 @@ from posttrain.observe.summary import still_bounds
 from posttrain.observe.writer import RunWriter
 
 _RATES = ("_runtime", "_per_second", "num_tokens", "epoch")
-_SHOWN = ("loss", "reward", "completions/mean_length", "completions/clipped_ratio")
+_SHOWN = ("loss", "accuracy", "reward", "completions/mean_length", "completions/clipped_ratio")
 _WATCHED = 20  # steps after which bounds that never moved are worth a word
 
 

@@ -103,11 +103,13 @@ class GroupScoring:
             answers=scores.answers,
             counts=scores.counts,
         )
+        metrics = self._metrics["train" if training else "eval"]
         for name, reasons in scores.counts.items():
             for reason, count in reasons.items():
-                self._metrics["train" if training else "eval"][f"reward_failures/{name}/{reason}"].append(
-                    float(count)
-                )
+                metrics[f"reward_failures/{name}/{reason}"].append(float(count))
+        first = rewards[:, 0][~rewards[:, 0].isnan()]
+        if first.numel() and bool(((first == 0) | (first == 1)).all()):  # right or wrong, nothing between
+            metrics["accuracy"].append(first.mean().item())
         return rewards
 
     def _score_groups(
