@@ -136,9 +136,8 @@ class _Comparison:
             group, other = (gold, answer) if isinstance(gold, Group) else (answer, gold)
             if not isinstance(group, Group):
                 return self.same(gold, answer)
-            return (
-                group.kind in ("set", "list") and len(group.items) == 1 and self.same(group.items[0], other)
-            )
+            alike = group.kind == "list" or group.kind == "set" and len(group.items) == 1
+            return alike and bool(group.items) and all(self.same(item, other) for item in group.items)
         kinds = {gold.kind, answer.kind}
         if "set" in kinds and kinds <= {"set", "list"}:
             return self.covers(gold, answer) and self.covers(answer, gold)
@@ -146,8 +145,8 @@ class _Comparison:
             return False
         ordered = all(self.same(g, a) for g, a in zip(gold.items, answer.items, strict=True))
         if kinds & {"tuple", "bracket"}:
-            if len(gold.items) == 2 and kinds == {"tuple", "bracket"}:
-                return False  # (1, 2) and [1, 2] are two intervals
+            if len(gold.items) == 2 and "bracket" in kinds and len(kinds) == 2:
+                return False  # [1, 2] is an interval: neither (1, 2) nor two answers
             return "set" not in kinds and ordered
         if _distinctly_named(gold) != _distinctly_named(answer):
             return ordered  # x = 1, y = 2 against 1, 2
@@ -166,6 +165,7 @@ class _Comparison:
         return False
 
     def matrices(self, gold: Shape, answer: Shape) -> bool:
+        gold, answer = _nested_rows(gold), _nested_rows(answer)
         if isinstance(gold, Matrix) and isinstance(answer, Matrix):
             return [len(row) for row in gold.rows] == [len(row) for row in answer.rows] and all(
                 self.same(g, a)
@@ -317,6 +317,13 @@ def _one_number(shape: Shape, other: Shape) -> Shape:
         listed = isinstance(other, Group) and other.number is None
         return shape if listed else shape.number
     return shape
+
+
+def _nested_rows(shape: Shape) -> Shape:
+    """[[1, 2], [3, 4]] as a matrix; anything else as it is."""
+    if not isinstance(shape, Group) or not all(isinstance(row, Group) for row in shape.items):
+        return shape
+    return Matrix(tuple(row.items for row in shape.items if isinstance(row, Group)))
 
 
 def _distinctly_named(group: Group) -> bool:

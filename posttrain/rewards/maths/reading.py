@@ -35,7 +35,8 @@ _SUBSCRIPT = r"(?:_(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w+))?\s*'*"
 _LETTER = rf"(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z])){_SUBSCRIPT}"
 _NAME = re.compile(
     rf"(?:m\s*)?(?:\\(?:angle|triangle|measuredangle|overline|widehat|bar|operatorname|text)(?![A-Za-z]))?"
-    rf"\s*\{{?\s*(?:{_LETTER}\s*){{1,4}}\}}?\s*(?:\^\\circ\s*)?(?:\([^()=]*\))?"
+    rf"\s*\{{?\s*(?:{_LETTER}\s*){{1,4}}\}}?\s*(?:\^\\circ\s*)?(?:\^\s*\{{\s*-1\s*\}}\s*)?"
+    r"(?:\([^()=]*\)|\[[^\[\]=]*\])?|\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d[^{}]*\}"
     r"|\|\s*(?:\\overline)?\s*\{?\s*[A-Z]{1,3}\s*\}?\s*\||\[\s*[A-Z]{3,6}\s*\]|\([\sA-Za-z,\\]*,[\sA-Za-z,\\]*\)"
     r"|\\text\s*\{[^{}]*\}(?:\([^()]*\))?|[A-Za-z]{3,}(?: [A-Za-z]+)*"
 )
@@ -120,7 +121,7 @@ def _words(text: str, depth: int) -> Shape | None:
             return None
     elif not re.fullmatch(r"(?:\\text\s*\{[^{}]*\}|[A-Za-z' .,-])+", text) or r"\text" not in text:
         return None
-    plain = _plain(text)
+    plain = re.sub(r"^(?:option|choice) \(?([a-z])\)?$", r"\1", _plain(text))
     if plain in WORD_NUMBERS:
         return read_expression(WORD_NUMBERS[plain])
     if plain in _SYNONYMS:
@@ -291,7 +292,7 @@ def _relation(text: str, depth: int) -> Shape | None:
     named = re.fullmatch(rf"({_VARIABLE.pattern})\s*\\in(?![A-Za-z])\s*(.*)", text, re.DOTALL)
     if named:
         inner = _read(named[2], depth)
-        region = as_region(inner)
+        region = None if isinstance(inner, Group) and inner.kind == "set" else as_region(inner)
         return replace(region, name=named[1].strip()) if region else Named(named[1].strip(), inner)
     if re.search(r"<|>|\\[lg]e(?![A-Za-z])", text) and not text.startswith("<"):
         return _inequality(text)
@@ -334,7 +335,10 @@ def _inequality(text: str) -> Shape | None:
     relations = [relation for _, relation in pieces[:-1]]
     if not relations:
         return None
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[1]) and not _VARIABLE.fullmatch(sides[0]):
+    if len(sides) == 2 and sides[0].startswith("|") and sides[0].endswith("|"):
+        return _absolute(sides[0][1:-1].strip(), relations[0], sides[1])
+    variables = [bool(_VARIABLE.fullmatch(side)) for side in sides]
+    if len(sides) == 2 and variables[1] and (not variables[0] or sides[1] < sides[0]):
         sides.reverse()
         relations = [{"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}[relations[0]]]
     if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
@@ -353,6 +357,17 @@ def _inequality(text: str) -> Shape | None:
                 sides[1],
             )
     return Expr(text, None)
+
+
+def _absolute(name: str, relation: str, limit: str) -> Shape | None:
+    """|x| < a lies between -a and a, |x| > a outside."""
+    high, low = read_expression(limit), read_expression(f"-({limit})")
+    strict = relation in "<>"
+    if not _VARIABLE.fullmatch(name) or "|" in limit:
+        return None
+    if relation in ("<", r"\le"):
+        return Region((Piece(low, high, strict, strict),), name)
+    return Region((Piece(MINUS_INFINITY, low, True, strict), Piece(high, INFINITY, strict, True)), name)
 
 
 def _region(text: str, depth: int) -> Shape | None:
