@@ -365,15 +365,20 @@ def test_masks_are_the_references():
 
 
 def test_bapos_sums_use_the_kept_mask():
+    """At a target of .6 the kept tokens fall short of it; all tokens together would not."""
     batches = [make_batch(0), make_batch(1)]
-    objective = tight("bapo", base_settings={"target": 0.7})
+    objective = tight("bapo", base_settings={"target": 0.6})
     assert objective.observes_step
     found = run(objective, batches)
-    parts = [torch.cat([getattr(b, name) for b in batches]).detach() for name in ("logprobs", "old_logprobs")]
+    new, old = (
+        torch.cat([getattr(b, name) for b in batches]).detach() for name in ("logprobs", "old_logprobs")
+    )
     advantages = torch.cat([b.advantages for b in batches])
-    expected = search_bounds(parts[0] - parts[1], advantages, torch.cat(found.masks), target=0.7)
+    kept = search_bounds(new - old, advantages, torch.cat(found.masks), target=0.6)
+    without = search_bounds(new - old, advantages, torch.cat([b.mask for b in batches]), target=0.6)
+    assert float(kept.high) != float(without.high)
     low, high = objective.clip_bounds(found.batches[0])
-    assert_close(torch.stack([low, high]), torch.stack(expected[:2]))
+    assert_close(torch.stack([low, high]), torch.stack(kept[:2]))
 
 
 def test_copos_shifts_are_of_the_blended_advantage():
