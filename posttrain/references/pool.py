@@ -48,12 +48,20 @@ class ReferencePool:
 
     def add(self, write: Callable[[Path], None]) -> Path:
         """Writes the next checkpoint with `write(folder)`, aside first: a kill leaves no half of one."""
-        final = self.path(len(self))
-        staging = self.folder / f".writing-{final.name}"
+        staging = self.staging()
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         write(staging)
-        os.replace(staging, final)
+        return self.publish()
+
+    def staging(self) -> Path:
+        """Where the next checkpoint is written, for writers that several ranks take part in."""
+        return self.folder / f".writing-{self.path(len(self)).name}"
+
+    def publish(self) -> Path:
+        """Makes what lies in `staging` the next checkpoint; for one rank, after all have written."""
+        final = self.path(len(self))
+        os.replace(self.staging(), final)
         return final
 
     def draw(self, round_number: int, reference: Reference) -> int:

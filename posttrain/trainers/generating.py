@@ -30,10 +30,6 @@ class Generator(Protocol):
 
     def __call__(self, folder: Path, prompts: list[list[int]], sampling: Sampling) -> list[str]: ...
 
-    def close(self) -> None:
-        """Frees what generation held, before training needs the memory."""
-        ...
-
 
 class EngineGenerator:
     """A `Generator` over a rollout engine; the engine of one folder is kept until another folder is asked for."""
@@ -53,6 +49,7 @@ class EngineGenerator:
         return [answer_text(self.tokenizer, completion) for completion in completions]
 
     def close(self) -> None:
+        """Frees the engine."""
         if self._held is not None:
             self._held[1].close()
             self._held = None

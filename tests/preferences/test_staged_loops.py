@@ -1,0 +1,357 @@
+"""DRIFT and SePPO end to end at toy size: what is compared with what, what is trained on, and that a kill changes
+nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from posttrain.data.feedback_logs import Complaint, SeedPair
+from posttrain.rollout.base import Sampling
+from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
+from posttrain.trainers.loops.seppo import SePPOConfig, SePPOTrainer
+from posttrain.trainers.models import scratch_llama
+from posttrain.trainers.policy_folder import load_dense, load_policy, save_policy
+
+WORDS = ["red", "green", "blue", "pink", "grey", "teal", "gold"]
+COMPLAINTS = [
+    Complaint([{"role": "user", "content": f"name {w}"}], f"{w.upper()}!", "no shouting") for w in WORDS
+]
+WINNERS = Dataset.from_list([{"prompt": f"name {w}:", "chosen": w} for w in WORDS])
+LORA = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    """Raises at the run's global step, as a kill would come; steps count over stages."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def options(config, folder, **changes):
+    return config(
+        **{
+            "output_dir": str(folder),
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "max_length": 240,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            **changes,
+        }
+    )
+
+
+def make_model(tokenizer):
+    return scratch_llama(tokenizer, hidden_size=32, layers=1, heads=2, max_positions=512, seed=0)
+
+
+@pytest.fixture
+def model(tokenizer):
+    return make_model(tokenizer)
+
+
+def drift(
+    model, tokenizer, folder, *, seeds=(), peft=None, kill=None, watch=None, complaints=COMPLAINTS, **settings
+):
+    trainer = (Watched if watch is not None else DRIFTTrainer)(
+        copy.deepcopy(model),
+        complaints,
+        options(DRIFTConfig, folder, **{"num_train_epochs": 1, "iterations": 2, **settings}),
+        tokenizer,
+        seeds=seeds,
+        sampling=Sampling(temperature=0.7, top_p=0.9, max_new_tokens=6),
+        generation_batch_size=3,
+        peft_config=copy.deepcopy(peft),
+        callbacks=[] if kill is None else [KillAt(kill)],
+    )
+    trainer.watched = watch
+    return trainer
+
+
+class Watched(DRIFTTrainer):
+    """Notes each stage's margins before its first step."""
+
+    def prepare_trainer(self, stage, trainer):
+        super().prepare_trainer(stage, trainer)
+        trainer.model.train()
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        _, pairs = trainer._forward(trainer.model, batch)
+        self.watched.append(
+            (pairs.chosen_margin.abs().max().item(), pairs.rejected_margin.abs().max().item())
+        )
+
+
+def policies(trainer):
+    return [
+        {name: value for name, value in load_policy(path, base=trainer.base).state_dict().items()}
+        for path in (trainer.pool.path(i) for i in range(len(trainer.pool)))
+    ]
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(second[name], value) for name, value in first.items()
+    )
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# DRIFT
+
+
+@pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
+def test_each_iteration_is_compared_with_its_own_start(peft, model, tokenizer, tmp_path):
+    watched = []
+    seeds = [SeedPair(row.prompt, "yes", row.rejected) for row in COMPLAINTS[:3]]
+    trainer = drift(model, tokenizer, tmp_path, seeds=seeds, peft=peft, watch=watched, seed_epochs=2)
+    trainer.train()
+    assert watched == [(0.0, 0.0)] * 3  # max difference 0 in the seed stage and both iterations
+    found = policies(trainer)
+    assert len(found) == 4
+    assert not any(same(found[i], found[j]) for i in range(4) for j in range(i))
+    assert trainer.state.global_step == 2 * 2 + 4 + 4 == trainer.state.max_steps
+    names = [
+        json.loads((tmp_path / "stages" / f"00{i}" / "counts.json").read_text())["stage"] for i in range(3)
+    ]
+    assert names == ["seed", "iteration 1", "iteration 2"]
+
+
+def test_training_sees_the_prompt_without_the_complaint_and_new_answers_each_time(whole_drift):
+    folder = whole_drift.output_dir
+    first, second = (lines(folder / "stages" / f"00{i}" / "pairs.jsonl") for i in range(2))
+    assert [row["prompt"] for row in first] == [f"User: name {w}\nAssistant: " for w in WORDS]
+    assert [row["rejected"] for row in first] == [row.rejected for row in COMPLAINTS]
+    assert [row["chosen"] for row in first] != [row["chosen"] for row in second]
+    samples = lines(folder / "stages" / "000" / "samples-0.jsonl")
+    assert [s["row"] for s in samples] == list(range(7))
+
+
+@pytest.fixture(scope="module")
+def whole_drift(tokenizer, tmp_path_factory):
+    trainer = drift(make_model(tokenizer), tokenizer, tmp_path_factory.mktemp("drift"))
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("kill", ["sampling", 1, 3, "publishing"], ids=lambda k: f"at {k}")
+def test_a_killed_run_continues_with_the_same_numbers(kill, whole_drift, model, tokenizer, tmp_path):
+    """Kills in the second sampling, before a first checkpoint, after one, and between a stage's last checkpoint and
+    its policy."""
+    whole = whole_drift
+    broken = drift(model, tokenizer, tmp_path / "broken", kill=kill if isinstance(kill, int) else None)
+    if kill == "sampling":
+        broken._generator = _DiesAfter(broken.generator, calls=4)  # in the second iteration's second batch
+    if kill == "publishing":
+        broken.pool.add(lambda folder: save_policy(model, tokenizer, folder))
+        broken.pool.publish = _dies
+    with pytest.raises(Killed):
+        broken.train()
+    if kill == "sampling":
+        torso = tmp_path / "broken" / "stages" / "001" / "samples-0.jsonl"
+        assert len(lines(torso)) == 3
+        with torso.open("a", encoding="utf-8") as file:
+            file.write('{"row": 3, "te')  # a write that the kill cut short
+    with pytest.raises(ValueError, match="already holds a run"):
+        drift(model, tokenizer, tmp_path / "broken").train()
+    resumed = drift(model, tokenizer, tmp_path / "broken")
+    resumed.train(resume_from_checkpoint=True)
+    assert all(same(a, b) for a, b in zip(policies(whole), policies(resumed), strict=True))
+    assert resumed.state.global_step == whole.state.global_step == 8
+
+
+def _dies():
+    raise Killed
+
+
+class _DiesAfter:
+    def __init__(self, generator, calls):
+        self.generator, self.calls = generator, calls
+
+    def __call__(self, folder, prompts, sampling):
+        self.calls -= 1
+        if self.calls < 0:
+            raise Killed
+        return self.generator(folder, prompts, sampling)
+
+
+def test_resume_wants_the_same_run(model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="nothing to resume"):
+        drift(model, tokenizer, tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(Killed):
+        drift(model, tokenizer, tmp_path, kill=1).train()
+    with pytest.raises(ValueError, match="started with beta = 0.1, not 0.2"):
+        drift(model, tokenizer, tmp_path, beta=0.2).train(resume_from_checkpoint=True)
+
+
+def test_every_complaint_is_accounted_for(model, tokenizer, tmp_path):
+    long = Complaint([{"role": "user", "content": "x" * 300}], "bad", "no")
+    answers = {0: "RED!", 1: "", 2: "I'm sorry, green", 3: "pink"}
+    complaints = [COMPLAINTS[6], *COMPLAINTS[:4], long]  # the first is held out
+    trainer = drift(
+        model,
+        tokenizer,
+        tmp_path,
+        complaints=complaints,
+        iterations=1,
+        holdout_rows=1,
+        drop_empty=True,
+        drop_apologies=True,
+    )
+    trainer._generator = lambda folder, prompts, sampling: [answers[i] for i in _rows(prompts, tokenizer)]
+    trainer.train()
+    assert trainer.row_counts.rows_in == 6
+    assert trainer.row_counts.trained == 1
+    assert trainer.row_counts.dropped == {
+        "held out": 1,
+        "feedback prompt longer than max_length": 1,
+        "sampled answer equals the rejected one": 1,
+        "sampled answer is empty": 1,
+        "sampled answer apologises": 1,
+    }
+
+
+def _rows(prompts, tokenizer):
+    texts = [tokenizer.decode(ids) for ids in prompts]
+    return [next(i for i, w in enumerate(WORDS) if f"name {w}\n" in text) for text in texts]
+
+
+def test_the_release_keeps_identical_and_empty_answers(model, tokenizer, tmp_path):
+    trainer = drift(model, tokenizer, tmp_path, complaints=COMPLAINTS[:2], iterations=1, compat="reference")
+    trainer._generator = lambda folder, prompts, sampling: ["RED!", ""]
+    trainer.train()
+    assert trainer.row_counts.trained == 2
+
+
+# SePPO
+
+
+class WatchedSePPO(SePPOTrainer):
+    def prepare_trainer(self, stage, trainer):
+        super().prepare_trainer(stage, trainer)
+        trainer.model.train()
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        with torch.no_grad():
+            _, pairs = trainer._forward(trainer.model, batch)
+            reference = load_dense(self.reference(stage), base=self.base)
+            logps = reference(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(
+                -1
+            )
+        taken = logps[:, :-1].gather(2, batch["input_ids"][:, 1:, None]).squeeze(2)
+        direct = (taken * batch["completion_mask"][:, 1:]).sum(1)
+        scored = torch.cat([pairs.ref_chosen_logps, pairs.ref_rejected_logps])
+        self.watched.append((pairs.chosen_margin.abs().max().item(), (scored - direct).abs().max().item()))
+
+
+def seppo(model, tokenizer, folder, *, peft=None, kill=None, watch=None, **settings):
+    trainer = (WatchedSePPO if watch is not None else SePPOTrainer)(
+        copy.deepcopy(model),
+        WINNERS,
+        options(SePPOConfig, folder, **{"rounds": 3, "steps_per_round": 2, **settings}),
+        tokenizer,
+        sampling=Sampling(max_new_tokens=6),
+        peft_config=copy.deepcopy(peft),
+        callbacks=[History()] if kill is None else [KillAt(kill)],
+    )
+    trainer.watched = watch
+    return trainer
+
+
+class History(TrainerCallback):
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs and "loss" in logs:
+            self.logs.append({"step": state.global_step, **logs})
+
+
+@pytest.mark.parametrize(
+    ("reference", "peft"),
+    [("initial", None), ("latest", LORA), ("random", None), ("random", LORA)],
+    ids=lambda v: v if isinstance(v, str) else ("full" if v is None else "lora"),
+)
+def test_the_drawn_checkpoint_is_the_reference(reference, peft, model, tokenizer, tmp_path):
+    watched = []
+    trainer = seppo(
+        model, tokenizer, tmp_path, peft=peft, watch=watched, reference=reference, seed=0, learning_rate=1e-2
+    )
+    trainer.train()
+    draws = trainer.pool.draws
+    if reference == "random":
+        assert draws[0] == 0
+        assert draws == [trainer.pool.draw(k, "random") for k in (1, 2, 3)]
+        assert draws[1:] != [1, 2]  # this seed looks back at least once
+    else:
+        assert draws == {"initial": [0, 0, 0], "latest": [0, 1, 2]}[reference]
+    for k, (margin, error) in enumerate(watched):
+        assert error < 1e-4  # scored by the checkpoint that the pool names
+        assert (margin == 0.0) == (draws[k] == k)  # and equal to the policy exactly when it is the latest
+    assert len(trainer.pool) == 4
+
+
+def test_rounds_share_one_optimizer_and_one_schedule(model, tokenizer, tmp_path):
+    trainer = seppo(model, tokenizer, tmp_path, lr_scheduler_type="linear", learning_rate=6e-3)
+    history = trainer.callbacks[0]
+    trainer.train()
+    assert [log["step"] for log in history.logs] == [1, 2, 3, 4, 5, 6]
+    assert [log["learning_rate"] for log in history.logs] == pytest.approx(
+        [6e-3, 5e-3, 4e-3, 3e-3, 2e-3, 1e-3]
+    )
+    assert all("seppo/flip_rate" in log for log in history.logs)
+    moments = torch.load(tmp_path / "stages" / "002" / "optimizer.pt", weights_only=True)["state"]
+    assert moments[0]["step"].item() == 6
+    assert not (tmp_path / "stages" / "000" / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize(("peft", "kill"), [(None, 4), (LORA, 3)], ids=["full", "lora"])
+def test_a_killed_seppo_run_continues_with_the_same_numbers(peft, kill, model, tokenizer, tmp_path):
+    whole = seppo(model, tokenizer, tmp_path / "whole", peft=peft, seed=5)
+    whole.train()
+    with pytest.raises(Killed):
+        seppo(model, tokenizer, tmp_path / "broken", peft=peft, seed=5, kill=kill).train()
+    resumed = seppo(model, tokenizer, tmp_path / "broken", peft=peft, seed=5)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.pool.draws == whole.pool.draws
+    assert all(same(a, b) for a, b in zip(policies(whole), policies(resumed), strict=True))
+
+
+def test_rounds_walk_through_the_rows(model, tokenizer, tmp_path):
+    trainer = seppo(model, tokenizer, tmp_path)
+    trainer.train()
+    prompts = [
+        row["prompt"] for i in range(3) for row in lines(tmp_path / "stages" / f"00{i}" / "pairs.jsonl")
+    ]
+    assert len(prompts) == 12
+    assert set(prompts[:7]) == {row["prompt"] for row in WINNERS}
+
+
+def test_what_would_break_the_sign_is_refused(model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="dropout-free"):
+        seppo(model, tokenizer, tmp_path, disable_dropout=False)
+    with pytest.raises(ValueError, match="precompute_ref_log_probs"):
+        seppo(model, tokenizer, tmp_path, precompute_ref_log_probs=True)
+    with pytest.raises(ValueError, match="sync_ref_model"):
+        seppo(model, tokenizer, tmp_path, sync_ref_model=True)
