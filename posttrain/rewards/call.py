@@ -46,10 +46,12 @@ def handler_of(reward: Callable[..., Any], args: Mapping[str, Any]) -> Callable[
     if "prepare" in hooks:
         hooks["prepare"]()
 
+    loop = asyncio.Runner()  # one loop for all calls: an async reward may keep its connections
+
     def handle(call: Call) -> Judged:
         result = reward(completions=call.completions, **call.columns, **args)
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
+            result = loop.run(_awaited(result))
         values = _numbers(result, len(call.completions))
         if extractor is None:
             return Judged(values, None)

@@ -15,7 +15,6 @@ from typing import Literal
 
 from posttrain.rewards.maths.canonical import canonical
 from posttrain.rewards.maths.equal import equal_answers, readable
-from posttrain.rewards.maths.notation import closing
 
 AnswerFormat = Literal["boxed", "hash", "flexible"]
 """boxed: the last closed box. hash: what follows the last "####" on its line. flexible: a box, else "####",
@@ -30,7 +29,8 @@ REASONING_TAGS = (
 )
 MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
 
-_BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_OUTSIDE = re.compile(r"[\n$]|\\[\])]|[.!?]\s")  # what stands between two boxes, but not inside one
 _BOX_BEGUN = re.compile(r"(?<!\\)\\b(?:o(?:x(?:e(?:d\s*)?)?)?)?$")
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
 
@@ -145,22 +145,32 @@ def after_reasoning(text: str, opened: bool = False) -> str | None:
 
 
 def _last_box(text: str) -> Extraction:
-    begins = [match.end() - 1 for match in _BOX.finditer(text)]
+    """One pass over the braces: which boxes close, and where."""
     if _BOX_BEGUN.search(text):
         return Extraction(None, "unclosed box")
-    if not begins:
+    opened: list[tuple[int, bool]] = []  # where each brace still open begins, and whether it is a box's
+    closed: dict[int, int] = {}
+    last = -1
+    for match in _BRACE.finditer(text):
+        if match.group().endswith("{") and match.group() != "\\{":
+            is_box = len(match.group()) > 1
+            last = match.end() if is_box else last
+            opened.append((match.end(), is_box))
+        elif match.group() == "}" and opened:
+            begin, is_box = opened.pop()
+            if is_box:
+                closed[begin] = match.start()
+    if last < 0:
         return Extraction(None, "no box")
-    last = begins[-1]
-    end = closing(text, last)
-    if end < 0:
+    if last not in closed:
         return Extraction(None, "unclosed box")
-    for outer in reversed(begins[:-1]):
-        outer_end = closing(text, outer)
-        if outer_end > end:
-            last, end = outer, outer_end
-        elif outer_end < 0 and not re.search(r"[\n$]|\\[\])]|[.!?]\s", text[outer:last]):
-            return Extraction(None, "unclosed box")  # \boxed{\boxed{5}: the outer one is still open
-    answer = _BOX.sub("{", text[last + 1 : end]).strip()
+    around = [begin for begin, is_box in opened if is_box and begin < last]
+    if around and not _OUTSIDE.search(text, around[-1], last):
+        return Extraction(None, "unclosed box")  # \boxed{\boxed{5}: the outer one is still open
+    begin = min(
+        (outer for outer, end in closed.items() if outer <= last and end >= closed[last]), default=last
+    )
+    answer = re.sub(r"\\boxed\s*\{", "{", text[begin : closed[begin]]).strip()
     return Extraction(answer, "boxed") if answer else Extraction(None, "empty box")
 
 

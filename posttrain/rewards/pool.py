@@ -66,7 +66,7 @@ class _Worker:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         environment.setdefault("OMP_NUM_THREADS", "1")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "posttrain.rewards.worker"],
+            [sys.executable, "-P", "-m", "posttrain.rewards.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0,
             start_new_session=True,  # Ctrl-C is the parent's business, and a kill reaches what the reward started
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 CURRENCY = "¤"  # one sign for every currency's sign
@@ -118,23 +119,25 @@ def _brace_sqrt(text: str) -> str:
     return text
 
 
-def symbols(text: str) -> list[tuple[int, str]]:
-    r"""(position, symbol) of each symbol: a command \name, an escaped \{ \} or \\, or one character."""
-    return [(m.start(), m.group()) for m in re.finditer(r"\\[A-Za-z]+|\\.|[^\\]|\\$", text, re.DOTALL)]
+_SYMBOL = re.compile(r"\\[A-Za-z]+|\\.|[^\\]|\\$", re.DOTALL)
+
+
+def symbols(text: str, start: int = 0) -> Iterator[tuple[int, str]]:
+    r"""(position, symbol) of each symbol from `start` on: a command \name, an escaped \{ \} or \\, or one character."""
+    return ((match.start(), match.group()) for match in _SYMBOL.finditer(text, start))
 
 
 def closing(text: str, start: int) -> int:
     """Position of the bracket that closes the one at `start`, or -1. Half-open intervals may mix ( and ]."""
     depth = 0
-    opening = text[start : start + 2] if text[start] == "\\" else text[start]
-    curly = opening in ("{", "\\{")
-    for position, symbol in symbols(text[start:]):
+    curly = text.startswith(("{", "\\{"), start)
+    for position, symbol in symbols(text, start):
         if symbol in ("{", "\\{") if curly else symbol in ("(", "["):
             depth += 1
         elif symbol in ("}", "\\}") if curly else symbol in (")", "]"):
             depth -= 1
             if depth == 0:
-                return start + position
+                return position
     return -1
 
 
