@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "count test rows that share runs of words with training rows",
         "posttrain.data.overlap:main",
     ),
+    "eval": (
+        "evaluate models on benchmarks: tasks, generate, grade, judge, report",
+        "posttrain.evaluation.command:main",
+    ),
 }
 """name -> (help, "module:function"). A room adds its line when its module exists."""
 

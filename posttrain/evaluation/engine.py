@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from posttrain.evaluation.store import file_hash
 from posttrain.evaluation.tasks import Sampling
@@ -93,9 +100,33 @@ def load_generator(
     return Generator.around(model, tokenizer), tokenizer
 
 
+def load_vllm(
+    path: str, *, dtype: str, gpu_memory_utilization: float = 0.85, max_model_length: int | None = None
+) -> tuple[Generator, PreTrainedTokenizerBase]:
+    """The same through vLLM in this process."""
+    from posttrain.rollout.vllm_colocated import VLLMColocated
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path)
+    try:
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError:  # a model folder need not have one
+        generation = None
+    engine = VLLMColocated(
+        path, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization, max_model_length=max_model_length
+    )
+    ends = _ends(generation, tokenizer)
+    limit = max_model_length or config.get_text_config().to_dict().get("max_position_embeddings")
+    return Generator(engine, ends, limit, {"dtype": engine.dtype}), tokenizer
+
+
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends a response: the tokenizer's and those of the model's generation config."""
-    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return _ends(model.generation_config, tokenizer)
+
+
+def _ends(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    listed = config.eos_token_id if config is not None else None
     ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id]
     found = frozenset(end for end in ends if isinstance(end, int))
     if not found:

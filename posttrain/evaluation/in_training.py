@@ -1,0 +1,161 @@
+"""Benchmarks at checkpoints of a training run: what a recipe's `evaluation` section asks for, and doing it.
+
+Results lie in RUN/benchmarks/step-000100/NAME/, in the same files as those of `posttrain eval`, and are
+found by `posttrain eval report RUN` and by the run report. No torch at import time: `posttrain plan` checks
+the section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict
+
+from posttrain.evaluation import store, tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from posttrain.rollout.base import Engine
+
+BENCHMARKS = "benchmarks"
+
+
+class EvaluationSettings(BaseModel):
+    """The `evaluation` section. What is None stays as the benchmark's YAML says.
+
+    every       optimizer steps between evaluations; the last step is always evaluated
+    at_start    evaluate before the first step too: the line every curve starts from
+    benchmarks  names of built-in benchmarks, or paths of YAMLs
+    data        folder of their files; None: $POSTTRAIN_DATA, else the hub
+    limit       the first so many problems of each
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: Annotated[int, Ge(1)]
+    benchmarks: list[str]
+    at_start: bool = True
+    data: str | None = None
+    limit: Annotated[int, Ge(1)] | None = None
+    samples: Annotated[int, Ge(1)] | None = None
+    max_new_tokens: Annotated[int, Ge(1)] | None = None
+    temperature: Annotated[float, Ge(0)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 32
+    seed: int = 0
+
+    def is_due(self, step: int, last: bool = False) -> bool:
+        return last or (step == 0 and self.at_start) or (step > 0 and step % self.every == 0)
+
+    def sampling(self, benchmark: tasks.Benchmark) -> tasks.Sampling:
+        """The benchmark's sampling with this section's changes."""
+        named = {
+            "samples": self.samples,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+        }
+        changed = {key: value for key, value in named.items() if value is not None}
+        return tasks.Sampling.model_validate(benchmark.sampling.model_dump() | changed)
+
+    def wrong(self) -> list[str]:
+        """What would fail at the first evaluation, one sentence each: said before training instead."""
+        found = [] if self.benchmarks else ["evaluation.benchmarks is empty; name one, or drop the section"]
+        folder = tasks.data_folder(self.data)
+        for name in self.benchmarks:
+            try:
+                benchmark = tasks.load(name)
+                self.sampling(benchmark)
+                if folder is not None:
+                    tasks.problems(benchmark, folder)
+                elif benchmark.data.hub is None:
+                    tasks.problems(benchmark, None)
+            except ValueError as error:
+                found.append(f"evaluation: {error}")
+        return found
+
+
+def evaluate_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluationSettings,
+    run_dir: str | Path,
+    *,
+    step: int,
+    engine: Engine | None = None,
+    grade_workers: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, float]:
+    """Generates and grades every benchmark with the model as it is; {"benchmarks/NAME/METRIC": value} to log.
+
+    Called on one process that holds the whole model, or with the rollout `engine` that holds its weights.
+    Evaluated again (after a resume), a finished benchmark is read and an interrupted one continued.
+    Benchmarks that need a judge are generated only. `progress(name, done, of)`.
+    """
+    from posttrain.evaluation.engine import Generator, end_tokens, positions, tensors_hash
+    from posttrain.evaluation.generate import generate
+    from posttrain.evaluation.grade import grade
+
+    generator = Generator.around(model, tokenizer)
+    if engine is not None:
+        generator = Generator(engine, end_tokens(model, tokenizer), positions(model), {"dtype": engine.dtype})
+    weights = tensors_hash(model)
+    named = {"path": str(model.name_or_path), "run": Path(run_dir).name, "step": step, "weights": weights}
+    values: dict[str, float] = {}
+    for name in settings.benchmarks:
+        benchmark = tasks.load(name)
+        problems = tasks.problems(benchmark, tasks.data_folder(settings.data), settings.limit)
+        out = checkpoint_folder(run_dir, step) / benchmark.name
+        report = None if progress is None else _named(progress, benchmark.name)
+        generate(
+            benchmark,
+            problems,
+            generator,
+            tokenizer,
+            out,
+            model=named,
+            sampling=settings.sampling(benchmark),
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            progress=report,
+        )
+        if benchmark.answer.grader == "judge":
+            continue
+        done = out / store.METRICS
+        metrics = store.read_json(done) if done.exists() else grade(out, workers=grade_workers)
+        values |= flat_metrics(benchmark.name, metrics)
+    return values
+
+
+def checkpoint_folder(run_dir: str | Path, step: int) -> Path:
+    return Path(run_dir) / BENCHMARKS / f"step-{step:06d}"
+
+
+def flat_metrics(name: str, metrics: dict[str, Any]) -> dict[str, float]:
+    """{"benchmarks/NAME/accuracy": ...}, with the share of responses cut off."""
+    values = {
+        f"{BENCHMARKS}/{name}/{key}": float(entry["value"])
+        for key, entry in metrics["metrics"].items()
+        if entry["value"] is not None
+    }
+    if metrics["truncated"] is not None and metrics["samples"]:
+        values[f"{BENCHMARKS}/{name}/truncated"] = metrics["truncated"] / metrics["samples"]
+    return values
+
+
+def evaluation_section(run_dir: str | Path) -> str:
+    """The evaluation part of a run's page, as HTML for report_template.html; "" where nothing was
+    evaluated."""
+    from posttrain.evaluation.report import section
+    from posttrain.evaluation.results import collect
+
+    folder = Path(run_dir) / BENCHMARKS
+    if not any(folder.rglob(store.METRICS)):
+        return ""
+    return f'<section id="benchmarks">{section(collect([folder]))}</section>'
+
+
+def _named(progress: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
+    return lambda done, of: progress(name, done, of)

@@ -1,0 +1,112 @@
+"""The report's numbers in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from posttrain.evaluation import report
+from posttrain.evaluation.figures import group_names
+from posttrain.evaluation.results import Result, by_benchmark, comparisons
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """Scores with intervals, paired differences, accuracy by group, what stands behind win rates,
+    warnings."""
+    console.print(_scores(results))
+    for table in (_differences(results), *_groups(results), _preferences(results)):
+        if table is not None:
+            console.print(table)
+    for result in results:
+        for text in report.warnings(result):
+            console.print(
+                f"[yellow]note[/] {escape(f'{result.label} on {result.title}: {text}')}", highlight=False
+            )
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
+    )
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _scores(results: Sequence[Result]) -> Table:
+    table = _table(
+        "Scores",
+        ["benchmark", "model", "metric"],
+        ["score", "95 % interval", "problems", "samples", "cut", "no answer", "time-outs"],
+    )
+    for group in by_benchmark(results):
+        for result in group:
+            for i, (name, entry) in enumerate(result.metrics["metrics"].items()):
+                cells = [result.title, result.label] if i == 0 else ["", ""]
+                table.add_row(
+                    *map(escape, [*cells, name]),
+                    report.shown(entry),
+                    report.interval(entry),
+                    f"{entry['problems']:,}",
+                    f"{entry['samples']:,}",
+                    *(report.counts(result)[:3] if i == 0 else [""] * 3),
+                )
+    return table
+
+
+def _differences(results: Sequence[Result]) -> Table | None:
+    found = comparisons(results)
+    if not found:
+        return None
+    table = _table(
+        "Differences, paired by problem",
+        ["benchmark", "from", "to"],
+        ["points", "95 % interval", "p", "better / worse"],
+    )
+    for c in found:
+        names = [escape(text) for text in (c.after.title, c.before.label, c.after.label)]
+        if c.difference is None:
+            table.add_row(*names, "–", "not comparable", "–", "–")
+            continue
+        d = c.difference
+        table.add_row(
+            *names,
+            f"{100 * d.value:+.1f}",
+            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+            report.p_value(d.p_value),
+            f"{d.better:,} / {d.worse:,}",
+        )
+    return table
+
+
+def _groups(results: Sequence[Result]) -> list[Table]:
+    tables = []
+    for group in by_benchmark(results):
+        graded = [r for r in group if r.metrics.get("groups")]
+        names = group_names(graded)
+        if len(names) < 2:
+            continue
+        table = _table(f"{escape(group[0].title)} by group", ["group"], [escape(r.label) for r in graded])
+        for name in names:
+            entries = [r.metrics["groups"].get(name) for r in graded]
+            table.add_row(
+                escape(name),
+                *("–" if e is None else f"{report.shown(e)} [dim]({e['problems']})[/]" for e in entries),
+            )
+        tables.append(table)
+    return tables
+
+
+def _preferences(results: Sequence[Result]) -> Table | None:
+    judged = [r for r in results if r.metrics.get("preference")]
+    if not judged:
+        return None
+    table = _table("Behind the win rates", ["model"], report.PREFERENCE_HEAD)
+    for result in judged:
+        table.add_row(escape(result.label), *report.preference_cells(result))
+    return table
