@@ -190,15 +190,30 @@ class RewardSection(Section):
 
 
 class VLLMSection(Section):
-    """Only read with a vLLM engine."""
+    """Only read with a vLLM engine; rollout/options.py says which engine reads which key."""
 
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: what the trainer computes in
+    proof_limit: Positive | None = None  # nats; None: by dtype, see rollout/options.PROOF_LIMITS
+    # colocated
     gpu_memory_utilization: Share = 0.3
-    tensor_parallel_size: Count = 1
-    max_model_length: Count | None = None
+    max_model_length: Count | None = None  # None: the model's own limit
+    max_num_seqs: Count | None = None
+    enforce_eager: bool = False
+    sleep: bool = False
+    # server
+    servers: list[str] = ["http://127.0.0.1:8000"]
+    api_key_env: str = "VLLM_API_KEY"
+    sync: Literal["nccl", "gloo", "disk"] | None = None  # None: nccl where the trainer has a GPU, else gloo
+    sync_dir: str | None = None  # a folder that trainer and servers see, for sync: disk
+    sync_host: str | None = None  # the trainer's address as the servers see it; None: found from the route
+    timeout_s: Positive = 900.0
+    start_timeout_s: Positive = 240.0
+    retries: Annotated[int, Ge(0)] = 4
+    retry_delay_s: Positive = 1.0
 
 
 class RolloutSection(Section):
-    """Sampling has one set of names for all engines; ENGINES says what an engine lacks."""
+    """Sampling has one set of names for all engines; rollout/options.py says what an engine lacks."""
 
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     group_size: Count = 8  # G
@@ -209,6 +224,13 @@ class RolloutSection(Section):
     min_p: Annotated[float, Ge(0), Le(1)] | None = None
     repetition_penalty: Positive = 1.0
     eval_temperature: Annotated[float, Ge(0)] = 0.0  # 0: greedy
+    staleness: Annotated[int, Ge(0)] = 0  # rollouts generated ahead of training
+    partial_budget: Count | None = None  # tokens a completion may get a rollout before it is continued later
+    importance_correction: (
+        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    ) = None  # None: sampling log-probs are the old log-probs
+    importance_clip_max: Positive | None = 3.0
+    importance_clip_min: Annotated[float, Ge(0)] | None = None
     vllm: VLLMSection | None = None
 
 
@@ -222,15 +244,6 @@ class DiffusionRolloutSection(RolloutSection):
     cfg_scale: Annotated[float, Ge(0)] = 0.0
     end_rule: Literal["free", "last", "never"] = "free"
     sampler_rows: Count = 64
-
-
-ENGINES: dict[str, frozenset[str]] = {
-    "masked_diffusion": frozenset({"vllm"}),
-    "transformers": frozenset({"vllm"}),
-    "vllm": frozenset(),
-    "vllm_server": frozenset(),
-}
-"""engine -> keys of `rollout` that it lacks; setting one of them is refused."""
 
 
 # --------------------------------------------------------------------------------------------------- output

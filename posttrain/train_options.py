@@ -120,12 +120,6 @@ class PolicyTrain(TrainSection):
     ds3_gather_for_generation: bool = True
     cache_implementation: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    vllm_importance_sampling_correction: bool = True
-    vllm_importance_sampling_mode: Literal[
-        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
-    ] = "sequence_mask"
-    vllm_importance_sampling_clip_max: Positive | None = 3.0
-    vllm_importance_sampling_clip_min: NotNegative | None = None
 
     @property
     def window(self) -> int:
@@ -204,8 +198,13 @@ ELSEWHERE: dict[str, str] = {
     "use_vllm": "write rollout.engine: vllm",
     "vllm_mode": "write rollout.engine: vllm (colocated) or vllm_server",
     "vllm_gpu_memory_utilization": "write rollout.vllm.gpu_memory_utilization",
-    "vllm_tensor_parallel_size": "write rollout.vllm.tensor_parallel_size",
+    "vllm_tensor_parallel_size": "give it to the server: launch/serve_vllm.sh MODEL --tensor-parallel-size N",
     "vllm_max_model_length": "write rollout.vllm.max_model_length",
+    "vllm_server_base_url": "write rollout.vllm.servers",
+    "vllm_importance_sampling_correction": "write rollout.importance_correction",
+    "vllm_importance_sampling_mode": "write rollout.importance_correction",
+    "vllm_importance_sampling_clip_max": "write rollout.importance_clip_max",
+    "vllm_importance_sampling_clip_min": "write rollout.importance_clip_min",
     "model_init_kwargs": "write model.dtype, model.attn_implementation, model.revision",
     "dtype": "write model.dtype",
     "max_prompt_length": "write data.max_prompt_tokens",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from posttrain.methods import Family
 from posttrain.recipe import Recipe
-from posttrain.rollout.options import refused_options, refused_settings
-from posttrain.sections import DataSection
+from posttrain.rollout.options import TRUNCATING, check_ahead, refused_options, refused_settings
+from posttrain.sections import DataSection, RolloutSection
 from posttrain.train_options import PolicyTrain, PreferenceTrain, SFTTrain
 
 _NO_MOMENTS = {"sgd", "adafactor", "rmsprop"}
@@ -57,9 +57,11 @@ RULES: list[Rule] = [
     Rule("train", ("precompute_ref_batch_size",), _train(PreferenceTrain, lambda t: not t.precompute_ref_log_probs),
          "precompute_ref_log_probs: true"),
     Rule("train", ("cache_implementation",), _engine_is("vllm", "vllm_server"), "rollout.engine: transformers"),
-    Rule("train", ("vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
-                   "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
+    Rule("rollout", ("importance_correction", "importance_clip_max", "importance_clip_min"),
          _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
+    Rule("rollout", ("importance_clip_max", "importance_clip_min"),
+         lambda r: r.rollout is not None and r.rollout.importance_correction is None, "importance_correction"),
+    Rule("rollout", ("staleness", "partial_budget"), _engine_is("masked_diffusion"), "an autoregressive method"),
     Rule("rollout", ("vllm",), _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
     Rule("train", ("entropy_coef", "top_entropy_quantile", "use_bias_correction_kl", "cast_lm_head_to_fp32",
                    "cache_implementation", "router_aux_loss_coef", "disable_dropout"),
@@ -113,6 +115,20 @@ def _lacking_in_engine(recipe: Recipe) -> Iterator[str]:
     sampling = recipe.rollout.changed() & {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
     for key in refused_options(engine, sampling):
         yield f"rollout: engine '{engine}' has no '{key}'; remove it or choose another engine"
+    yield from (f"rollout: {problem}" for problem in _ahead_problems(recipe.rollout))
     if recipe.rollout.vllm is not None and engine not in ("transformers", "masked_diffusion"):
         for key in refused_settings(engine, recipe.rollout.vllm.changed()):
             yield f"rollout.vllm: '{key}' does nothing with engine '{engine}'; remove it"
+
+
+def _ahead_problems(rollout: RolloutSection) -> list[str]:
+    if rollout.engine == "masked_diffusion":
+        return []
+    return check_ahead(
+        rollout.engine,
+        staleness=rollout.staleness,
+        partial_budget=rollout.partial_budget,
+        max_new_tokens=rollout.max_new_tokens,
+        truncating=rollout.changed() & TRUNCATING,
+        correction=rollout.importance_correction,
+    )

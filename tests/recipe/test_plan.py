@@ -140,7 +140,13 @@ def test_the_length_of_the_run(load: Load) -> None:
         (POLICY, {"train": {"eval_steps": 5}}, "'eval_steps' does nothing without data.eval"),
         (POLICY, {"rollout": {"eval_temperature": 0.6}}, "'eval_temperature' does nothing without data.eval"),
         (POLICY, {"train": {"chat_template_kwargs": {"a": 1}}}, "does nothing without data.chat"),
-        (POLICY, {"train": {"vllm_importance_sampling_clip_max": 2.0}}, "does nothing without a vLLM engine"),
+        (POLICY, {"rollout": {"importance_correction": "token_mask"}}, "does nothing without a vLLM engine"),
+        (POLICY, {"rollout": {"staleness": 1}}, "needs an engine in a process of its own"),
+        (
+            POLICY,
+            {"rollout": {"engine": "vllm_server", "vllm": {"sleep": True}}},
+            "'sleep' does nothing with engine 'vllm_server'",
+        ),
         (POLICY, {"rollout": {"vllm": {}}}, "rollout: 'vllm' does nothing without a vLLM engine"),
         (
             POLICY,

@@ -230,7 +230,7 @@ def test_an_inherited_fault_is_said_once(refused: Refused) -> None:
         {},
         {"method": "bapo", "objective": {"low": [0.8, 0.9, 0.02]}},
         {"data": {"eval": {"limit": 3, "max_prompt_tokens": None}, "max_prompt_tokens": 7}},
-        {"train": {"vllm_importance_sampling_clip_max": None}},
+        {"rollout": {"importance_clip_max": None}},
         {"output": {"name": "x", "record": [1]}},
     ],
 )
@@ -245,9 +245,9 @@ def test_the_resolved_recipe_loads_as_itself(load: Load, changes: dict[str, Any]
 
 
 def test_null_is_kept_where_it_says_something(load: Load) -> None:
-    train = load(train={"vllm_importance_sampling_clip_max": None}).resolved()["train"]
-    assert train["vllm_importance_sampling_clip_max"] is None
-    assert "tf32" not in train
+    resolved = load(rollout={"importance_clip_max": None}).resolved()
+    assert resolved["rollout"]["importance_clip_max"] is None
+    assert "tf32" not in resolved["train"]
 
 
 def test_overrides(load: Load) -> None:
