@@ -21,6 +21,7 @@ from posttrain.planning.batch import Rollout, length_in_words, plural, rollout_o
 from posttrain.planning.diffusion import diffusion_lines, sampler_faults
 from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
+from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.rewards import reward_faults, reward_lines
 from posttrain.planning.shapes import Shape, read_shape
@@ -71,7 +72,11 @@ def make_plan(
     plan.rewards = reward_lines(recipe)
     if not faults:
         _plan_batch(plan, rollout, found)
-    _plan_memory(plan, found)
+    lengths = prompt_lengths(recipe.model, found.rows) if found is not None else None
+    if lengths is not None:
+        plan.refusals += checks.length_faults(recipe.data, lengths)
+        plan.data.append(checks.length_line(recipe.data, lengths))
+    _plan_memory(plan, lengths)
     return plan
 
 
@@ -125,14 +130,14 @@ def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> No
         plan.holds.append(f"{texts.micro_batch} rows at a time")
 
 
-def _plan_memory(plan: Plan, found: Survey | None) -> None:
+def _plan_memory(plan: Plan, lengths: PromptLengths | None) -> None:
     shape = read_shape(plan.recipe.model)
     if shape is None:
         plan.memory_note = (
             f"not known: {plan.recipe.model.path} is not on this machine; give a folder to estimate it"
         )
         return
-    plan.memory = estimate(plan.recipe, shape, plan.launch, checks.longest_prompt(plan.recipe, found))
+    plan.memory = estimate(plan.recipe, shape, plan.launch, lengths.longest if lengths is not None else None)
     plan.memory_note = f"{_count(shape)} parameters, by {shape.source}"
     limit = plan.launch.device_gib
     if limit is not None and plan.memory.peak > 0.9 * limit * GIB:

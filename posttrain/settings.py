@@ -170,7 +170,10 @@ class _Source:
     def setting(self, node: ast.AnnAssign) -> Setting:
         assert isinstance(node.target, ast.Name)
         default = REQUIRED if node.value is None else self.default(node.value)
-        note = self.comments.get(node.end_lineno or node.lineno, "").removeprefix("#").strip()
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        note = " ".join(
+            self.comments[line].removeprefix("#").strip() for line in lines if line in self.comments
+        )
         return Setting(
             node.target.id, self.type(node.annotation), ast.unparse(node.annotation), default, note
         )

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt
 from rich.console import Console
 from rich.table import Table
 
 from posttrain.methods import METHODS
 from posttrain.recipe_errors import suggest
 from posttrain.settings import REQUIRED, list_settings
+
+_WORDS = {
+    float: "number",
+    int: "whole number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Any: "any",
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -37,6 +49,36 @@ def _list() -> int:
     return 0
 
 
+def spell_type(annotation: Any) -> str:
+    """A type as a recipe's author thinks of it: "number >= 0, < 1 or null"."""
+    outer, inner = get_origin(annotation), get_args(annotation)
+    if outer is Annotated:
+        bounds = [spell_bound(mark) for mark in inner[1:]]
+        return f"{spell_type(inner[0])} {', '.join(bounds)}"
+    if outer is Literal:
+        return ", ".join(map(str, inner))
+    if outer in (UnionType, Union):
+        return " or ".join(spell_type(member) for member in inner)
+    if outer is tuple:
+        return f"[{', '.join(spell_type(member) for member in inner)}]"
+    if outer in (list, dict) or annotation in (list, dict):
+        return "list" if list in (outer, annotation) else "mapping"
+    return _WORDS[annotation]
+
+
+def spell_bound(mark: Any) -> str:
+    match mark:
+        case Gt(gt=limit):
+            return f"> {limit}"
+        case Ge(ge=limit):
+            return f">= {limit}"
+        case Lt(lt=limit):
+            return f"< {limit}"
+        case Le(le=limit):
+            return f"<= {limit}"
+    return str(mark)
+
+
 def _show(name: str) -> int:
     method = METHODS[name]
     table = Table(box=None, padding=(0, 2))
@@ -44,7 +86,7 @@ def _show(name: str) -> int:
         table.add_column(title, overflow="fold")
     for setting in list_settings(method.settings):
         default = "required" if setting.default is REQUIRED else repr(setting.default)
-        table.add_row(setting.name, setting.source.replace("Annotated", ""), default, setting.note)
+        table.add_row(setting.name, spell_type(setting.annotation), default, setting.note)
     console = Console(highlight=False, markup=False)
     console.print(f"{name}: {method.summary} ({method.family})", style="bold")
     if table.row_count:

@@ -9,6 +9,7 @@ from posttrain.data import DataError, Overlap, Survey, overlap, survey
 from posttrain.data.known import TASKS
 from posttrain.data.mapping import Messages, out_columns
 from posttrain.planning.batch import Rollout, plural, texts_of
+from posttrain.planning.lengths import PromptLengths
 from posttrain.planning.memory import Launch
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
@@ -113,11 +114,27 @@ def visible_columns(recipe: Recipe, found: Survey | None) -> set[str] | None:
     return out_columns(recipe.data, found.columns)
 
 
-def longest_prompt(recipe: Recipe, found: Survey | None) -> int | None:
-    """In tokens, where one token is one character; None elsewhere."""
-    if recipe.model.scratch is None or found is None or not found.rows:
-        return None
-    return max(len(row["prompt"]) for row in found.rows)
+def length_faults(data: DataSection, lengths: PromptLengths) -> Iterator[str]:
+    """Prompts beyond max_prompt_tokens when the recipe calls that an error, or when none would be left."""
+    if data.max_prompt_tokens is None:
+        return
+    over = lengths.longer_than(data.max_prompt_tokens)
+    if (
+        over
+        and lengths.exact
+        and (data.on_long == "error" or (over == len(lengths.tokens) and data.on_long == "drop"))
+    ):
+        yield f"data: {over} of {len(lengths.tokens)} prompts are longer than max_prompt_tokens; raise it, or cut them"
+
+
+def length_line(data: DataSection, lengths: PromptLengths) -> str:
+    about = "" if lengths.exact else "about "
+    text = f"longest prompt: {about}{lengths.longest} tokens"
+    if data.max_prompt_tokens is not None:
+        over = lengths.longer_than(data.max_prompt_tokens)
+        fate = {"drop": "dropped", "truncate": "cut", "error": "refused"}[data.on_long]
+        text += f"; {about}{over} longer than {data.max_prompt_tokens} will be {fate}"
+    return text
 
 
 def run_folder_warnings(recipe: Recipe) -> Iterator[str]:

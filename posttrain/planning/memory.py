@@ -14,6 +14,7 @@ from posttrain.planning.batch import rollout_of
 from posttrain.planning.diffusion import logits_bytes
 from posttrain.planning.shapes import Shape
 from posttrain.recipe import Recipe
+from posttrain.sections import VLLMSection
 from posttrain.train_options import PolicyTrain, PreferenceTrain, TextTrain
 
 GIB = 2**30
@@ -53,11 +54,12 @@ class Memory:
     reference: float
     activations: float
     generation: float
+    engine: float
     notes: tuple[str, ...]
 
     @property
     def peak(self) -> float:
-        held = self.weights + self.optimizer + self.reference
+        held = self.weights + self.optimizer + self.reference + self.engine
         return held + max(self.gradients + self.activations, self.generation)
 
     def rows(self) -> list[tuple[str, float]]:
@@ -68,6 +70,7 @@ class Memory:
             ("reference model", self.reference),
             ("activations (training)", self.activations),
             ("key-value cache (generation)", self.generation),
+            ("vLLM beside the trainer", self.engine),
             ("peak", self.peak),
         ]
         return [(name, size) for name, size in named if size]
@@ -91,6 +94,11 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
     gradient_share = launch.processes if launch.zero >= 2 else 1
     optimizer_share = launch.processes if launch.zero >= 1 else 1
     tokens, notes = _tokens(recipe, prompt_tokens)
+    engine_share = _engine_share(recipe)
+    if engine_share and launch.device_gib is None:
+        notes += (
+            f"beside this, vLLM takes {engine_share:.0%} of the device (rollout.vllm.gpu_memory_utilization)",
+        )
     return Memory(
         weights=(shape.parameters + (trained if peft is not None else 0)) * size / weights_share,
         gradients=trained * trained_size / gradient_share,
@@ -98,6 +106,7 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         reference=_has_reference(recipe) * shape.parameters * size / weights_share,
         activations=_activations(recipe, shape, tokens, mixed),
         generation=_cache(recipe, shape, tokens, size),
+        engine=engine_share * (launch.device_gib or 0) * GIB,
         notes=notes,
     )
 
@@ -125,7 +134,8 @@ def _tokens(recipe: Recipe, prompt_tokens: int | None) -> tuple[int, tuple[str, 
             return ASSUMED_ROW_TOKENS, (note,)
         return recipe.train.max_length, ()
     assert recipe.rollout is not None
-    prompt = recipe.data.max_prompt_tokens or prompt_tokens
+    known = [n for n in (recipe.data.max_prompt_tokens, prompt_tokens) if n is not None]
+    prompt = min(known, default=None)
     if prompt is None:
         note = f"prompts taken as {ASSUMED_PROMPT_TOKENS} tokens at most; data.max_prompt_tokens would say"
         return ASSUMED_PROMPT_TOKENS + recipe.rollout.max_new_tokens, (note,)
@@ -140,6 +150,13 @@ def _activations(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
     if recipe.train.gradient_checkpointing:
         return shape.layers * rows * tokens * shape.hidden * size + one_layer + logits
     return shape.layers * one_layer + logits
+
+
+def _engine_share(recipe: Recipe) -> float:
+    """The share of the device a colocated vLLM keeps for itself, weights and cache."""
+    if recipe.rollout is None or recipe.rollout.engine != "vllm":
+        return 0.0
+    return (recipe.rollout.vllm or VLLMSection()).gpu_memory_utilization
 
 
 def _cache(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:

@@ -89,12 +89,10 @@ def read_shape(model: ModelSection) -> Shape | None:
     if model.scratch is not None:
         return _scratch(model.scratch)
     assert model.path is not None
-    folder = Path(model.path)
-    if (folder / "config.json").is_file():
-        return _shape(json.loads((folder / "config.json").read_text()), str(folder), count_parameters(folder))
-    cached = _cached_config(model.path, model.revision)
-    if cached is not None:
-        return _shape(json.loads(cached.read_text()), "config.json in the local hub cache")
+    file = local_file(model.path, "config.json", model.revision)
+    if file is not None:
+        counted = count_parameters(file.parent)
+        return _shape(json.loads(file.read_text()), model.path, counted)
     published = PUBLISHED.get(model.path.removesuffix("-Instruct"))
     return None if published is None else _shape(published, "its published config.json")
 
@@ -144,12 +142,15 @@ def count_parameters(folder: Path) -> int | None:
     return total or None
 
 
-def _cached_config(name: str, revision: str | None) -> Path | None:
+def local_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a model, in its folder or in the local hub cache; nothing is downloaded."""
+    if (Path(name) / file).is_file():
+        return Path(name) / file
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        found = try_to_load_from_cache(name, file, revision=revision)
     except HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None
