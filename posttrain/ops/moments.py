@@ -17,8 +17,10 @@ MAX_ROWS = 1 << 20
 """Largest vocabulary served. Fixed, so that all ranks can sum the rows' counts without agreeing on a size
 first."""
 
-CHUNK_ELEMENTS = 1 << 24
-"""Numbers in one (tokens, K, H) work tensor: 64 MiB in float32, and a few of them exist at once."""
+CPU_CHUNK = 1 << 18
+DEVICE_CHUNK = 1 << 25
+"""Numbers in one (tokens, K, H) work tensor: on a CPU what its cache holds, elsewhere 128 MiB in float32,
+large enough that starting the kernels does not count."""
 
 
 class RowGradients(NamedTuple):
@@ -69,7 +71,7 @@ class Moments:
         (N, K), (N, K), (N, H) -> (N, K): u = D h, with D the bias-corrected Adam step of that token's
         gradient.
         """
-        size = max(1, CHUNK_ELEMENTS // (ids.size(1) * hidden.size(1)))
+        size = _chunk_tokens(ids, hidden)
         parts = zip(ids.split(size), coefficients.split(size), hidden.split(size), strict=True)
         return torch.cat([self._chunk_change(*part) for part in parts])
 
@@ -108,21 +110,25 @@ class Moments:
 
     def _chunk_change(self, ids: Tensor, coefficients: Tensor, hidden: Tensor) -> Tensor:
         hidden = hidden.to(coefficients.dtype)
-        gradient = coefficients.unsqueeze(2) * hidden.unsqueeze(1)  # (chunk, K, H)
-        first, second = self._read(ids, gradient)
+        self._place(hidden)
+        first, second = self._read(ids, hidden)
         beta1, beta2 = self.decay
         count = self.step + 1
-        first = first.lerp(gradient, 1 - beta1).div_(1 - beta1**count)
-        second = second.lerp(gradient.square(), 1 - beta2).div_(1 - beta2**count)
-        planned = first.div_(second.sqrt_().add_(self.epsilon))
-        return torch.einsum("nkh,nh->nk", planned, hidden)
+        # In place, and bias correction moved to where it costs a number instead of a pass over (chunk, K, H).
+        correction1, correction2 = 1 - beta1**count, (1 - beta2**count) ** 0.5
+        squares = (coefficients.square().unsqueeze(2), hidden.square().unsqueeze(1))
+        second.mul_(beta2).addcmul_(*squares, value=1 - beta2).sqrt_().add_(self.epsilon * correction2)
+        gradient = (coefficients.unsqueeze(2), hidden.unsqueeze(1))
+        planned = first.mul_(beta1).addcmul_(*gradient, value=1 - beta1).div_(second)
+        return torch.bmm(planned, hidden.unsqueeze(2)).squeeze(2) * (correction2 / correction1)
 
-    def _read(self, ids: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        self._place(like)
+    def _read(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the rows' moments. (n, K), (n, H) -> (n, K, H) each."""
+        shape = (*ids.shape, hidden.size(1))
         if self._used == 1:
-            return torch.zeros_like(like), torch.zeros_like(like)
-        rows = self._slots[ids]
-        return self._first[rows], self._second[rows]
+            return hidden.new_zeros(shape), hidden.new_zeros(shape)
+        rows = self._slots[ids.reshape(-1)]
+        return self._first.index_select(0, rows).view(shape), self._second.index_select(0, rows).view(shape)
 
     def _place(self, like: Tensor) -> None:
         """A restored table starts on the CPU and follows its first use."""
@@ -156,17 +162,18 @@ def _row_counts(gradients: Sequence[RowGradients]) -> Tensor:
 
 
 def _row_sums(gradients: Sequence[RowGradients], touched: Tensor) -> Tensor:
-    """Summed gradient of each touched row. (R, H)."""
-    hidden_size = gradients[0].hidden.size(1)
-    sums = gradients[0].coefficients.new_zeros(len(touched), hidden_size)
+    """Summed gradient of each touched row over the counted tokens. (R, H)."""
+    sums = gradients[0].coefficients.new_zeros(len(touched), gradients[0].hidden.size(1))
     position = torch.zeros(MAX_ROWS, dtype=torch.long, device=touched.device)
     position[touched] = torch.arange(len(touched), device=touched.device)
     for ids, coefficients, hidden, weights in gradients:
-        values = (coefficients * weights.unsqueeze(1)).reshape(-1)
-        tokens = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids).reshape(-1)
-        counted = values != 0  # an id that only dropped tokens have is no touched row, and has no position
-        index = torch.stack([position[ids.reshape(-1)], tokens])[:, counted]
-        shape = (len(touched), len(ids))
-        matrix = torch.sparse_coo_tensor(index, values[counted], shape, check_invariants=False)
-        sums += torch.sparse.mm(matrix, hidden.to(sums.dtype))
+        for tokens in weights.nonzero().squeeze(1).split(_chunk_tokens(ids, hidden)):
+            states = hidden[tokens].to(sums.dtype).unsqueeze(1)
+            gradient = coefficients[tokens].unsqueeze(2) * states  # (chunk, K, H)
+            sums.index_add_(0, position[ids[tokens].reshape(-1)], gradient.flatten(0, 1))
     return sums
+
+
+def _chunk_tokens(ids: Tensor, hidden: Tensor) -> int:
+    elements = CPU_CHUNK if hidden.device.type == "cpu" else DEVICE_CHUNK
+    return max(1, elements // (ids.size(1) * hidden.size(1)))

@@ -123,7 +123,7 @@ def test_splitting_changes_nothing(monkeypatch):
         split.update(parts, one_rank)
     assert_close(whole.state_dict(), split.state_dict())
     expected = whole.logit_change(*gradients[:3])
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(module, "CPU_CHUNK", 1)
     assert_close(whole.logit_change(*gradients[:3]), expected)
     assert_close(whole.logit_change(*(p[:0] for p in gradients[:3])), expected[:0])
 
