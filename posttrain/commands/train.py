@@ -6,9 +6,11 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 
+from posttrain.data import DataError
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import launch_fault
 from posttrain.recipe import Recipe, RecipeError, load_recipe
+from posttrain.rollout.base import EngineError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -23,7 +25,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
-    """Train what a recipe says; start it alone or under accelerate launch or torchrun."""
+    """Train what a recipe says; start it alone or under accelerate launch or torchrun.
+
+    Exits with 3 when the rollout engine cannot be reached or is lost; what was trained is saved by then.
+    """
     # Every process of a launch sees the same fault; one of them says it.
     speaks = os.environ.get("RANK", "0") == "0"
     try:
@@ -31,10 +36,16 @@ def main(args: Namespace) -> int:
         from posttrain.train import run
 
         return run(recipe, resume=args.resume)
-    except RecipeError as error:
+    except (RecipeError, DataError) as error:
         if speaks:
-            print(error, file=sys.stderr)
+            print(
+                error if isinstance(error, RecipeError) else f"{args.recipe}: data: {error}", file=sys.stderr
+            )
         return 2
+    except EngineError as error:
+        if speaks:
+            print(f"{args.recipe}: {error}", file=sys.stderr)
+        return 3
 
 
 def _checked(args: Namespace, speaks: bool) -> Recipe:

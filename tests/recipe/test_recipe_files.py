@@ -50,3 +50,20 @@ def test_recipes_of_one_model_differ_only_by_the_experiment(monkeypatch: pytest.
         assert grpo.model == dapo.model
         assert grpo.data == dapo.data
         assert grpo.rollout == dapo.rollout
+
+
+def test_the_page_names_every_key() -> None:
+    from pydantic import BaseModel
+
+    from posttrain import sections, train_options
+
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    written = set(re.findall(r"`([^`]+)`", page)) | set(re.findall(r"\b(?:r|args)\b", page))
+    models = [
+        model
+        for module in (sections, train_options)
+        for model in vars(module).values()
+        if isinstance(model, type) and issubclass(model, BaseModel)
+    ]
+    missing = {key for model in models for key in model.model_fields} - written
+    assert not missing
