@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("draw a run as one HTML page, and sum it up here", "posttrain.observe.report:main"),
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
+    "data feedback": (
+        "turn logs of conversations with complaints into rows for method drift",
+        "posttrain.data.feedback_command:main",
+    ),
     "data overlap": (
         "count test rows that share runs of words with training rows",
         "posttrain.data.overlap:main",

@@ -85,7 +85,9 @@ METHODS: dict[str, Method] = {
         _policy("bnpo", "BNPO", "Beta-normalised advantages"),
         _policy("copo", "COPO", "consistency-aware: local and global advantages blended by answer entropy"),
         _policy("capo", "CAPO", "curvature-aware token rejection"),
-        _diffusion("bgpo", "BGPO", "diffusion: a bound of the objective, one pass's memory for any sample size"),
+        _diffusion(
+            "bgpo", "BGPO", "diffusion: a bound of the objective, one pass's memory for any sample size"
+        ),
         _diffusion("vrpo_ol", "VRPOOL", "diffusion: ratio of ELBO estimates, in two passes"),
         _diffusion("diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
         _diffusion("coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
@@ -93,6 +95,20 @@ METHODS: dict[str, Method] = {
         _preference("ipo", "IPO", "a squared target instead of DPO's logistic"),
         _preference("simpo", "SimPO", "no reference, token-mean rewards and a margin"),
         _preference("hinge", "Hinge", "DPO's margin under a hinge"),
+        Method(
+            "drift",
+            "preference",
+            "posttrain.preferences.drift:DRIFT",
+            "posttrain.trainers.loops.drift:DRIFTTrainer",
+            "iterations of DPO on answers sampled after a complaint, against the logged bad ones",
+        ),
+        Method(
+            "seppo",
+            "preference",
+            "posttrain.preferences.seppo:SePPO",
+            "posttrain.trainers.loops.seppo:SePPOTrainer",
+            "rounds of DPO against samples of past checkpoints, flipped where those are good",
+        ),
         _preference("rpo", "RPO", "DPO with an imitation term against overoptimisation"),
     ]
 }

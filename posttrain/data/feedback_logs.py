@@ -112,6 +112,17 @@ def feedback_log(rows: Iterable[Row], name: str = "log") -> FeedbackLog:
     return _log_of(complaints, seeds)
 
 
+def read_seed_pairs(path: str | Path) -> list[SeedPair]:
+    """Seed pairs from a file of rows with prompt, chosen and rejected, as `posttrain data feedback` writes them."""
+    pairs = []
+    for number, row in enumerate(iter_rows(path), start=1):
+        missing = {"prompt", "chosen", "rejected"} - row.keys()
+        if missing:
+            raise DataError(f"{path}: row {number}: no column {sorted(missing)[0]!r}")
+        pairs.append(SeedPair(_messages(row["prompt"]), _content(row["chosen"]), _content(row["rejected"])))
+    return pairs
+
+
 def check_complaint(row: Complaint) -> str | None:
     """Why this complaint cannot be trained on, or None."""
     if not row.prompt or row.prompt[-1]["role"] != "user":
@@ -139,14 +150,17 @@ def _log_of(complaints: Iterable[Complaint], seeds: list[SeedPair]) -> FeedbackL
 
 
 def _as_published(row: Row) -> Complaint:
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
     return Complaint(
-        prompt=[{"role": m["role"], "content": m["content"]} for m in prompt],
+        prompt=_messages(row["prompt"]),
         rejected=_content(row["rejected"]),
         complaint=_content(row["user_preference"]),
     )
+
+
+def _messages(prompt: Any) -> list[Message]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{"role": m["role"], "content": m["content"]} for m in prompt]
 
 
 def _content(value: Any) -> str:

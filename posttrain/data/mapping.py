@@ -78,7 +78,7 @@ def map_row(row: Row, section: DataSection) -> Row:
         prompt, texts["chosen"], texts["rejected"] = split_pair(texts["chosen"], texts["rejected"])
     else:
         prompt = build_prompt(row, section)
-    if "chosen" in texts and texts["chosen"] == texts["rejected"]:
+    if "chosen" in texts and texts["chosen"] == texts.get("rejected"):
         raise Dropped("chosen equals rejected")
     out["prompt"] = prompt
     talks = isinstance(prompt, list)

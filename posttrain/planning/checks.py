@@ -68,7 +68,8 @@ def data_faults(recipe: Recipe, found: Survey, rollout: Rollout | None, launch: 
     data = recipe.data
     first = found.rows[0] if found.rows else None
     if first is not None:
-        needed = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
+        family = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
+        needed = recipe.flags().get("needs_columns", family)
         for name in needed:
             if name not in first:
                 yield f"data: no column '{name}'; name the one that holds it in data.{name}"

@@ -15,7 +15,7 @@ as published.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
@@ -29,10 +29,14 @@ from posttrain.preferences.sft import length_mean_nll, token_mean_nll
 class DRIFT(PairLoss):
     """DRIFT's settings and the loss of one iteration; `beta` is the trainer's (released configs: 0.1)."""
 
+    uses_rollout: ClassVar[bool] = True
+    needs_columns: ClassVar[tuple[str, ...]] = ("rejected", "user_preference")
+
     iterations: Annotated[int, Gt(0)] = 2  # K of the main table
     nll_weight: Annotated[float, Ge(0)] = 0.001  # released configs' rpo_alpha; 0 is the paper's loss
     guided: bool = True  # False: chosen ~ pi(. | x) without the complaint, the paper's ablation
     compat: Literal["corrected", "reference"] = "corrected"  # "reference" repeats the released code's quirks
+    seed_data: str | None = None  # logged repairs for the warm start: a file with prompt, chosen, rejected
     seed_epochs: Annotated[int, Gt(0)] = 3  # epochs over the seed pairs, when there are any
     holdout_rows: Annotated[int, Ge(0)] = (
         0  # first rows of the file kept out of training; the release holds out 100

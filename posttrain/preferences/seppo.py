@@ -16,7 +16,7 @@ tie, and a sign of 0 would delete the sample's term); a dead-band around the tie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -64,6 +64,9 @@ def seppo_loss(
 @dataclass(frozen=True)
 class SePPO(PairLoss):
     """SePPO for language models; `beta` is the trainer's."""
+
+    uses_rollout: ClassVar[bool] = True
+    needs_columns: ClassVar[tuple[str, ...]] = ("chosen",)
 
     rounds: Annotated[int, Gt(0)] = 7  # K
     steps_per_round: Annotated[int, Gt(0)] = 30  # optimizer steps between two checkpoints of the pool

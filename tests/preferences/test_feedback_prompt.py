@@ -58,8 +58,8 @@ def test_plain_lines_without_a_template_and_in_the_release(tokenizer, chatty):
 
 
 def test_later_system_messages_are_left_out_of_plain_lines(tokenizer):
-    row = Complaint([*ROW.prompt[:3], {"role": "system", "content": "late"}, *ROW.prompt[3:]], "bad", "no")
-    assert "late" not in text(tokenizer, prompts(tokenizer).tokens(row))
+    row = Complaint([*ROW.prompt[:3], {"role": "system", "content": "second system"}, *ROW.prompt[3:]], "bad", "no")
+    assert "second system" not in text(tokenizer, prompts(tokenizer).tokens(row))
 
 
 def test_unguided_prompts_show_no_complaint(tokenizer, chatty):

@@ -14,11 +14,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from posttrain.data.feedback_logs import Complaint, SeedPair
+from posttrain.data.feedback_logs import Complaint, SeedPair, feedback_log, read_seed_pairs
 from posttrain.preferences.drift import DRIFT
+from posttrain.recipe import Recipe
 from posttrain.rollout.base import Sampling
+from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import flat_config, settings_from
 from posttrain.trainers.loops.feedback_prompt import FeedbackPrompts, plain_lines
+from posttrain.trainers.loops.from_recipe import staged_options
 from posttrain.trainers.loops.staged import Pair, Stage, StagedTrainer
 from posttrain.trainers.pair_rows import PairCounts
 from posttrain.trainers.preference import PreferenceConfig
@@ -63,10 +66,30 @@ class DRIFTTrainer(StagedTrainer):
         self.held_out_rows = list(complaints[: method.holdout_rows])
         self.complaints = list(complaints[method.holdout_rows :])
         self.seeds = list(seeds)
+        self.dropped_before: dict[str, int] = {}
         if not self.complaints:
             raise ValueError(
                 f"DRIFT: {len(complaints)} rows, {method.holdout_rows} held out, none left to train on"
             )
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> DRIFTTrainer:
+        """The run a recipe describes; `changes` win over its training arguments."""
+        parts = ingredients(recipe)
+        args = training_arguments(recipe, DRIFTConfig, **{**recipe.objective.model_dump(), **changes})
+        log = feedback_log(parts.train_rows.to_list(), recipe.data.path or recipe.data.name or "data")  # type: ignore[arg-type]  # a list of mappings
+        trainer = cls(
+            parts.model,
+            log.complaints,
+            args,
+            parts.tokenizer,
+            seeds=read_seed_pairs(args.seed_data) if args.seed_data is not None else (),
+            peft_config=parts.peft_config,
+            **staged_options(recipe, parts.tokenizer, args),
+        )
+        trainer.dropped_before = {**parts.train_counts.dropped, **log.dropped}
+        trainer.row_counts = parts.train_counts
+        return trainer
 
     def stage_names(self) -> list[str]:
         iterations = [f"iteration {k}" for k in range(1, self.settings.iterations + 1)]
@@ -93,7 +116,8 @@ class DRIFTTrainer(StagedTrainer):
         if stage.name == SEED:
             pairs = [self._pair(row.prompt, row.chosen, row.rejected) for row in self.seeds]
             return pairs, PairCounts(rows_in=len(pairs))
-        counts = PairCounts(rows_in=len(self.complaints) + len(self.held_out_rows))
+        read = len(self.complaints) + len(self.held_out_rows) + sum(self.dropped_before.values())
+        counts = PairCounts(rows_in=read, dropped=dict(self.dropped_before))
         counts.drop("held out", len(self.held_out_rows))
         prompts = FeedbackPrompts(
             self.processing_class,

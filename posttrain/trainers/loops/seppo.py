@@ -21,9 +21,12 @@ from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.preferences.seppo import SePPO
+from posttrain.recipe import Recipe
 from posttrain.rollout.base import Sampling
+from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import flat_config, settings_from
 from posttrain.trainers.generating import prompt_ids
+from posttrain.trainers.loops.from_recipe import staged_options
 from posttrain.trainers.loops.staged import Pair, Stage, StagedTrainer
 from posttrain.trainers.pair_rows import PairCounts, drop_oldest_turns
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
@@ -99,6 +102,22 @@ class SePPOTrainer(StagedTrainer):
         super().__init__(model, args, method, processing_class, sampling=sampling, **more)
         self.settings: SePPO = method
         self.winners = winners
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> SePPOTrainer:
+        """The run a recipe describes; `changes` win over its training arguments."""
+        parts = ingredients(recipe)
+        args = training_arguments(recipe, SePPOConfig, **{**recipe.objective.model_dump(), **changes})
+        trainer = cls(
+            parts.model,
+            parts.train_rows,
+            args,
+            parts.tokenizer,
+            peft_config=parts.peft_config,
+            **staged_options(recipe, parts.tokenizer, args),
+        )
+        trainer.row_counts = parts.train_counts
+        return trainer
 
     def stage_names(self) -> list[str]:
         return [f"round {k}" for k in range(1, self.settings.rounds + 1)]

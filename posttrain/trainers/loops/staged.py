@@ -133,6 +133,12 @@ class StagedTrainer:
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> None:
         """Runs the stages that are not done. `resume_from_checkpoint` True, or the run's own folder, continues one."""
+        if isinstance(resume_from_checkpoint, str) and not Path(resume_from_checkpoint).samefile(
+            self.output_dir
+        ):
+            raise ValueError(
+                f"a run in stages is resumed as a whole: give {self.output_dir}, not {resume_from_checkpoint}"
+            )
         self._open(resume=bool(resume_from_checkpoint))
         names = self.stage_names()
         self.state.max_steps = self.planned_steps()

@@ -1,0 +1,105 @@
+"""What DRIFT and SePPO take from a recipe beyond what every trainer takes: how to sample, and with which engine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.recipe import Recipe, RecipeError
+from posttrain.rollout.base import Engine, Sampling
+from posttrain.sections import RolloutSection, VLLMSection
+from posttrain.trainers.generating import EngineGenerator, EngineOf
+from posttrain.trainers.policy_folder import holds_adapter, load_dense
+
+_LOOKAHEAD = ("staleness", "partial_budget", "importance_correction")
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """The recipe's `rollout` section as a `Sampling`; refuses what a loop that samples once a stage has no use for."""
+    rollout = _rollout(recipe)
+    idle = [name for name in (*_LOOKAHEAD, "group_size", "eval_temperature") if name in rollout.changed()]
+    if idle:
+        raise RecipeError(
+            f"{recipe.path}: rollout: '{idle[0]}' does nothing with method '{recipe.method}'; remove it"
+        )
+    return Sampling(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p or 0.0,
+        repetition_penalty=rollout.repetition_penalty,
+        max_new_tokens=rollout.max_new_tokens,
+    )
+
+
+def generator_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: Path) -> EngineGenerator | None:
+    """The engine the recipe chose; None leaves transformers, the default, to the loop.
+
+    base  where an adapter run keeps its base model
+    """
+    rollout = _rollout(recipe)
+    if rollout.engine == "transformers":
+        return None
+    if rollout.engine != "vllm":
+        raise RecipeError(
+            f"{recipe.path}: rollout: engine '{rollout.engine}' holds one model, but method '{recipe.method}' samples "
+            "from another policy in each stage; use transformers or vllm"
+        )
+    dtype = "bfloat16" if recipe.train.bf16 else recipe.model.dtype
+    settings = rollout.vllm or VLLMSection()
+    return EngineGenerator(
+        tokenizer, vllm_engine_of(settings, dtype="bfloat16" if dtype == "auto" else dtype, base=base)
+    )
+
+
+def vllm_engine_of(settings: VLLMSection, *, dtype: str, base: Path) -> EngineOf:
+    """vLLM in this process, made anew for each policy; an adapter is merged into a folder beside the base first."""
+
+    def engine_of(folder: Path) -> Engine:
+        from posttrain.rollout.vllm_colocated import VLLMColocated
+
+        return VLLMColocated(
+            str(dense_folder(folder, base)),
+            dtype=settings.dtype or dtype,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            max_model_length=settings.max_model_length,
+            max_num_seqs=settings.max_num_seqs,
+            enforce_eager=settings.enforce_eager,
+        )
+
+    return engine_of
+
+
+def dense_folder(folder: Path, base: Path) -> Path:
+    """`folder`, or a copy of its policy with the adapter merged; only the latest copy is kept."""
+    if not holds_adapter(folder):
+        return folder
+    merged = base.with_name(".merged") / folder.name
+    if not merged.exists():
+        shutil.rmtree(merged.parent, ignore_errors=True)
+        load_dense(folder, base=base).save_pretrained(merged)
+        for file in [
+            *folder.glob("token*"),
+            *folder.glob("*.jinja"),
+            *folder.glob("vocab*"),
+            *folder.glob("special*"),
+        ]:
+            shutil.copy2(file, merged / file.name)
+    return merged
+
+
+def _rollout(recipe: Recipe) -> RolloutSection:
+    if recipe.rollout is None:
+        raise RecipeError(f"{recipe.path}: method '{recipe.method}' samples, so it needs a rollout section")
+    return recipe.rollout
+
+
+def staged_options(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> dict[str, Any]:
+    """Keyword arguments every staged trainer takes from a recipe."""
+    return {
+        "sampling": sampling_of(recipe),
+        "generator": generator_of(recipe, tokenizer, Path(str(args.output_dir)) / "base"),
+    }
