@@ -1,4 +1,4 @@
-"""BNPO: the page's vectors, the exact variances, every case in which the released code fails, and the
+"""BNPO: worked vectors, the exact variances, every case in which the released code fails, and the
 objective."""
 
 from __future__ import annotations

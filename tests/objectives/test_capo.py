@@ -1,4 +1,4 @@
-"""CAPO: the page's vectors, a float64 reference with full tensors, the identities behind the model, and the
+"""CAPO: worked vectors, a float64 reference with full tensors, the identities behind the model, and the
 objective."""
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def flat(values: Tensor) -> Tensor:
     return values.reshape(B * T, *values.shape[2:])
 
 
-PAGE_LOGITS = torch.arange(B * T * V, dtype=torch.float64).view(B, T, V)
-PAGE_LOGITS = 1.5 * torch.sin(0.9 * PAGE_LOGITS + 0.2) + 0.3 * torch.cos(2.3 * PAGE_LOGITS)
-PAGE_HIDDEN = 2 * torch.cos(0.7 * torch.arange(B * T * H, dtype=torch.float64).view(B, T, H) - 0.4)
-PAGE_ACTIONS = tensor([[2, 3, 2], [5, 5, 2]])
-PAGE_ADVANTAGES = tensor([[1.2], [-0.8]], dtype=torch.float64).expand(B, T)
-PAGE_MASK = tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.float64)
-PAGE = [flat(part) for part in (PAGE_LOGITS, PAGE_HIDDEN, PAGE_ACTIONS, PAGE_ADVANTAGES)]
+VECTOR_LOGITS = torch.arange(B * T * V, dtype=torch.float64).view(B, T, V)
+VECTOR_LOGITS = 1.5 * torch.sin(0.9 * VECTOR_LOGITS + 0.2) + 0.3 * torch.cos(2.3 * VECTOR_LOGITS)
+VECTOR_HIDDEN = 2 * torch.cos(0.7 * torch.arange(B * T * H, dtype=torch.float64).view(B, T, H) - 0.4)
+VECTOR_ACTIONS = tensor([[2, 3, 2], [5, 5, 2]])
+VECTOR_ADVANTAGES = tensor([[1.2], [-0.8]], dtype=torch.float64).expand(B, T)
+VECTOR_MASK = tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.float64)
+VECTOR = [flat(part) for part in (VECTOR_LOGITS, VECTOR_HIDDEN, VECTOR_ACTIONS, VECTOR_ADVANTAGES)]
 SGD_H = [
     [1.3635901022e-01, 1.8153429349e-01, 2.7554850182e-01],
     [8.6698032918e-02, 3.8756989458e-02, 1.1986758254e-01],
@@ -132,15 +132,15 @@ def row_gradients(tokens: list[Tensor], k: int, weights: Tensor | None = None) -
 
 def test_vector_sgd():
     for moments in (None, Moments()):  # Adam before its first update is the raw gradient
-        objective_shift, policy_shift = predicted_shifts(*PAGE, lr=LR, top_k=K, moments=moments)
+        objective_shift, policy_shift = predicted_shifts(*VECTOR, lr=LR, top_k=K, moments=moments)
         assert_close(objective_shift.view(B, T), tensor(SGD_H, dtype=torch.float64), rtol=1e-9, atol=0)
         assert_close(policy_shift.view(B, T), tensor(SGD_F, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_vector_adam_after_one_meta_step():
     moments = Moments()
-    moments.update([row_gradients(PAGE, K, flat(PAGE_MASK))], one_rank)
-    objective_shift, policy_shift = predicted_shifts(*PAGE, lr=LR, top_k=K, moments=moments)
+    moments.update([row_gradients(VECTOR, K, flat(VECTOR_MASK))], one_rank)
+    objective_shift, policy_shift = predicted_shifts(*VECTOR, lr=LR, top_k=K, moments=moments)
     assert_close(objective_shift.view(B, T), tensor(ADAM_H, dtype=torch.float64), rtol=1e-9, atol=0)
     assert_close(policy_shift.view(B, T), tensor(ADAM_F, dtype=torch.float64), rtol=1e-9, atol=0)
 

@@ -1,4 +1,4 @@
-"""COPO: the page's vectors, a float64 reference written apart, its edge cases, and the blend of losses."""
+"""COPO: worked vectors, a float64 reference written apart, its edge cases, and the blend of losses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_batch(streams: dict[str, Tensor], new: Tensor, old: Tensor, mask: Tensor)
     return TokenBatch(new, old, mask, flat.pop("advantages"), streams=flat)
 
 
-def page_batch(objective: COPO) -> TokenBatch:
+def vector_batch(objective: COPO) -> TokenBatch:
     i = torch.arange(60, dtype=torch.float64).view(20, 3)
     old = -1 - 0.05 * i
     mask = torch.ones(5, 4, 3, dtype=torch.float64)
@@ -66,7 +66,7 @@ def test_vectors():
 @pytest.mark.parametrize(("selective", "loss"), [("response", -0.0585236303), ("none", -0.1172019587)])
 def test_vector_of_the_loss(selective, loss):
     objective = COPO(gamma=5, rho=1.0, selective=selective)
-    assert float(loss_of(objective, page_batch(objective))) == pytest.approx(loss, abs=2e-8)
+    assert float(loss_of(objective, vector_batch(objective))) == pytest.approx(loss, abs=2e-8)
 
 
 def reference(
@@ -280,7 +280,7 @@ def test_dual_clip_holds_both_losses():
 
 def test_weight_one_is_grpo():
     objective = COPO(dual_clip=None)
-    batch = page_batch(objective)
+    batch = vector_batch(objective)
     ones = {**batch.streams, "local_weight": torch.ones_like(batch.advantages)}
     assert_close(objective.token_loss(replace(batch, streams=ones)), GRPO().token_loss(batch))
 
@@ -289,7 +289,7 @@ def test_every_response_gets_gradient_where_grpo_has_few():
     """Two of five groups carry a local advantage; with the global one all do (no mean equals the batch
     mean)."""
     objective = COPO()
-    batch = page_batch(objective)
+    batch = vector_batch(objective)
     leaf = batch.logprobs.clone().requires_grad_()
     flat = replace(batch, logprobs=leaf, old_logprobs=leaf.detach(), mask=torch.ones_like(leaf))
     (blended,) = torch.autograd.grad(loss_of(objective, flat), leaf)
