@@ -181,7 +181,7 @@ class CAPO(Objective):
     proposed ones."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"hidden", "candidates"})
-    settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}  # lets a recipe be checked to the bottom
+    settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}  # so that a recipe checks both
 
     base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = (
         "grpo"  # whose loss the kept tokens have
