@@ -1,0 +1,112 @@
+"""Recipes as a user runs them: a reward of one's own, Ctrl-C, a resume, two processes, the Python way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from posttrain.observe.writer import read_events, read_metrics
+
+RECIPE = """
+method: bapo
+model: {{scratch: {{hidden_size: 32, layers: 2, heads: 2, max_positions: 64}}}}
+data: {{name: sort}}
+rewards:
+  - {{name: "{reward}:starts_low", args: {{limit: 5}}}}
+rollout: {{group_size: 4, max_new_tokens: 6}}
+train:
+  max_steps: {steps}
+  per_device_train_batch_size: {batch}
+  num_iterations: 2
+  learning_rate: 1.0e-3
+  gradient_checkpointing: false
+  use_cpu: true
+output: {{name: own, save_steps: 2, report_to: [], record: [2]}}
+"""
+REWARD = '''
+def starts_low(completions, *, answer, limit, **_):
+    """The first digit is below the limit; the right answer counts twice."""
+    return [float(c[:1].isdigit() and int(c[:1]) < limit) + (c == a) for c, a in zip(completions, answer)]
+'''
+
+
+def write(folder: Path, *, steps: int, batch: int = 8) -> Path:
+    (folder / "my_reward.py").write_text(REWARD)
+    recipe = folder / "own.yaml"
+    recipe.write_text(RECIPE.format(reward="my_reward.py", steps=steps, batch=batch))
+    return recipe
+
+
+def start(*words: str, cwd: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "posttrain", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out[-2000:] + err[-3000:]
+    return out + err
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
+    """Ctrl-C in the middle saves and stops with a word on how to go on; the resumed run ends with the same weights."""
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, steps=8)
+    finish(start("train", "own.yaml", cwd=tmp_path / "whole"))
+
+    process = start("train", "own.yaml", cwd=tmp_path / "cut")
+    metrics = tmp_path / "cut" / "runs" / "own" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (metrics.exists() and '"step": 1' in metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = finish(process, code=130)
+    assert "--resume" in said
+
+    said = finish(start("train", "own.yaml", "--resume", cwd=tmp_path / "cut"))
+    whole, cut = tmp_path / "whole" / "runs" / "own", tmp_path / "cut" / "runs" / "own"
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(cut)[name], value), name
+    steps = [row["step"] for row in read_metrics(cut) if "loss" in row]
+    assert steps == list(range(1, 9))
+    assert [event["event"] for event in read_events(cut)].count("resume") == 1
+    assert list((whole / "records").glob("step-000002.rank0.*"))
+
+
+@pytest.mark.distributed
+def test_two_processes_from_one_recipe(tmp_path):
+    write(tmp_path, steps=2, batch=6)  # a group of four straddles the ranks
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    finish(start("train", "own.yaml", cwd=tmp_path, launcher=launcher))
+    rows = read_metrics(tmp_path / "runs" / "own")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+    assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").exists()
+
+
+def test_a_reward_that_raises_stops_the_run_with_its_traceback(tmp_path):
+    write(tmp_path, steps=2)
+    (tmp_path / "my_reward.py").write_text(
+        REWARD.replace("return [", "raise KeyError('no such unit'); return [")
+    )
+    said = finish(start("train", "own.yaml", cwd=tmp_path), code=1)
+    assert "starts_low" in said
+    assert "no such unit" in said
