@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from posttrain.data.files import DataError, Row
@@ -66,14 +66,22 @@ def template_columns(template: str) -> list[str]:
     return names
 
 
-def map_row(row: Row, section: DataSection) -> Row:
-    """The row as training and rewards see it. Raises Dropped where it cannot serve.
+def given_texts(section: DataSection, columns: Collection[str]) -> set[str]:
+    """Which of completion, chosen and rejected a dataset of these columns holds; each of its rows must."""
+    return {name for name in _TEXTS if section.__dict__[name] or name in columns}
+
+
+def map_row(row: Row, section: DataSection, given: Collection[str]) -> Row:
+    """The row as training and rewards see it. Raises Dropped where it cannot serve, or lacks a `given` text.
 
     The dataset's other columns stay, under their own names. With chat or messages, prompt and completions are
     message lists; otherwise they are text.
     """
     out = dict(row)
-    texts = _given_texts(row, section)
+    texts = {name: row.get(section.__dict__[name] or name) for name in sorted(given)}
+    for name, value in texts.items():
+        if value in (None, "", []):
+            raise Dropped(f"no {name}")
     if _implicit_prompt(section, set(row)) and section.prompt is None and section.template is None:
         prompt, texts["chosen"], texts["rejected"] = split_pair(texts["chosen"], texts["rejected"])
     else:
@@ -89,18 +97,6 @@ def map_row(row: Row, section: DataSection) -> Row:
     if section.answer is not None:
         out["answer"] = gold_answer(row.get(section.answer.column), section.answer)
     return out | {name: row.get(column) for name, column in section.columns.items()}
-
-
-def _given_texts(row: Row, section: DataSection) -> dict[str, Any]:
-    """completion, chosen and rejected, as far as the section names them or the row has them; none of them empty."""
-    columns = {name: section.__dict__[name] or name for name in _TEXTS}
-    given = {name for name in _TEXTS if section.__dict__[name] or name in row}
-    if given & {"chosen", "rejected"}:
-        given |= {"chosen", "rejected"}
-    for name in sorted(given):
-        if row.get(columns[name]) in (None, "", []):
-            raise Dropped(f"no {name}")
-    return {name: row[columns[name]] for name in _TEXTS if name in given}
 
 
 def build_prompt(row: Row, section: DataSection) -> str | Messages:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from posttrain.data.files import DataError, Row, iter_rows
 from posttrain.data.known import DATASETS, TASKS
 from posttrain.data.lengths import check_lengths
-from posttrain.data.mapping import Dropped, map_row, missing_columns
+from posttrain.data.mapping import Dropped, given_texts, map_row, missing_columns
 from posttrain.recipe_errors import explain, suggest
 from posttrain.sections import DataSection
 from posttrain.settings import read_settings
@@ -190,6 +190,7 @@ def _collect(
 ) -> tuple[list[Row], RowCounts]:
     """Map rows until `limit` are used, and account for the others."""
     raw = list(source)
+    given = given_texts(section, raw[0]) if raw else set()
     if raw:
         _refuse_missing(section, raw[0])
     if section.shuffle is not None:
@@ -202,7 +203,7 @@ def _collect(
             break
         read += 1
         try:
-            mapped = map_row(row, section)
+            mapped = map_row(row, section, given)
             if lengths:
                 mapped, cut = check_lengths(mapped, section, tokenizer, max_length)
                 truncated += cut

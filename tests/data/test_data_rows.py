@@ -161,6 +161,15 @@ def test_equal_and_empty_pairs_are_dropped(section) -> None:
     assert sum(loaded.counts.dropped.values()) == 3
 
 
+def test_every_row_needs_the_texts_that_the_first_row_has(section) -> None:
+    alone = load_rows(section([{"prompt": "q", "chosen": "a"}, {"prompt": "p", "chosen": "b"}]))
+    assert alone.counts == RowCounts(2, 2)
+    lacking = load_rows(
+        section([{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "c"}])
+    )
+    assert lacking.counts == RowCounts(2, 1, {"no rejected": 1})
+
+
 def test_limit_counts_used_rows_and_shuffle_is_seeded(section) -> None:
     numbered = [{"prompt": f"p{i}" if i % 2 else ""} for i in range(10)]
     loaded = load_rows(section(numbered, limit=2))
