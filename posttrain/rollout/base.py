@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # the errors and options are read where torch is not
+    from torch import Tensor
 
 Finish = Literal["stop", "length"]
-NamedTensors = Iterable[tuple[str, Tensor]]
+NamedTensors = Iterable[tuple[str, "Tensor"]]
 """Names as in the model's checkpoint, full tensors, in any order; consumed once."""
 
 

@@ -124,13 +124,13 @@ class EngineGeneration(_Host):
             engine,
             self.model,
             self.accelerator,
-            limit=plan.proof_limit or max(PROOF_LIMITS[engine.dtype], PROOF_LIMITS[self._compute_dtype]),
+            limit=plan.proof_limit or max(PROOF_LIMITS[engine.dtype], PROOF_LIMITS[self.compute_dtype]),
             score=self._score_tokens,
             log=self._log_rollout,
         )
 
     @property
-    def _compute_dtype(self) -> str:
+    def compute_dtype(self) -> str:
         """What the training forward computes in."""
         mixed = {"bf16": "bfloat16", "fp16": "float16"}
         precision = self.accelerator.mixed_precision

@@ -36,6 +36,7 @@ from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
+from posttrain.trainers.engines import attach_engine
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
 from posttrain.trainers.generation import EngineGeneration
 from posttrain.trainers.loss_metrics import LossMetrics
@@ -142,6 +143,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             peft_config=parts.peft_config,
         )
         trainer.row_counts = parts.train_counts
+        attach_engine(trainer, recipe)
         return trainer
 
     @staticmethod
