@@ -106,7 +106,7 @@ def _rows_in_words(found: Survey) -> str:
         return found.counts.in_words()
     if found.columns is not None:
         return f"a large file, not counted here; columns {', '.join(found.columns)}"
-    return "from the hub: rows and columns are checked when it is loaded, before the model is"
+    return "from the hub: rows and columns are checked when training starts"
 
 
 def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> None:

@@ -17,6 +17,7 @@ from posttrain.planning.rewards import spec_of
 from posttrain.recipe import Recipe
 from posttrain.rewards.runner import RewardRunner
 from posttrain.sections import ModelSection, PeftSection
+from posttrain.train_options import SFTTrain
 from posttrain.trainers.models import character_tokenizer, load_pretrained, scratch_llama
 
 
@@ -38,8 +39,12 @@ class Ingredients:
 def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     """`load` makes model and tokenizer where they are not a causal language model's."""
     model, tokenizer = (load or model_and_tokenizer)(recipe.model)
-    loaded = load_rows(recipe.data, tokenizer)
-    held_out = load_rows(recipe.data.eval, tokenizer).rows if recipe.data.eval is not None else None
+    # TRL's SFT trainer cuts there without a word; the preference trainers keep an account of their own.
+    cut_at = recipe.train.max_length if isinstance(recipe.train, SFTTrain) else None
+    loaded = load_rows(recipe.data, tokenizer, max_length=cut_at)
+    held_out = None
+    if recipe.data.eval is not None:
+        held_out = load_rows(recipe.data.eval, tokenizer, max_length=cut_at).rows
     peft = lora(recipe.model.peft) if recipe.model.peft is not None else None
     return Ingredients(model, tokenizer, loaded.rows, loaded.counts, held_out, peft)
 
