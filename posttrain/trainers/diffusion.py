@@ -157,7 +157,7 @@ class DiffusionTrainer(PolicyTrainer):
         training, rank, count = self.model.training, self.accelerator.process_index, len(prompt_ids)
         temperature = self.temperature if training else self.args.eval_temperature
         # An evaluation must not depend on how many came before it, nor training on any of them.
-        key = ("train", self._step) if training else ("eval", len(self.held_out))
+        key = ("train", self.state.global_step) if training else ("eval", len(self.held_out))
         seed = stable_seed(self.args.seed, "rollout", *key)
         sampling = [
             Sampling(
@@ -197,7 +197,12 @@ class DiffusionTrainer(PolicyTrainer):
         )
         iterations = self.num_iterations if objective.fresh_noise else 1
         noise = draw_noise(
-            objective, canvas, output["row"], iterations=iterations, seed=self.args.seed, step=self._step
+            objective,
+            canvas,
+            output["row"],
+            iterations=iterations,
+            seed=self.args.seed,
+            step=self.state.global_step,
         )
         output |= to_buffer(canvas, noise)
         if off_policy:

@@ -155,7 +155,11 @@ def test_the_likeliest_of_equals_is_the_left_one():
     ("options", "length", "message"),
     [
         ({"block_length": 5}, 12, "does not divide max_new_tokens 12; choose one of 1, 2, 3, 4, 6, 12"),
-        ({"block_length": 4, "diffusion_steps": 7}, 12, "cannot be shared by 3 blocks; choose a multiple, such as 6"),
+        (
+            {"block_length": 4, "diffusion_steps": 7},
+            12,
+            "cannot be shared by 3 blocks; choose a multiple, such as 6",
+        ),
         ({"diffusion_steps": 24}, 12, "choose at most 12"),
     ],
 )
