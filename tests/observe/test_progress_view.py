@@ -60,8 +60,8 @@ def test_time_left_follows_the_recent_pace(monkeypatch: pytest.MonkeyPatch) -> N
     assert view.seconds_left() is None
     for step in range(2, 51):
         now[0] += 2.0 if step < 20 else 1.0
-        view.update(step, 100, {})
-    assert view.seconds_left() == pytest.approx(50.0)
+        view.update(step, 120, {})
+    assert view.seconds_left() == pytest.approx(70.0)
 
 
 def test_a_terminal_is_redrawn_in_place_and_closed() -> None:

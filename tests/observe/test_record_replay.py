@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from argparse import ArgumentParser
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -171,18 +171,22 @@ def test_two_ranks_replay_as_the_one_they_are_a_split_of(tmp_path: Path) -> None
     assert "ranks [0] of 2" in half.notes[0]
 
 
+@dataclass(frozen=True)
+class Stumbling(GRPO):
+    def keep(self, batch: TokenBatch) -> Tensor | None:
+        return batch.streams["missing"]
+
+
 def test_an_error_on_one_rank_does_not_hang_the_others(tmp_path: Path) -> None:
-    """Rank 1 lacks the stream that the loss reads."""
+    """Rank 1 fails before the counts are summed, while rank 0 waits for it there."""
     batches, _ = micro_batches()
     for rank in (0, 1):
-        streams = (
-            {"global_advantages": torch.ones(6, 1), "local_weight": torch.ones(6, 1)} if rank == 0 else {}
-        )
+        streams = {"missing": torch.ones(6, 1)} if rank == 0 else {}
         part = [replace(batches[rank], streams=streams)]
-        record_step(tmp_path, 7, part, totals_of(batches), "copo", {}, rank=rank, world_size=2)
+        record_step(tmp_path, 7, part, totals_of(batches), "grpo", {}, rank=rank, world_size=2)
     back = load_record(tmp_path)
-    with pytest.raises(KeyError, match="global_advantages"):
-        replay._run_ranks(back, COPO(), back.batches)
+    with pytest.raises(KeyError, match="missing"):
+        replay._run_ranks(back, Stumbling(), back.batches)
 
 
 def test_without_rewards_the_recorded_advantages_stand_and_are_named(tmp_path: Path) -> None:

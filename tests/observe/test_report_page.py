@@ -195,6 +195,14 @@ def test_a_preference_run_shows_its_own_curves(tmp_path: Path) -> None:
     assert summarise(tmp_path).result == ("preference accuracy", pytest.approx(0.625), pytest.approx(0.825))
 
 
+def test_several_reward_functions_are_told_apart_by_name(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.log(step, {"reward": 1.0 * step, "rewards/math_answer/mean": 0.5, "rewards/format/mean": 0.25})
+    text = page_of(tmp_path).text.split()
+    assert {"math_answer", "format", "weighted"} <= set(text)
+
+
 def test_rollouts_stand_in_where_nothing_was_held_out(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path)
     writer.log(1, {"reward": 0.0})

@@ -32,12 +32,13 @@ def test_every_reason_by_hand() -> None:
     advantage = torch.ones(12, 1)
     advantage[flag("equal_rewards") | flag("unjudged")] = 0
     advantage[flag("clipped_low") | flag("dual_clipped")] = -1
+    advantage[flag("other")] = -1
     ratio = torch.ones(12, 1)
-    ratio[flag("clipped_low")] = 0.7
+    ratio[flag("clipped_low") | flag("other")] = 0.7  # what is masked cannot be clipped
     ratio[flag("clipped_high")] = 1.3
     ratio[flag("dual_clipped")] = 9.0
     gradient = -advantage * ratio
-    gradient[flag("clipped_low") | flag("clipped_high") | flag("dual_clipped")] = 0
+    gradient[flag("clipped_low") | flag("clipped_high") | flag("dual_clipped") | flag("other")] = 0
     gradient[flag("nonfinite")] = NAN
     counts = account(
         generated=torch.ones(12, 1),
