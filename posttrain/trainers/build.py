@@ -20,7 +20,6 @@ from posttrain.sections import ModelSection, PeftSection
 from posttrain.train_options import SFTTrain
 from posttrain.trainers.models import character_tokenizer, load_pretrained, scratch_llama
 
-
 LoadModel = Callable[[ModelSection], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
