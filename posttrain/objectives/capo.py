@@ -196,7 +196,7 @@ class CAPO(Objective):
     moment_decay: tuple[float, float] = (0.9, 0.999)  # beta_1, beta_2 of the Adam model
     moment_epsilon: Annotated[float, Gt(0)] = 1e-8  # epsilon of the Adam model
     calibrate: bool = False  # first steps with the tests off, then the thresholds they propose
-    calibration_steps: Annotated[int, Ge(1)] = 2  # optimizer steps counted before thresholds are proposed
+    calibration_steps: Annotated[int, Ge(1)] = 2  # optimizer steps measured, once the Adam model acts
     target_rejection: Annotated[float, Gt(0), Lt(1)] = 0.06  # share of tokens the proposed thresholds reject
 
     def __post_init__(self) -> None:
@@ -309,9 +309,11 @@ class CAPO(Objective):
             raise ValueError("CAPO: finish_step needs the step's micro-batches, to update its moments from")
         batches = [self.prepare(batch) for batch in batches]
         found = self.base_objective.finish_step(batches, all_sum)
+        # a cold Adam model plans raw gradients: those shifts say nothing about the ones that follow
+        measures = self.optimizer_model == "sgd" or self.moments.acts
         if self.optimizer_model == "adam":
             self.moments.update([self._row_gradients(self._kept(batch)) for batch in batches], all_sum)
-        if self.calibrate and self.calibration.thresholds is None:
+        if self.calibrate and self.calibration.thresholds is None and measures:
             shifts = [(*self._shifts(batch), batch.mask) for batch in batches]
             counts = torch.stack([joint_counts(m_h.abs(), m_f, mask) for m_h, m_f, mask in shifts]).sum(dim=0)
             self.calibration.add(all_sum(counts))

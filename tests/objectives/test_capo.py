@@ -520,6 +520,15 @@ def test_calibration_measures_with_the_tests_off_and_proposes():
     assert rejected[1] < rejected[0]
 
 
+def test_calibration_waits_for_the_adam_model_to_act():
+    objective = CAPO(calibrate=True, calibration_steps=1, num_candidates=6)
+    assert objective.finish_step(run(objective, [make_batch(0)]).batches, one_rank) == {}
+    assert objective.thresholds == (0.0, 0.0)
+    assert objective.finish_step(run(objective, [make_batch(0)]).batches, one_rank)
+    warm = CAPO(calibrate=True, calibration_steps=1, num_candidates=6, cold_start="adam")
+    assert warm.finish_step(run(warm, [make_batch(0)]).batches, one_rank)
+
+
 @pytest.mark.parametrize("calibrate", [False, True])
 def test_state_survives_a_checkpoint(calibrate):
     settings = {"num_candidates": 6, "calibrate": calibrate, "calibration_steps": 1}
