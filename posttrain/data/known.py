@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 TASKS: dict[str, str] = {
+    "countdown": "posttrain.data.countdown:Countdown",
     "sort": "posttrain.data.sort:Sort",
+    "sudoku": "posttrain.data.sudoku:Sudoku",
 }
 """name -> settings class of a generated task. Its fields are `data.args`; `rows(split, completions=)` yields
 {"prompt", "answer"} and, where asked for, "completion"."""
