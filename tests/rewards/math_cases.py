@@ -278,6 +278,8 @@ intervals and inequalities
 (2,\infty) # x < 2 # 0
 (2,\infty) # \{x \mid x > 2\} # 1
 (2,5) # x > 2 \text{ and } x < 5 # 1
+(2,5) # 2 < x < 6 # 0
+(2,5) # 1 < x < 5 # 0
 (3,4] # 3 < x \le 4 # 1
 (3,4] # 4 \ge x > 3 # 1
 (3,4] # [3,4) # 0

@@ -137,6 +137,11 @@ def test_sudoku_is_judged_by_rules_and_givens():
     assert sudoku(texts, puzzle=[PUZZLE] * 10) == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
+def test_sudoku_needs_rows_columns_and_boxes():
+    grids = ["1234341221434321", "1234234134124123", "1234341212343412", "1122334411223344"]
+    assert sudoku(grids, puzzle=["0" * 16] * 4) == [1.0, 0.0, 0.0, 0.0]  # the second breaks its boxes alone
+
+
 def test_sudoku_puzzles_that_cannot_be_read_are_none_and_lost_zeros_come_back():
     assert sudoku([SOLVED] * 3, puzzle=["12", None, "9" * 16]) == [None, None, None]
     solution = "2143432114323214"

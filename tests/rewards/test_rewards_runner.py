@@ -330,8 +330,9 @@ SCRIPT = """
     if "interrupt" in sys.argv:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         runner.score(["hang"], group_size=1)
-    if "vanish" in sys.argv:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if "vanish" in sys.argv:  # in the middle of a call
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        runner.score(["hang"], group_size=1)
 """
 
 
@@ -346,6 +347,22 @@ def gone(pid: int) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_a_killed_worker_takes_its_own_children_along(tmp_path):
+    path = write(
+        tmp_path,
+        f"""
+        import subprocess, time
+
+        def starts(completions):
+            child = subprocess.Popen(["sleep", "60"])
+            open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+            time.sleep(60)
+        """,
+    )
+    score(f"{path}:starts", on_error="skip", timeout_s=1.0, completions=["a"], group_size=1)
+    assert gone(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("how", ["normally", "interrupt", "vanish"])
