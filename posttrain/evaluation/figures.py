@@ -155,10 +155,7 @@ def groups(results: Sequence[Result]) -> str:
             values, places, xerr=[below, above], fmt="none", ecolor="#374151", elinewidth=1, capsize=2
         )
     first = results[0].metrics["groups"]
-    ax.set_yticks(
-        range(rows),
-        [f"{short(name, 34)}  ({first[name]['problems']})" if name in first else name for name in names],
-    )
+    ax.set_yticks(range(rows), [_group_label(name, first) for name in names])
     ax.invert_yaxis()
     _dress(ax, "", percent=False)
     ax.grid(visible=False, axis="y")
@@ -173,6 +170,11 @@ def group_names(results: Sequence[Result]) -> list[str]:
     """Groups of all results: numbers ascending, else by name."""
     names = {name for result in results for name in result.metrics.get("groups") or {}}
     return sorted(names, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name))
+
+
+def _group_label(name: str, groups: Mapping[str, Any]) -> str:
+    text = f"level {name}" if name.isdigit() else short(name, 34)
+    return f"{text}  ({groups[name]['problems']})" if name in groups else text
 
 
 def short(text: str, length: int) -> str:
@@ -204,7 +206,7 @@ def _dress(ax: Any, xlabel: str, *, percent: bool) -> None:
     if percent:
         low, high = ax.get_ylim()
         ax.set_ylim(max(0.0, low), min(1.0, high) if high > 0 else 1.0)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else 1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
 def svg(figure: Figure, title: str) -> str:

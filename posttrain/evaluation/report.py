@@ -58,7 +58,7 @@ def section(results: Sequence[Result], *, failed: int = FAILED) -> str:
         _many_samples(results),
         _by_group(results),
         _lengths(results),
-        *(_failed(result, failed) for result in results),
+        *(_failed(result, failed) for result in ends(results, first=False)),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -78,33 +78,60 @@ def _facts(results: Sequence[Result], models: Sequence[str], benchmarks: Sequenc
 
 def _notes(results: Sequence[Result]) -> str:
     """What a reader must know before believing a number."""
-    items = [f"{r.label} on {r.title}: {text}" for r in results for text in warnings(r)]
-    return f'<ul class="notes">{"".join(f"<li>{escape(item)}</li>" for item in items)}</ul>' if items else ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in notes(results))
+    return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def warnings(result: Result) -> list[str]:
-    """Plain sentences about what weakens a result."""
+def notes(results: Sequence[Result]) -> list[str]:
+    """The warnings of all results, those that several models share told once."""
+    found: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
+    for result in results:
+        for kind, amount, text in warnings(result):
+            found.setdefault((result.title, kind), []).append((amount, text, result.label))
+    lines = []
+    for (title, _), told in found.items():
+        worst = max(told)[1]
+        who = f"{len(told)} models" if len(told) > 3 else ", ".join(label for _, _, label in told)
+        lines.append(
+            f"{title}, {who}: {worst if len({text for _, text, _ in told}) == 1 else f'up to {worst}'}"
+        )
+    return lines
+
+
+def warnings(result: Result) -> list[tuple[str, float, str]]:
+    """(kind, how bad, plain sentence) about what weakens a result."""
     m, found = result.metrics, []
     if m["truncated"] and m["truncated"] > 0.05 * m["samples"]:
-        found.append(
-            f"{m['truncated'] / m['samples']:.0%} of the responses were cut off at {result.limit:,} tokens"
-        )
+        share = m["truncated"] / m["samples"]
+        found.append(("cut", share, f"{share:.0%} of the responses were cut off at {result.limit:,} tokens"))
     if m["no_answer"] and m["no_answer"] > 0.2 * m["samples"]:
+        share = m["no_answer"] / m["samples"]
         found.append(
-            f"{m['no_answer'] / m['samples']:.0%} of the responses hold no answer by the benchmark's rule"
+            ("answer", share, f"{share:.0%} of the responses hold no answer by the benchmark's rule")
         )
     if m["timeouts"]:
-        found.append(f"{m['timeouts']} gradings ran out of time and count as wrong")
+        found.append(("time", m["timeouts"], f"{m['timeouts']} gradings ran out of time and count as wrong"))
     if m["cannot_judge"]:
-        found.append(f"{m['cannot_judge']} responses could not be judged and are left out")
+        found.append(
+            (
+                "judge",
+                m["cannot_judge"],
+                f"{m['cannot_judge']} responses could not be judged and are left out",
+            )
+        )
     preference = m.get("preference") or {}
     agreement = preference.get("swap_agreement")
     if agreement is not None and agreement["value"] < 0.7:
+        share = 1 - agreement["value"]
         found.append(
-            f"the judge changes its mind in {1 - agreement['value']:.0%} of the pairs when their order is swapped"
+            (
+                "swap",
+                share,
+                f"the judge names another winner in {share:.0%} of the pairs when their order is swapped",
+            )
         )
     if preference.get("lc_missing"):
-        found.append(preference["lc_missing"])
+        found.append(("lc", 1.0, preference["lc_missing"]))
     return found
 
 
@@ -112,41 +139,27 @@ def warnings(result: Result) -> list[str]:
 
 
 def _scores(results: Sequence[Result]) -> str:
-    head = _row(
-        ["benchmark", "model", "metric"],
-        [
-            "score",
-            "95 % interval",
-            "s.e.",
-            "problems",
-            "samples",
-            "cut off",
-            "no answer",
-            "time-outs",
-            "not judged",
-            "mean tokens",
-        ],
-        "th",
-    )
-    body = []
+    """The first metric of each result, and the others folded below."""
+    head = _row(["benchmark", "model", "metric"], [*_ENTRY_HEAD, *_COUNT_HEAD], "th")
+    first, others = [], []
     for group in by_benchmark(results):
         for result in group:
-            for i, (name, entry) in enumerate(result.metrics["metrics"].items()):
-                first = i == 0
-                body.append(
-                    _row(
-                        [result.title if first else "", result.label if first else "", name],
-                        [
-                            shown(entry),
-                            interval(entry),
-                            error(entry),
-                            f"{entry['problems']:,}",
-                            f"{entry['samples']:,}",
-                        ]
-                        + (counts(result) if first else [""] * 5),
-                    )
-                )
-    return _card(head, body)
+            entries = list(result.metrics["metrics"].items())
+            name, entry = entries[0]
+            first.append(_row([result.title, result.label, name], [*_cells(entry), *counts(result)]))
+            others += [_row([result.title, result.label, n], _cells(e)) for n, e in entries[1:]]
+    if not others:
+        return _card(head, first)
+    rest = _card(_row(["benchmark", "model", "metric"], _ENTRY_HEAD, "th"), others)
+    return f"{_card(head, first)}<details style='margin-top:12px'><summary>Other metrics</summary>{rest}</details>"
+
+
+_ENTRY_HEAD = ("score", "95 % interval", "s.e.", "problems", "samples")
+_COUNT_HEAD = ("cut off", "no answer", "time-outs", "not judged", "tokens")
+
+
+def _cells(entry: Mapping[str, Any]) -> list[str]:
+    return [shown(entry), interval(entry), error(entry), f"{entry['problems']:,}", f"{entry['samples']:,}"]
 
 
 def counts(result: Result) -> list[str]:
@@ -182,7 +195,7 @@ def p_value(p: float) -> str:
 
 
 def _row(texts: Sequence[str], numbers: Sequence[str] = (), tag: str = "td") -> str:
-    cells = [f"<{tag}>{escape(t)}</{tag}>" for t in texts]
+    cells = [f'<{tag} style="white-space:nowrap">{escape(t)}</{tag}>' for t in texts]
     cells += [f'<{tag} class="number">{escape(n)}</{tag}>' for n in numbers]
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -281,8 +294,19 @@ def _by_group(results: Sequence[Result]) -> str:
 
 
 def _lengths(results: Sequence[Result]) -> str:
-    measured = [r for r in results if r.grades and "tokens" in r.grades[0]]
+    """Of a training run only its ends: between them the plots would bury the rest of the page."""
+    measured = [r for r in ends(results) if r.grades and "tokens" in r.grades[0]]
     return _charts("Response lengths", [(f"{r.title}: {r.label}", figures.lengths(r)) for r in measured])
+
+
+def ends(results: Sequence[Result], *, first: bool = True) -> list[Result]:
+    """The last step of each series on each benchmark, and its first; results without steps all."""
+    steps: dict[tuple[str, str], list[int]] = {}
+    for r in results:
+        if r.step is not None:
+            steps.setdefault((r.title, r.series), []).append(r.step)
+    kept = {key: {max(found), min(found)} if first else {max(found)} for key, found in steps.items()}
+    return [r for r in results if r.step is None or r.step in kept[r.title, r.series]]
 
 
 # ---- responses to read

@@ -12,25 +12,24 @@ from posttrain.evaluation import report
 from posttrain.evaluation.figures import group_names
 from posttrain.evaluation.results import Result, by_benchmark, comparisons
 
+Titled = tuple[str, Table]
+
 
 def show(results: Sequence[Result], console: Console) -> None:
     """Scores with intervals, paired differences, accuracy by group, what stands behind win rates,
     warnings."""
-    console.print(_scores(results))
-    for table in (_differences(results), *_groups(results), _preferences(results)):
-        if table is not None:
-            console.print(table)
-    for result in results:
-        for text in report.warnings(result):
-            console.print(
-                f"[yellow]note[/] {escape(f'{result.label} on {result.title}: {text}')}", highlight=False
-            )
+    found = [_scores(results), _differences(results), *_groups(results), _preferences(results)]
+    for title, table in (pair for pair in found if pair is not None):
+        # a table's own title would be folded to the table's width
+        console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
+        console.print(table)
+    console.print()
+    for text in report.notes(results):
+        console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
-    )
+def _table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for name in texts:
         table.add_column(name, overflow="fold")
     for name in numbers:
@@ -38,9 +37,8 @@ def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
     return table
 
 
-def _scores(results: Sequence[Result]) -> Table:
+def _scores(results: Sequence[Result]) -> Titled:
     table = _table(
-        "Scores",
         ["benchmark", "model", "metric"],
         ["score", "95 % interval", "problems", "samples", "cut", "no answer", "time-outs"],
     )
@@ -56,15 +54,14 @@ def _scores(results: Sequence[Result]) -> Table:
                     f"{entry['samples']:,}",
                     *(report.counts(result)[:3] if i == 0 else [""] * 3),
                 )
-    return table
+    return "Scores", table
 
 
-def _differences(results: Sequence[Result]) -> Table | None:
+def _differences(results: Sequence[Result]) -> Titled | None:
     found = comparisons(results)
     if not found:
         return None
     table = _table(
-        "Differences, paired by problem",
         ["benchmark", "from", "to"],
         ["points", "95 % interval", "p", "better / worse"],
     )
@@ -81,32 +78,32 @@ def _differences(results: Sequence[Result]) -> Table | None:
             report.p_value(d.p_value),
             f"{d.better:,} / {d.worse:,}",
         )
-    return table
+    return "Differences, paired by problem", table
 
 
-def _groups(results: Sequence[Result]) -> list[Table]:
+def _groups(results: Sequence[Result]) -> list[Titled]:
     tables = []
     for group in by_benchmark(results):
         graded = [r for r in group if r.metrics.get("groups")]
         names = group_names(graded)
         if len(names) < 2:
             continue
-        table = _table(f"{escape(group[0].title)} by group", ["group"], [escape(r.label) for r in graded])
+        table = _table(["group"], [escape(r.label) for r in graded])
         for name in names:
             entries = [r.metrics["groups"].get(name) for r in graded]
             table.add_row(
                 escape(name),
                 *("–" if e is None else f"{report.shown(e)} [dim]({e['problems']})[/]" for e in entries),
             )
-        tables.append(table)
+        tables.append((f"{group[0].title} by group", table))
     return tables
 
 
-def _preferences(results: Sequence[Result]) -> Table | None:
+def _preferences(results: Sequence[Result]) -> Titled | None:
     judged = [r for r in results if r.metrics.get("preference")]
     if not judged:
         return None
-    table = _table("Behind the win rates", ["model"], report.PREFERENCE_HEAD)
+    table = _table(["model"], report.PREFERENCE_HEAD)
     for result in judged:
         table.add_row(escape(result.label), *report.preference_cells(result))
-    return table
+    return "Behind the win rates", table
