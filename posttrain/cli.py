@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("draw a run as one HTML page, and sum it up here", "posttrain.observe.report:main"),
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
+    "soup": ("average the weights of models that share their start", "posttrain.commands.soup:main"),
     "data feedback": (
         "turn logs of conversations with complaints into rows for method drift",
         "posttrain.data.feedback_command:main",

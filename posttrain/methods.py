@@ -85,12 +85,26 @@ METHODS: dict[str, Method] = {
         _policy("bnpo", "BNPO", "Beta-normalised advantages"),
         _policy("copo", "COPO", "consistency-aware: local and global advantages blended by answer entropy"),
         _policy("capo", "CAPO", "curvature-aware token rejection"),
+        Method(
+            "mdlm_sft",
+            "sft",
+            "posttrain.trainers.diffusion_sft:MaskedSFT",
+            "posttrain.trainers.diffusion_sft:MaskedSFTTrainer",
+            "diffusion: supervised fine-tuning by the ELBO",
+        ),
         _diffusion(
             "bgpo", "BGPO", "diffusion: a bound of the objective, one pass's memory for any sample size"
         ),
         _diffusion("vrpo_ol", "VRPOOL", "diffusion: ratio of ELBO estimates, in two passes"),
         _diffusion("diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
         _diffusion("coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
+        Method(
+            "salsa",
+            "policy",
+            "posttrain.references.salsa:SALSA",
+            "posttrain.trainers.salsa:SALSATrainer",
+            "a policy objective pulled towards a soup of SFT models",
+        ),
         _preference("dpo", "DPO", "direct preference optimisation"),
         _preference("ipo", "IPO", "a squared target instead of DPO's logistic"),
         _preference("simpo", "SimPO", "no reference, token-mean rewards and a margin"),

@@ -58,7 +58,9 @@ def test_plain_lines_without_a_template_and_in_the_release(tokenizer, chatty):
 
 
 def test_later_system_messages_are_left_out_of_plain_lines(tokenizer):
-    row = Complaint([*ROW.prompt[:3], {"role": "system", "content": "second system"}, *ROW.prompt[3:]], "bad", "no")
+    row = Complaint(
+        [*ROW.prompt[:3], {"role": "system", "content": "second system"}, *ROW.prompt[3:]], "bad", "no"
+    )
     assert "second system" not in text(tokenizer, prompts(tokenizer).tokens(row))
 
 

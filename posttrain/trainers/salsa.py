@@ -1,0 +1,106 @@
+"""SALSA's trainer: a policy objective whose KL reference is a soup. See posttrain/references/salsa.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from posttrain.methods import METHODS
+from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.recipe_errors import suggest
+from posttrain.references.salsa import SALSA
+from posttrain.trainers.config import PolicyConfig, flat_config, settings_from
+from posttrain.trainers.forward import model_inputs
+from posttrain.trainers.policy import PolicyTrainer
+from posttrain.trainers.soups import soup_with
+from posttrain.trainers.trl_seam import use_adapter
+
+SALSAConfig = flat_config("SALSAConfig", PolicyConfig, SALSA, __name__)
+
+_START = "start_per_token_logps"
+
+
+class SALSATrainer(PolicyTrainer):
+    """`SALSATrainer(model, reward_funcs, args=SALSAConfig(output_dir=..., beta=0.05, others=["sft2"]),
+    ...)`.
+
+    The policy starts at `model`, which is also the first model of the soup. Weights [1, 0] train exactly
+    as the
+    objective does with its usual reference.
+    """
+
+    config_class = SALSAConfig
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: Any = None, *more: Any, **named: Any
+    ) -> None:
+        if args is None:
+            raise ValueError("SALSA: args=SALSAConfig(..., others=...) names the other models of the soup")
+        settings = settings_from(args, SALSA)
+        if args.beta == 0.0:
+            raise ValueError(
+                "SALSA: the soup is the KL reference, which has no effect at beta 0; set beta above 0"
+            )
+        if args.sync_ref_model:
+            raise ValueError("SALSA: sync_ref_model would overwrite the soup; leave it out")
+        if isinstance(model, str):
+            raise ValueError("SALSA: pass the model itself, whose weights enter the soup, not its path")
+        self.settings = settings
+        self._start_model: Any = None
+        named.setdefault("objective", base_objective(settings))
+        soup = soup_with(model, settings.others, settings.weights)
+        super().__init__(model, reward_funcs, args, *more, ref_model=soup, **named)
+
+    def _set_reference(self, ref_model: PreTrainedModel | None) -> None:
+        """Also keeps the policy as it starts, to log how far it goes; an adapter run has it in its base."""
+        if self.settings.kl_to_start and self._makes_reference:
+            super()._set_reference(None)
+            self._start_model = self.ref_model
+        super()._set_reference(ref_model)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training and self.settings.kl_to_start:
+            output[_START] = self._start_logprobs(output)
+        return output
+
+    @torch.no_grad()
+    def _start_logprobs(self, rollout: dict[str, Any]) -> Tensor:
+        """Log-probs of the sampled tokens under the policy as it started. (B, T)."""
+        arguments = {**model_inputs(rollout), "batch_size": self.args.per_device_train_batch_size}
+        if self._start_model is not None:
+            return self._get_per_token_logps_and_entropies(self._start_model, **arguments)[0]
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        if not is_peft_model(policy):
+            raise ValueError(
+                "SALSA: kl_to_start needs a copy of the start, which ZeRO-3 does not allow; set it false"
+            )
+        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+            return self._get_per_token_logps_and_entropies(self.model, **arguments)[0]
+
+    def _token_losses(self, batch: TokenBatch, inputs: Any, *more: Any) -> Any:
+        """Also logs the two KL estimates (k3, nats a token): to the soup, and to the first SFT model."""
+        distances = {"salsa/kl_to_soup": batch.ref_logprobs, "salsa/kl_to_start": inputs.get(_START)}
+        for name, other in distances.items():
+            if other is not None:
+                gap = other - batch.logprobs.detach()
+                kl = (torch.exp(gap) - gap - 1) * batch.mask
+                totals = self._all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double())
+                self._metrics["train"][name].append((totals[0] / totals[1].clamp(min=1)).item())
+        return super()._token_losses(batch, inputs, *more)
+
+
+def base_objective(settings: SALSA) -> Objective:
+    """The objective that optimises the reward, with its own settings; ValueError names a setting it lacks."""
+    objective_class = METHODS[settings.objective].load_settings()
+    known = objective_class.__dataclass_fields__
+    for name in settings.objective_settings:
+        if name not in known:
+            raise ValueError(
+                f"SALSA: objective_settings: {objective_class.__name__} has no setting '{name}'{suggest(name, known)}"
+            )
+    return objective_class(**settings.objective_settings)

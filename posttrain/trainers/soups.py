@@ -1,0 +1,115 @@
+"""Soups of model folders: adapters merged first, tokenizers compared, and the check that the soup is no garbage."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.references.soup import average
+from posttrain.trainers.policy_folder import load_dense
+
+
+class SoupError(ValueError):
+    """Models that cannot be averaged, or whose average is worse than either."""
+
+
+def soup_with(model: PreTrainedModel, others: Sequence[str], weights: Sequence[float]) -> PreTrainedModel:
+    """A frozen model with the average of `model`'s weights and those of the folders `others`, in that order.
+
+    `model` is left as it is; of a PEFT model the adapter is merged in a copy.
+    """
+    first = copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model  # type: ignore[operator]  # peft's
+    rest = [load_dense(path, dtype=first.dtype) for path in others]
+    device = first.device
+    states = [first.state_dict(), *[other.to(device).state_dict() for other in rest]]  # type: ignore[arg-type]  # as torch
+    soup = average(states, weights)
+    reference = rest[0]
+    reference.load_state_dict(soup)
+    return reference.requires_grad_(False).eval()
+
+
+def check_tokenizers(paths: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The first folder's tokenizer, if all map the same tokens to the same numbers."""
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in paths]
+    vocabulary = tokenizers[0].get_vocab()
+    for path, tokenizer in zip(paths[1:], tokenizers[1:], strict=True):
+        other = tokenizer.get_vocab()
+        if other != vocabulary:
+            differing = sorted(
+                t for t in vocabulary.keys() | other.keys() if vocabulary.get(t) != other.get(t)
+            )
+            raise SoupError(
+                f"{path} has another vocabulary than {paths[0]} ({len(differing)} tokens differ, {differing[:3]} ...): "
+                "their weights do not mean the same tokens"
+            )
+    return tokenizers[0]
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 8) -> float:
+    """exp of the mean negative log-likelihood a token, over all tokens of `texts` but each one's first."""
+    nats, tokens = 0.0, 0
+    device = model.device
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            list(texts[start : start + batch_size]), return_tensors="pt", padding=True, truncation=True
+        )
+        ids: Tensor = batch["input_ids"].to(device)
+        mask: Tensor = batch["attention_mask"].to(device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        both = (mask[:, 1:] * mask[:, :-1]).bool()
+        nats += float(cross_entropy(logits[both], ids[:, 1:][both], reduction="sum"))
+        tokens += int(both.sum())
+    if tokens == 0:
+        raise SoupError("the check texts hold no two tokens in a row")
+    return math.exp(nats / tokens)
+
+
+def check_perplexity(soup: float, models: Sequence[float], tolerance: float) -> None:
+    """SoupError unless the soup is at most `tolerance` (a share) worse than the worst of its models."""
+    limit = max(models) * (1 + tolerance)
+    if not soup <= limit:
+        raise SoupError(
+            f"the soup's perplexity {soup:.4g} is above {limit:.4g}, {tolerance:.0%} over the worst of the models "
+            f"({', '.join(f'{p:.4g}' for p in models)}): they do not lie in one basin, as models of different bases do"
+        )
+
+
+def save_soup(
+    paths: Sequence[str],
+    weights: Sequence[float],
+    out: Path,
+    *,
+    check_texts: Sequence[str] | None = None,
+    tolerance: float = 0.1,
+) -> dict[str, Any]:
+    """Writes the soup of `paths` as a model folder, with the first one's config and tokenizer.
+
+    Returns what was measured: perplexities of the models and of the soup, where there are `check_texts`.
+    """
+    tokenizer = check_tokenizers(paths)
+    models = [load_dense(path) for path in paths]
+    soup = average([model.state_dict() for model in models], weights)
+    measured: dict[str, Any] = {}
+    if check_texts is not None:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        measured["models"] = [perplexity(model.eval(), tokenizer, check_texts) for model in models]
+    first = models[0]
+    first.load_state_dict(soup)
+    if check_texts is not None:
+        measured["soup"] = perplexity(first.eval(), tokenizer, check_texts)
+        check_perplexity(measured["soup"], measured["models"], tolerance)
+    out.mkdir(parents=True, exist_ok=True)
+    first.save_pretrained(out)
+    AutoTokenizer.from_pretrained(paths[0]).save_pretrained(out)
+    return measured
