@@ -112,6 +112,8 @@ def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list
         for k, name in enumerate(names):
             add(f"rewards/{name}", [row[k] for row in per_function])
         add("advantage", rollout.advantages or [None] * len(per_function))
+        if rollout.weight_versions is not None:
+            add("weight_version", rollout.weight_versions)
         gold = rollout.columns.get("answer")
         add("answer", gold if gold is not None else [None] * len(per_function))
         add("tokens", [len(ids) for ids in rollout.completion_ids])

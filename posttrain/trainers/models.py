@@ -50,8 +50,10 @@ def scratch_llama(
     max_positions: int = 128,
     seed: int = 0,
 ) -> LlamaForCausalLM:
-    """A Llama-shaped model with random float32 weights drawn from `seed`, for a `character_tokenizer`; the process's own RNG left alone."""
-    pad, end, begin = (tokenizer.convert_tokens_to_ids(token) for token in ("<pad>", "<eos>", "<bos>"))
+    """A Llama-shaped model with random float32 weights drawn from `seed`, for a `character_tokenizer`.
+
+    The process's own random state is left alone."""
+    ids = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -60,9 +62,9 @@ def scratch_llama(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=max_positions,
-        pad_token_id=pad,
-        eos_token_id=end,
-        bos_token_id=begin,
+        pad_token_id=ids["<pad>"],
+        eos_token_id=ids["<eos>"],
+        bos_token_id=ids["<bos>"],
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
@@ -33,6 +32,8 @@ from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
 from posttrain.objectives.step import kept_mask
 from posttrain.observe.recorder import record_step
 from posttrain.observe.signal import SignalCounts, account_objective
+from posttrain.ops.groups import degenerate_groups
+from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
@@ -40,9 +41,9 @@ from posttrain.trainers.engines import attach_engine
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
 from posttrain.trainers.generation import EngineGeneration
 from posttrain.trainers.loss_metrics import LossMetrics
+from posttrain.trainers.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import GroupScoring, Rollout
-from posttrain.trainers.trl_seam import add_fused_lm_head, disable_dropout_in_model
 
 _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
 _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
@@ -175,23 +176,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             return
         if ref_model is None and not self._makes_reference:
             return
-        if ref_model is None:
-            ref_model = copy.deepcopy(self.accelerator.unwrap_model(self.model))
-            # The copied fused head would still run the policy's layers: back to the class's own forward.
-            vars(ref_model).pop("forward", None)
-        ref_model.requires_grad_(False)
-        ref_model.eval()
-        if self.args.disable_dropout:
-            disable_dropout_in_model(ref_model)
-        add_fused_lm_head(
-            ref_model, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32
-        )
-        if self.is_deepspeed_enabled:
-            self.ref_model = prepare_deepspeed(ref_model, self.accelerator)
-        elif self.is_fsdp_enabled:
-            self.ref_model = prepare_fsdp(ref_model, self.accelerator)
-        else:
-            self.ref_model = self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+        self.ref_model = frozen_reference(self, copy_of_policy(self) if ref_model is None else ref_model)
         if self.args.sync_ref_model:
             self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
 
@@ -220,8 +205,12 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
         for name, values in streams.items():
             key = name if name == "advantages" else _STREAM + name
             output[key] = values.reshape(-1)[rows].to(output["advantages"])
+        if "weight_version" in output and self.rollout is not None:
+            self.rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
         self.record_advantages(streams["advantages"].reshape(-1))
         output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
+        equal = degenerate_groups(groups.rewards).unsqueeze(1).expand_as(groups.rewards)
+        output["equal_rewards"] = equal.reshape(-1)[rows]
         output["unjudged"] = groups.rewards.reshape(-1)[rows].isnan()
         # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
         output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
@@ -285,7 +274,8 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
         keep = self.objective.keep(batch)
         mask = batch.mask if keep is None else batch.mask * keep
 
-        losses, kl = self._token_losses(batch, inputs, entropies)
+        weights = self._token_weights(batch, inputs, entropies)
+        losses, kl = self._token_losses(batch, weights)
         loss = self.objective.reduce(losses.expand_as(mask), mask, window.totals) * ranks
         policy_loss = loss.detach() * accumulation  # as if the step were one micro-batch
         if self._entropy_bonus_enabled:
@@ -302,7 +292,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             kl=kl,
             entropies=entropies.detach(),
             policy_loss=policy_loss,
-            signal=self._account(batch, inputs, keep),
+            signal=self._account(batch, inputs, keep, weights),
         )
         if aux_loss is not None:
             self._metrics["train"]["aux_loss"].append(
@@ -339,30 +329,42 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
         )
         return batch, entropies, aux_loss
 
-    def _token_losses(
-        self, batch: TokenBatch, inputs: Mapping[str, Any], entropies: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The objective's token losses with the terms any objective can carry; and the KL (B, T), if any."""
+    def _token_losses(self, batch: TokenBatch, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The objective's token losses, weighted, plus beta times the KL; and the KL (B, T), if any."""
         losses = self.objective.token_loss(batch)
-        if self.off_policy_mask_threshold is not None:
-            losses = losses * self.get_off_policy_mask(
-                advantages=batch.advantages,
-                per_token_logps=batch.logprobs,
-                sampling_per_token_logps=inputs.get("sampling_per_token_logps", batch.old_logprobs),
-                mask=batch.mask,
-                off_policy_threshold=self.off_policy_mask_threshold,
-            )
-        if self.top_entropy_quantile < 1.0:
-            losses = losses * self.get_high_entropy_mask(entropies, batch.mask, 1 - self.top_entropy_quantile)
-        if "importance_sampling_ratio" in inputs:
-            losses = losses * inputs["importance_sampling_ratio"]
+        if weights is not None:
+            losses = losses * weights
         if self.beta == 0.0 or batch.ref_logprobs is None:
             return losses, None
-        difference = batch.ref_logprobs - batch.logprobs
-        kl = torch.exp(difference) - difference - 1  # k3
+        kl = k3(batch.logprobs, batch.ref_logprobs)
         if self.args.use_bias_correction_kl:
             kl = kl * self.objective.ratio(batch)
         return losses + self.beta * kl, kl
+
+    def _token_weights(
+        self, batch: TokenBatch, inputs: Mapping[str, Any], entropies: Tensor
+    ) -> Tensor | None:
+        """TRL's factors on the token losses: off-policy mask, high-entropy tokens, importance. (B, T), (B, 1) or
+        None."""
+        factors: list[Tensor] = []
+        if self.off_policy_mask_threshold is not None:
+            factors.append(
+                self.get_off_policy_mask(
+                    advantages=batch.advantages,
+                    per_token_logps=batch.logprobs,
+                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", batch.old_logprobs),
+                    mask=batch.mask,
+                    off_policy_threshold=self.off_policy_mask_threshold,
+                )
+            )
+        if self.top_entropy_quantile < 1.0:
+            factors.append(self.get_high_entropy_mask(entropies, batch.mask, 1 - self.top_entropy_quantile))
+        if "importance_sampling_ratio" in inputs:
+            factors.append(inputs["importance_sampling_ratio"])
+        weights = None
+        for factor in factors:
+            weights = factor.to(batch.logprobs.dtype) if weights is None else weights * factor
+        return weights
 
     # The optimizer step as a whole
 
@@ -426,7 +428,9 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             world_size=self.accelerator.num_processes,
         )
 
-    def _account(self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None) -> SignalCounts:
+    def _account(
+        self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None, weights: Tensor | None
+    ) -> SignalCounts:
         """Why each generated token of this micro-batch carries gradient or not."""
         completion = inputs["completion_mask"]
         tool = inputs.get("tool_mask")
@@ -436,9 +440,10 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             generated=inputs["generated_mask"],
             keep=keep,
             unjudged=inputs["unjudged"].unsqueeze(1),
+            equal_rewards=inputs["equal_rewards"].unsqueeze(1),
             truncated=(completion.sum(1, keepdim=True) == 0),
             tool=None if tool is None else (tool == 0) & (completion == 1),
-            importance=inputs.get("importance_sampling_ratio"),
+            importance=weights,
         )
 
     # Resume

@@ -37,6 +37,7 @@ class Rollout:
     answers: list[str | None] | None
     counts: dict[str, dict[str, int]]
     advantages: list[float] | None = None
+    weight_versions: list[int] | None = None  # the latest weights a response was sampled with, where known
 
 
 class GroupScoring:

@@ -104,6 +104,17 @@ def off_policy_batch(trainer, seed: int = 0) -> dict[str, Any]:
     return batch
 
 
+def account_of(batch: dict[str, Any]) -> dict[str, Any]:
+    """What our rollout adds to TRL's buffer."""
+    none = torch.zeros(PROMPTS * GROUP, dtype=torch.bool)
+    return {
+        "generated_mask": batch["completion_mask"].bool(),
+        "unjudged": none,
+        "equal_rewards": none,
+        "row": torch.arange(PROMPTS * GROUP),
+    }
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("on_policy", [True, False])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: p.name)
@@ -115,9 +126,7 @@ def test_loss_gradient_and_metrics_equal_trl(pair, on_policy, beta, tiny_model, 
     for trainer in (ours, theirs):
         trainer.current_gradient_accumulation_steps = 1
         trainer.create_optimizer_and_scheduler(1)
-    ours._buffered_inputs = [
-        batch | {"generated_mask": batch["completion_mask"].bool(), "unjudged": torch.zeros(12).bool()}
-    ]
+    ours._buffered_inputs = [batch | account_of(batch)]
 
     loss = ours._compute_loss(ours.model, ours._buffered_inputs[0])
     expected = theirs._compute_loss(theirs.model, batch)
