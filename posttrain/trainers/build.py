@@ -61,7 +61,7 @@ def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrai
             seed=section.scratch.seed,
         )
         if section.dtype != "auto":
-            scratch.to(torch_dtype(section.dtype))
+            scratch.to(torch_dtype(section.dtype))  # pyright: ignore[reportArgumentType]  # upstream wraps `to`
         return scratch, tokenizer
     if section.path is None:
         raise ValueError("model: give 'path' or 'scratch'")
