@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 
 from posttrain.data import DataError
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
-from posttrain.planning.launcher import launch_fault
+from posttrain.planning.launcher import launch_fault, precision_fault
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rollout.base import EngineError
 
@@ -53,6 +53,9 @@ def _checked(args: Namespace, speaks: bool) -> Recipe:
     if fault is not None:
         raise RecipeError(fault)
     recipe = load_recipe(args.recipe, args.set)
+    fault = precision_fault(recipe.train)
+    if fault is not None:
+        raise RecipeError(f"{recipe.path}: {fault}")
     plan = make_plan(recipe, resume=args.resume is not None)
     if speaks:
         print_plan(plan, full=False)

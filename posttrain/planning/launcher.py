@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posttrain.strict_yaml import parse
+from posttrain.train_options import TrainSection
 
 _WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _HOW = "start processes with torchrun --nproc_per_node N -m posttrain train ..."
@@ -39,6 +40,15 @@ def launch_fault(
     if tasks > 1 and count == 1:
         return f"srun started {tasks} tasks that do not know of each other; start one a node and {_HOW}"
     return None
+
+
+def precision_fault(train: TrainSection, environment: Mapping[str, str] | None = None) -> str | None:
+    """A precision that the launcher asks for and the recipe does not: transformers would follow the launcher."""
+    environment = os.environ if environment is None else environment
+    asked = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "no" or (asked == "bf16" and train.bf16) or (asked == "fp16" and train.fp16):
+        return None
+    return f"train: the launcher asks for {asked} arithmetic, the recipe does not; write {asked}: true or launch without"
 
 
 def _asked_of_accelerate(environment: Mapping[str, str], parent: Sequence[str]) -> int | None:

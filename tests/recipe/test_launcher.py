@@ -9,7 +9,7 @@ from conftest_recipe import Load
 
 from posttrain.cli import main
 from posttrain.planning import launcher
-from posttrain.planning.launcher import launch_fault, started
+from posttrain.planning.launcher import launch_fault, precision_fault, started
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "HOME": "/nonexistent"}
 LAUNCH = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "posttrain"]
@@ -63,6 +63,25 @@ def test_started_reads_every_launchers_variable() -> None:
     assert started({}) == 1
     assert started({"WORLD_SIZE": "4"}) == 4
     assert started({"OMPI_COMM_WORLD_SIZE": "3"}) == 3
+
+
+def test_a_precision_only_the_launcher_asks_for(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, bf16 = load().train, load(train={"bf16": True}).train
+    for asked, train, wrong in (
+        ("no", plain, False),
+        ("bf16", plain, True),
+        ("bf16", bf16, False),
+        ("fp16", bf16, True),
+    ):
+        assert (precision_fault(train, {"ACCELERATE_MIXED_PRECISION": asked}) is not None) is wrong
+    assert precision_fault(plain, {}) is None
+    load()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(launcher, "parent_command", lambda: ["accelerate", "launch"])
+    assert main(["train", "r.yaml"]) == 2
+    assert "r.yaml: train: the launcher asks for bf16 arithmetic" in capsys.readouterr().err
 
 
 def test_train_refuses_before_anything_else(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,17 @@ def test_text_and_dataclass_agree(name: str) -> None:
             assert default == field.default_factory(), field_name
         else:
             assert plain.model_fields[field_name].is_required(), field_name
-    if all(not f.is_required() for f in plain.model_fields.values()):
-        defaults = validate(plain)
-        filled = check_settings(method.settings, defaults.model_dump())
-        assert filled == {f: vars(cls(**defaults.model_dump()))[f] for f in fields}
+    if any(f.is_required() for f in plain.model_fields.values()):
+        return
+    defaults = validate(plain).model_dump()
+    assert made(lambda: check_settings(method.settings, defaults)) == made(
+        lambda: {name: vars(cls(**defaults))[name] for name in fields}
+    )
+
+
+def made(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | str:
+    """What comes out, or the refusal: some methods cannot do with defaults alone."""
+    try:
+        return make()
+    except ValueError as error:
+        return str(error)
