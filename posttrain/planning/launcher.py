@@ -48,7 +48,7 @@ def precision_fault(train: TrainSection, environment: Mapping[str, str] | None =
     asked = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked == "no" or (asked == "bf16" and train.bf16) or (asked == "fp16" and train.fp16):
         return None
-    return f"train: the launcher asks for {asked} arithmetic, the recipe does not; write {asked}: true or launch without"
+    return f"train: the launcher asks for {asked} arithmetic, the recipe not; write {asked}: true or launch without"
 
 
 def _asked_of_accelerate(environment: Mapping[str, str], parent: Sequence[str]) -> int | None:
