@@ -67,7 +67,7 @@ def make_plan(
     faults = list(rollout.faults()) if rollout is not None else []
     faults += sampler_faults(recipe)
     plan.refusals += faults
-    found = _plan_data(plan, rollout if not faults else None)
+    found = _plan_data(plan, countable=not faults)
     plan.refusals += reward_faults(recipe, checks.visible_columns(recipe, found))
     plan.rewards = reward_lines(recipe)
     if not faults:
@@ -80,13 +80,16 @@ def make_plan(
     return plan
 
 
-def _plan_data(plan: Plan, rollout: Rollout | None) -> Survey | None:
+def _plan_data(plan: Plan, *, countable: bool) -> Survey | None:
     recipe = plan.recipe
     found, faults = checks.data_survey(recipe.data, "data")
     plan.refusals += faults
     if found is not None:
         plan.data.append(f"training: {_rows_in_words(found)}")
-        plan.refusals += checks.data_faults(recipe, found, rollout, plan.launch)
+        if found.rows:
+            plan.refusals += checks.row_faults(recipe, found.rows[0])
+        if found.counts is not None and countable:
+            plan.refusals += checks.count_faults(recipe, found.counts.used, plan.launch.processes)
     if recipe.data.eval is None:
         return found
     held_out, faults = checks.data_survey(recipe.data.eval, "data.eval")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from posttrain.data import DataError, Overlap, Survey, overlap, survey
+from posttrain.data.files import Row
 from posttrain.data.known import TASKS
 from posttrain.data.mapping import Messages, out_columns
-from posttrain.planning.batch import Rollout, plural, texts_of
+from posttrain.planning.batch import plural, rollout_of, texts_of
 from posttrain.planning.lengths import PromptLengths
-from posttrain.planning.memory import Launch
+from posttrain.planning.rewards import reward_faults
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
 from posttrain.sections import DataSection
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HALF_PRECISION_STEP = 2.0**-8
 """bfloat16 keeps 8 bits: a weight does not move by less than about this share of itself."""
@@ -64,31 +69,40 @@ def data_survey(section: DataSection, place: str) -> tuple[Survey | None, list[s
     return found, []
 
 
-def data_faults(recipe: Recipe, found: Survey, rollout: Rollout | None, launch: Launch) -> Iterator[str]:
-    data = recipe.data
-    first = found.rows[0] if found.rows else None
-    if first is not None:
-        family = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
-        needed = recipe.flags().get("needs_columns", family)
-        for name in needed:
-            if name not in first:
-                yield f"data: no column '{name}'; name the one that holds it in data.{name}"
-        if data.system is not None and not isinstance(first["prompt"], list):
-            yield "data: 'system' does nothing with prompts of plain text; set chat: true, or remove it"
-    if found.counts is None:
-        return
-    used = found.counts.used
-    if rollout is not None and 0 < used < rollout.prompts:
+def row_faults(recipe: Recipe, first: Row) -> Iterator[str]:
+    """What a mapped row lacks for the method, or makes pointless in the recipe."""
+    family = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
+    needed = recipe.flags().get("needs_columns", family)
+    for name in needed:
+        if name not in first:
+            yield f"data: no column '{name}'; name the one that holds it in data.{name}"
+    if recipe.data.system is not None and not isinstance(first["prompt"], list):
+        yield "data: 'system' does nothing with prompts of plain text; set chat: true, or remove it"
+
+
+def count_faults(recipe: Recipe, used: int, processes: int) -> Iterator[str]:
+    """Too few rows: TRL would train no step at all and call the run complete."""
+    rollout, texts = rollout_of(recipe, processes), texts_of(recipe, processes)
+    if rollout is not None and used < rollout.prompts:
         yield (
             f"data: {plural(used, 'usable row')}, but one rollout takes {rollout.prompts} prompts and would never be "
             "filled; use more data, or a smaller train.per_device_train_batch_size or steps_per_generation"
         )
-    per_step = texts_of(recipe, launch.processes)
-    if rollout is None and used < per_step.processes * per_step.micro_batch:
+    if rollout is None and used < processes * texts.micro_batch:
         yield (
-            f"data: {plural(used, 'usable row')} do not fill one micro-batch of {per_step.micro_batch} on each of "
-            f"{plural(per_step.processes, 'process')}; use more data or a smaller batch"
+            f"data: {plural(used, 'usable row')} do not fill one micro-batch of {texts.micro_batch} on each of "
+            f"{plural(processes, 'process')}; use more data or a smaller batch"
         )
+
+
+def loaded_faults(recipe: Recipe, rows: Dataset, processes: int) -> list[str]:
+    """The same questions once the rows are here: a hub dataset cannot be asked before."""
+    columns = set(rows.column_names)
+    return [
+        *row_faults(recipe, rows[0]),
+        *count_faults(recipe, len(rows), processes),
+        *reward_faults(recipe, columns),
+    ]
 
 
 def held_out_overlap(train: Survey, held_out: Survey, section: DataSection) -> Overlap | None:

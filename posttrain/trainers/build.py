@@ -13,8 +13,10 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data import RowCounts, load_rows
+from posttrain.planning.checks import loaded_faults
+from posttrain.planning.launcher import started
 from posttrain.planning.rewards import spec_of
-from posttrain.recipe import Recipe
+from posttrain.recipe import Recipe, RecipeError
 from posttrain.rewards.runner import RewardRunner
 from posttrain.sections import ModelSection, PeftSection
 from posttrain.train_options import SFTTrain
@@ -41,6 +43,9 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     # TRL's SFT trainer cuts there without a word; the preference trainers keep an account of their own.
     cut_at = recipe.train.max_length if isinstance(recipe.train, SFTTrain) else None
     loaded = load_rows(recipe.data, tokenizer, max_length=cut_at)
+    faults = loaded_faults(recipe, loaded.rows, started())
+    if faults:
+        raise RecipeError(*(f"{recipe.path}: {fault}" for fault in faults))
     held_out = None
     if recipe.data.eval is not None:
         held_out = load_rows(recipe.data.eval, tokenizer, max_length=cut_at).rows

@@ -12,8 +12,10 @@ import pytest
 from conftest_recipe import POLICY, SFT, Load
 
 from posttrain.cli import main
+from posttrain.data import load_rows
 from posttrain.plan import Plan, make_plan
 from posttrain.planning.batch import Rollout
+from posttrain.planning.checks import loaded_faults
 from posttrain.train_options import ELSEWHERE, OWNED
 
 
@@ -212,6 +214,17 @@ def test_a_held_out_file_is_checked_too(load: Load) -> None:
     plan = plan_of(load, **from_file(eval={"path": "held.jsonl"}))
     assert plan.refusals == []
     assert plan.warnings == ["1 of 2 held-out prompts share a run of 13 words with training prompts"]
+
+
+def test_the_same_questions_are_asked_of_rows_once_they_are_loaded(load: Load) -> None:
+    rows = load_rows(load().data).rows
+    assert loaded_faults(load(), rows, 1) == []
+    (fault,) = loaded_faults(load(train={"per_device_train_batch_size": 512}), rows, 1)
+    assert "64 usable rows, but one rollout takes 128 prompts" in fault
+    (fault,) = loaded_faults(load(rewards=[{"name": "length_penalty", "args": {"max_tokens": 9}}]), rows, 1)
+    assert "needs 'buffer'" in fault
+    (fault,) = loaded_faults(load(SFT, data={"args": {"size": 64}}), rows, 1)
+    assert "no column 'completion'" in fault
 
 
 def test_sft_and_preference_columns(load: Load) -> None:
