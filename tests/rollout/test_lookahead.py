@@ -1,0 +1,88 @@
+"""Which round is generated when, and by whom."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from posttrain.rollout.lookahead import Ahead, Peekable, Schedule
+
+
+@pytest.mark.parametrize(
+    ("staleness", "starts", "weights_of"),
+    [
+        (0, [[], [], [], []], [0, 1, 2, 3]),
+        (1, [[1], [2], [3], [4]], [0, 0, 1, 2]),
+        (2, [[1, 2], [], [3, 4], []], [0, 0, 0, 2]),
+        (3, [[1, 2, 3], [], [], [4, 5, 6]], [0, 0, 0, 0]),
+    ],
+)
+def test_the_schedule(staleness: int, starts: list[list[int]], weights_of: list[int]) -> None:
+    schedule = Schedule(staleness)
+    assert [list(schedule.starts_at(n)) for n in range(4)] == starts
+    assert [schedule.oldest(n) for n in range(4)] == weights_of
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 3, 5])
+def test_staleness_is_bounded_and_every_round_is_made_once(staleness: int) -> None:
+    schedule = Schedule(staleness)
+    sent, made = None, {}
+    for number in range(23):
+        if number not in made:  # nothing ahead: as at the start, or without staleness
+            sent = number
+            made[number] = sent
+        if schedule.starts_at(number):
+            sent = number
+            for later in schedule.starts_at(number):
+                assert later not in made
+                made[later] = sent
+        assert number - made[number] <= staleness
+        assert made[number] == schedule.oldest(number)
+
+
+def test_rounds_run_in_order_beside_the_caller() -> None:
+    go = threading.Event()
+    ran: list[int] = []
+    ahead: Ahead[int] = Ahead()
+
+    def job(number: int) -> int:
+        assert go.wait(10)
+        ran.append(number)
+        return number * 10
+
+    for number in (4, 5):
+        ahead.start(number, lambda n=number: job(n))
+    assert 4 in ahead
+    assert ran == []
+    go.set()
+    assert ahead.take(5) == 50
+    assert ran == [4, 5]
+    assert ahead.take(4) == 40
+    assert 4 not in ahead
+    with pytest.raises(ValueError, match="round 6 is being generated"):
+        ahead.put(6, 1)
+        ahead.start(6, lambda: 1)
+
+
+def test_an_error_waits_for_its_round() -> None:
+    ahead: Ahead[int] = Ahead()
+    ahead.start(1, lambda: 1 // 0)
+    ahead.start(2, lambda: 7)
+    ahead.wait()
+    assert ahead.finished() == {2: 7}
+    with pytest.raises(ZeroDivisionError):
+        ahead.take(1)
+    ahead.discard()
+    assert 2 not in ahead
+
+
+def test_peeking_takes_nothing() -> None:
+    rows = Peekable(iter("abcde"))
+    assert next(rows) == "a"
+    assert rows.peek(2) == "d"
+    assert rows.peek(0) == "b"
+    assert [next(rows), next(rows)] == ["b", "c"]
+    assert rows.peek(1) == "e"
+    assert rows.peek(2) is None
+    assert list(rows) == ["d", "e"]

@@ -1,0 +1,132 @@
+"""Calls to a server: what is tried again, what is not, how long it may take, and what the message says."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import pytest
+from rollout_fakes import http_server
+
+from posttrain.rollout.base import EngineLost, EngineRefused
+from posttrain.rollout.http_client import Server
+
+
+def scripted(*answers: tuple[int, bytes]):
+    """Answers in turn, the last for ever; `.seen` counts the requests."""
+    seen: list[Any] = []
+
+    def answer(method: str, path: str, body: Any, headers: Any) -> tuple[int, bytes]:
+        seen.append((method, path, body, headers.get("Authorization")))
+        return answers[min(len(seen), len(answers)) - 1]
+
+    answer.seen = seen  # type: ignore[attr-defined]  # read by the tests
+    return answer
+
+
+def at(url: str, **options: Any) -> tuple[Server, list[float]]:
+    pauses: list[float] = []
+    return Server(url, **{"timeout_s": 5.0, "sleep": pauses.append, **options}), pauses
+
+
+def test_an_answer_comes_back_with_the_key_sent() -> None:
+    answer = scripted((200, b'{"a": 1}'))
+    with http_server(answer) as url:
+        server, _ = at(url, api_key="secret")
+        assert server.post("/x", {"b": 2}) == {"a": 1}
+    assert answer.seen == [("POST", "/x", {"b": 2}, "Bearer secret")]
+    assert "secret" not in repr(server)
+
+
+def test_a_failing_server_is_asked_again_with_growing_pauses() -> None:
+    answer = scripted((500, b"boom"), (503, b"busy"), (200, b"[]"))
+    with http_server(answer) as url:
+        server, pauses = at(url, retry_delay_s=0.5)
+        assert server.get("/x") == []
+    assert len(answer.seen) == 3
+    assert pauses == [0.5, 1.0]
+
+
+def test_after_the_last_try_the_message_names_server_and_remedy() -> None:
+    answer = scripted((500, b"EngineCore died"))
+    with http_server(answer) as url:
+        server, _ = at(url, retries=2)
+        with pytest.raises(EngineLost) as caught:
+            server.get("/x")
+    assert len(answer.seen) == 3
+    for words in (url, "3 tries", "EngineCore died", "launch/serve_vllm.sh", "--resume"):
+        assert words in str(caught.value)
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server, pauses = at(f"http://127.0.0.1:{port}", retries=1)
+    with pytest.raises(EngineLost, match=rf"127.0.0.1:{port}.*refused.*Is it running"):
+        server.get("/health")
+    assert len(pauses) == 1
+    with pytest.raises(EngineLost, match=r"not up after 0 s. Start it with: launch/serve_vllm.sh MODEL"):
+        server.wait_until_up(0.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "message"),
+    [
+        (401, b"", "wrong API key .*rollout.vllm.api_key_env"),
+        (404, b"", "it has no /x.*VLLM_SERVER_DEV_MODE=1"),
+        (400, b"maximum context length is 32", "refuses /x .*maximum context length is 32"),
+    ],
+)
+def test_a_refusal_is_not_asked_again(status: int, text: bytes, message: str) -> None:
+    answer = scripted((status, text))
+    with http_server(answer) as url:
+        server, _ = at(url)
+        with pytest.raises(EngineRefused, match=message):
+            server.get("/x")
+    assert len(answer.seen) == 1
+
+
+def test_garbage_is_a_failed_try() -> None:
+    answer = scripted((200, b"<html>login</html>"), (200, b'{"value": -1}'), (200, b'{"value": 3}'))
+
+    def read(found: Any) -> int:
+        if found["value"] < 0:
+            raise ValueError("a negative value")
+        return found["value"]
+
+    with http_server(answer) as url:
+        server, _ = at(url)
+        assert server.get("/x", read=read) == 3
+        server, _ = at(url, retries=0)
+    with http_server(scripted((200, b"<html>login</html>"))) as url:
+        server, _ = at(url, retries=0)
+        with pytest.raises(EngineLost, match="not JSON: <html>login.*Check rollout.vllm.servers"):
+            server.get("/x")
+
+
+def test_out_of_memory_has_its_own_remedy() -> None:
+    with http_server(scripted((500, b"torch.OutOfMemoryError: tried to allocate"))) as url:
+        server, _ = at(url, retries=0)
+        with pytest.raises(EngineLost, match="ran out of memory: restart it with a smaller --max-num-seqs"):
+            server.get("/x")
+
+
+def test_no_call_outlasts_its_limit() -> None:
+    def slow(*_: Any) -> tuple[int, bytes]:
+        time.sleep(1.5)
+        return 200, b"{}"
+
+    with http_server(slow) as url:
+        server = Server(url, timeout_s=0.3, retries=4, retry_delay_s=0.01)
+        begin = time.monotonic()
+        with pytest.raises(EngineLost, match="timed out.*rollout.vllm.timeout_s"):
+            server.get("/x")
+        assert time.monotonic() - begin < 1.4  # five tries of 1.5 s would be 7.5
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a:1", "http://a:1/v1", "http://"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="write it as http://host:port"):
+        Server(url)
