@@ -31,10 +31,10 @@ demo: $(BIN)/.core
 	VENV=$(VENV) bash launch/demo.sh
 
 test: $(BIN)/.core
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(BIN)/.all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-optional: $(BIN)/.all
 	$(BIN)/python -m pytest -m 'vllm or deepspeed or evaluation'
