@@ -22,6 +22,7 @@ HUB_DATASET = "tatsu-lab/alpaca_eval"
 GAMED = "df_gamed.csv"
 COUNT = 805
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+LC_RESAMPLES = 100
 
 Complete = Callable[..., dict[str, list[Any]]]
 """`fn_completions` of the package: prompts and the annotator's arguments -> {"completions": ..., ...}."""
@@ -172,10 +173,12 @@ def rates(
     reference: str,
     judge: str,
     gamed: Path | None,
+    resamples: int = LC_RESAMPLES,
 ) -> Rates:
     """Win rate and length-controlled win rate of 805 preferences in canonical order; NaN = failed judgement.
 
-    `gamed` is the hub's df_gamed.csv (or .csv.gz); None asks the hub for it.
+    `gamed` is the hub's df_gamed.csv (or .csv.gz); None asks the hub for it. Each of `resamples` fits for the
+    length-controlled rate's error takes a quarter of a second.
     """
     import pandas as pd
 
@@ -197,27 +200,49 @@ def rates(
         }
     )
     plain = package.metrics.get_winrate(frame)
-    lc, lc_error, missing = None, None, None
-    if all(p.output == p.reference for p in pairs):
-        lc, lc_error = 50.0, 0.0  # no length differs, and every pair is a tie
-    else:
-        try:
-            with hub_file(package, gamed), quiet():
-                fitted = package.metrics.get_length_controlled_winrate(
-                    frame, save_weights_dir=None, is_add_glm_preference_inplace=False
-                )
-            lc, lc_error = float(fitted["length_controlled_winrate"]), float(fitted["lc_standard_error"])
-        except HubFileMissing as error:
-            missing = str(error)
+    lc, error, missing = _length_controlled(package, frame, gamed, resamples)
     return Rates(
         win_rate=float(plain["win_rate"]),
         standard_error=float(plain["standard_error"]),
         discrete_win_rate=float(plain["discrete_win_rate"]),
         judged=int(plain["n_total"]),
         length_controlled=lc,
-        lc_standard_error=lc_error,
+        lc_standard_error=error,
         lc_missing=missing,
     )
+
+
+def _length_controlled(
+    package: Package, frame: Any, gamed: Path | None, resamples: int
+) -> tuple[float | None, float | None, str | None]:
+    """The rate, its standard error over instructions, and why there is none.
+
+    The error is that of drawing other instructions and fitting again: the published one is the spread of the fitted
+    preferences, in which the fit has no uncertainty, and is several times too small.
+    """
+    import numpy as np
+
+    lengths = frame["output_1"].str.len() - frame["output_2"].str.len()
+    if (frame["output_1"] == frame["output_2"]).all():
+        return 50.0, 0.0, None  # every pair is a tie
+    if lengths.nunique() == 1:
+        return None, None, "every length difference is the same: there is no length to control for"
+
+    def fit(rows: Any) -> float:
+        found = package.metrics.get_length_controlled_winrate(
+            rows, save_weights_dir=None, is_add_glm_preference_inplace=False, is_warn_extreme_changes=False
+        )
+        return float(found["length_controlled_winrate"])
+
+    rng = np.random.default_rng(0)
+    try:
+        with hub_file(package, gamed), quiet():
+            rate = fit(frame)
+            # the rows' index names the instruction, also where a row was drawn twice
+            drawn = [fit(frame.iloc[rng.integers(0, COUNT, COUNT)]) for _ in range(resamples)]
+    except HubFileMissing as error:
+        return None, None, str(error)
+    return rate, float(np.std(drawn, ddof=1)) if resamples > 1 else None, None
 
 
 class HubFileMissing(RuntimeError):

@@ -89,6 +89,7 @@ def judge(
     annotator: str = alpaca.ANNOTATOR,
     swapped: int = SWAPPED,
     gamed: Path | None = None,
+    resamples: int = alpaca.LC_RESAMPLES,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Judges both sides, writes judgements.jsonl, grades.jsonl and metrics.json into `folder`; the metrics.
@@ -116,6 +117,7 @@ def judge(
         reference=sides.reference,
         judge=name,
         gamed=gamed,
+        resamples=resamples,
     )
     position = _position(first, second_first, len(pairs), len(again))
     metrics = _metrics(run, name, sides, preferences, other, rates, position, gamed)
@@ -139,6 +141,7 @@ def judge_stored(
     out: Path,
     *,
     gamed: Path | None = None,
+    resamples: int = alpaca.LC_RESAMPLES,
 ) -> dict[str, Any]:
     """The rates of an annotation file that the alpaca_eval package (or its leaderboard) wrote; no judge is
     asked.
@@ -166,7 +169,15 @@ def judge_stored(
     ]
     preferences = [_preference(by_instruction[p.instruction]["preference"]) for p in pairs]
     judge_name, reference, model = kinds["annotator"][0], kinds["generator_1"][0], kinds["generator_2"][0]
-    rates = alpaca.rates(pairs, preferences, model=model, reference=reference, judge=judge_name, gamed=gamed)
+    rates = alpaca.rates(
+        pairs,
+        preferences,
+        model=model,
+        reference=reference,
+        judge=judge_name,
+        gamed=gamed,
+        resamples=resamples,
+    )
     same = all(pair.reference == row["output"] for pair, row in zip(pairs, references, strict=True))
     task = (
         task_hash(benchmark, problems)
@@ -291,14 +302,19 @@ def _metrics(
 
 
 def _length_controlled(rates: Rates) -> dict[str, Any]:
-    if rates.length_controlled is None or rates.lc_standard_error is None:
+    if rates.length_controlled is None:
         return {"value": None, "standard_error": None, "interval": None, "method": rates.lc_missing}
-    half = NormalDist().inv_cdf(0.975) * rates.lc_standard_error
+    if rates.lc_standard_error is None:
+        ends, method = None, "not resampled"
+    else:
+        half = NormalDist().inv_cdf(0.975) * rates.lc_standard_error
+        ends = [max(0.0, rates.length_controlled - half), min(100.0, rates.length_controlled + half)]
+        method = "normal, error from fits to resampled instructions"
     return {
         "value": rates.length_controlled,
         "standard_error": rates.lc_standard_error,
-        "interval": [max(0.0, rates.length_controlled - half), min(100.0, rates.length_controlled + half)],
-        "method": "normal, over instructions, the regression's own uncertainty left out (as published)",
+        "interval": ends,
+        "method": method,
     }
 
 

@@ -274,8 +274,30 @@ def test_what_the_parser_cannot_read_is_a_failed_judgement(pairs):
 # ---- rates
 
 
-def rates(pairs, preferences, gamed):
-    return alpaca.rates(pairs, preferences, model="mine", reference="gpt", judge="fake", gamed=gamed)
+def rates(pairs, preferences, gamed, resamples=0):
+    return alpaca.rates(
+        pairs, preferences, model="mine", reference="gpt", judge="fake", gamed=gamed, resamples=resamples
+    )
+
+
+def test_the_error_of_the_length_controlled_rate_is_that_of_other_instructions(pairs, gamed):
+    rng = np.random.default_rng(4)
+    preferences = (1 + (rng.random(alpaca.COUNT) < 0.4)).tolist()
+    found = rates(pairs, preferences, gamed, resamples=12)
+    # coin flips have nothing to do with length: both errors are about sqrt(0.24 / 805) = 1.7 points
+    assert found.standard_error == pytest.approx(1.73, abs=0.1)
+    assert 0.8 < found.lc_standard_error < 3.5
+    again = rates(pairs, preferences, gamed, resamples=12)
+    assert again == found
+
+
+def test_equal_length_differences_leave_nothing_to_control_for(pairs, gamed):
+    same = [alpaca.Pair(p.instruction, p.reference, p.reference[:-1] + "??") for p in pairs]
+    found = rates(same, [2.0, *[1.0] * 804], gamed)
+    assert found.length_controlled is None
+    assert "no length to control for" in found.lc_missing
+    tied = rates([alpaca.Pair(p.instruction, p.reference, p.reference) for p in pairs], [1.5] * 805, gamed)
+    assert tied.length_controlled == 50.0
 
 
 def test_win_rate_by_hand_and_failures_leave_it(pairs, gamed):
@@ -331,7 +353,7 @@ def test_stage_resumes_reports_and_shuffled_outputs_give_the_same_rates(
                 (out / store.JUDGEMENTS).write_bytes((tmp_path / "plain" / store.JUDGEMENTS).read_bytes())
             given = outputs_file(out / "outputs.json", pairs, shuffle)
             sides = judge.sides_of_outputs(given, made, problems, out)
-            found.append(judge.judge(out, sides, at(url), swapped=40, gamed=gamed))
+            found.append(judge.judge(out, sides, at(url), swapped=40, gamed=gamed, resamples=0))
             assert count[0] == 805 + 40
     plain, again, shuffled = found
     assert plain["metrics"] == shuffled["metrics"] == again["metrics"]
@@ -436,7 +458,7 @@ def test_stored_annotations_give_the_rates_of_judging(tmp_path, pairs, gamed, be
     made, problems = benchmark_and_problems
     preferences = [2.0 if i % 3 else 1.25 for i in range(alpaca.COUNT)]
     given = annotations_file(tmp_path / "annotations.json", pairs, preferences)
-    found = judge.judge_stored(given, made, problems, tmp_path / "out", gamed=gamed)
+    found = judge.judge_stored(given, made, problems, tmp_path / "out", gamed=gamed, resamples=0)
     expected = rates(pairs, preferences, gamed)
     values = [m["value"] for m in found["metrics"].values()]
     assert values == [expected.win_rate, expected.length_controlled]
@@ -469,7 +491,7 @@ def test_shared_data_published_rates_come_back(model, lc_gap, tmp_path, shared_d
         tmp_path / "annotations.json", pairs, [1 + float(r["preference"]) for r in rows], model=model
     )
     found = judge.judge_stored(
-        given, made, problems, tmp_path / "out", gamed=folder / "df_gamed_surrogate.csv.gz"
+        given, made, problems, tmp_path / "out", gamed=folder / "df_gamed_surrogate.csv.gz", resamples=0
     )
     win_rate, lc = (m["value"] for m in found["metrics"].values())
     assert win_rate == pytest.approx(float(published["win_rate"]), abs=1e-6)
