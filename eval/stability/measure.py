@@ -1,0 +1,112 @@
+"""What the lab measures beside the product's own log: coverage of responses, and how CAPO's predictions come true."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from posttrain.objectives.base import AllSum, TokenBatch
+from posttrain.objectives.capo import CAPO
+from posttrain.observe.signal import token_gradient
+from posttrain.trainers.forward import model_inputs
+
+
+@dataclass(frozen=True)
+class WatchedCAPO(CAPO):
+    """CAPO that remembers, for the step under way, each loss token's predicted shift and whether it was kept."""
+
+    @cached_property
+    def seen(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return []
+
+    def finish_step(self, batches: Sequence[TokenBatch], all_sum: AllSum) -> dict[str, Any]:
+        prepared = [self.prepare(batch) for batch in batches]
+        self.seen[:] = [(b.forward["policy_shift"], self.keep(b), b.mask > 0) for b in prepared]
+        return super().finish_step(batches, all_sum)
+
+
+@dataclass(frozen=True)
+class RandomRejection(WatchedCAPO):
+    """Rejects as many loss tokens of a micro-batch as CAPO would, but at random."""
+
+    def keep(self, batch: TokenBatch) -> Tensor:
+        tokens = batch.mask > 0
+        count = int((tokens & ~super().keep(batch)).sum())
+        # asked several times a step about the same batch, it must give the same answer
+        seed = zlib.crc32(batch.logprobs.detach().cpu().numpy().tobytes())
+        draw = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(seed))
+        rejected = draw.masked_fill(~tokens, -1.0).flatten().topk(count).indices
+        kept = torch.ones(batch.mask.numel(), dtype=torch.bool)
+        kept[rejected] = False
+        return kept.view_as(tokens)
+
+
+def watch_coverage(trainer: Any) -> None:
+    """Logs lab/coverage: share of the step's responses with gradient on at least one token."""
+    account = trainer._account
+
+    def accounted(batch: TokenBatch, inputs: Any, keep: Tensor | None, *rest: Any) -> Any:
+        carries = (token_gradient(trainer.objective, batch) != 0) & (batch.mask > 0)
+        if keep is not None:
+            carries &= keep
+        trainer._metrics["train"]["lab/coverage"].append(carries.any(dim=1).float().mean().item())
+        return account(batch, inputs, keep, *rest)
+
+    trainer._account = accounted
+
+
+class ShiftMeter(TrainerCallback):
+    """Every few steps: CAPO's predicted policy shift against the exact KL of the update that followed.
+
+    Logs lab/spearman (rank correlation over loss tokens) and lab/kl_rejected_over_kept (ratio of mean KLs). One
+    micro-batch a step.
+    """
+
+    def __init__(self, trainer: Any, every: int = 4) -> None:
+        self.trainer, self.every = trainer, every
+        self.before: Tensor | None = None
+        compute = trainer._compute_loss
+
+        def computed(model: Any, inputs: dict[str, Any]) -> Tensor:
+            self.inputs = inputs
+            return compute(model, inputs)
+
+        trainer._compute_loss = computed
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = state.global_step % self.every == 0 and state.global_step > 0
+        self.before = self._policy() if due else None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.before is None:
+            return
+        after = self._policy()
+        kl = (self.before.exp() * (self.before - after)).sum(dim=-1)
+        shift, kept, tokens = self.trainer.objective.seen[0]
+        log = self.trainer._metrics["train"]
+        log["lab/spearman"].append(spearman(shift[tokens], kl[tokens]))
+        rejected = tokens & ~kept
+        if rejected.any():
+            log["lab/kl_rejected_over_kept"].append((kl[rejected].mean() / kl[tokens & kept].mean()).item())
+
+    @torch.no_grad()
+    def _policy(self) -> Tensor:
+        """Log-probs of the whole vocabulary at every completion token of the step. (B, T, V)."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        arguments = model_inputs(self.inputs)
+        length = arguments.pop("logits_to_keep")
+        hidden = model.base_model(**arguments).last_hidden_state[:, -length - 1 : -1]
+        return model.get_output_embeddings()(hidden).div(self.trainer.temperature).log_softmax(dim=-1)
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Rank correlation of two vectors (n,); ties share no ranks, which continuous values do not need."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
+    return float(torch.corrcoef(ranks)[0, 1])

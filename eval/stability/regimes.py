@@ -1,0 +1,133 @@
+"""The lab's regimes and the methods run in each: overrides of base.yaml, the strict recipe's own keys.
+
+A regime's overrides say how aggressive training is; a cell's say which method meets it. `control` names what a
+cell is run beside, where it is no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Override = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with its settings.
+
+    random_rejection  CAPO's count of rejected tokens, but drawn at random: what the choice of tokens is worth
+    """
+
+    method: str
+    objective: Override = field(default_factory=dict)
+    train: Override = field(default_factory=dict)
+    random_rejection: bool = False
+
+
+@dataclass(frozen=True)
+class Regime:
+    """warmup: "plain" is the demo's; in "long_wrong" the teacher's wrong answers are twice as long."""
+
+    about: str
+    overrides: Override
+    cells: Mapping[str, Cell]
+    warmup: Literal["plain", "long_wrong"] = "plain"
+
+
+ADAPTIVE = {"low": [0.8, 0.9, 0.02], "high": [1.2, 2.0, 0.05], "target": 0.5}
+SIZED = {"rho": 1.16}  # the paper's rho .58 of log2 G, for G = 4
+FILL_IN = {"selective": "degenerate", "gamma": 20.0, "rho": 0.3}
+
+FAMILY = {
+    "grpo": Cell("grpo"),
+    "dr_grpo": Cell("dr_grpo"),
+    "dapo": Cell("dapo"),
+    "gspo": Cell("gspo"),
+    "cispo": Cell("cispo"),
+    "reinforce": Cell("reinforce"),
+    "bnpo": Cell("bnpo"),
+    "bapo": Cell("bapo", ADAPTIVE),
+    "bapo_paper": Cell("bapo"),
+    "copo": Cell("copo"),
+    "capo": Cell("capo", {"calibrate": True}),
+}
+CLIPPED = {
+    **FAMILY,
+    "fixed_wide": Cell(
+        "dapo", {"clip_low": 0.1, "clip_high": 1.0}
+    ),  # what BAPO is when its bounds do not move
+}
+SGD = {"optimizer_model": "sgd", "calibrate": True}
+
+REGIMES: dict[str, Regime] = {
+    "on_policy": Regime(
+        "one update a rollout, learning rate 1e-4", {"train.max_steps": 120, "train.eval_steps": 5}, FAMILY
+    ),
+    "reuse8_1e-4": Regime(
+        "eight updates a rollout, learning rate 1e-4",
+        {"train.num_iterations": 8, "train.max_steps": 240, "train.eval_steps": 16},
+        CLIPPED,
+    ),
+    "reuse8_3e-4": Regime(
+        "eight updates a rollout, learning rate 3e-4",
+        {
+            "train.num_iterations": 8,
+            "train.max_steps": 240,
+            "train.eval_steps": 16,
+            "train.learning_rate": 3e-4,
+        },
+        CLIPPED,
+    ),
+    "stale": Regime(
+        "a rollout of 1024 responses trained on in eight steps, learning rate 1e-4",
+        {"train.steps_per_generation": 8, "train.max_steps": 120},
+        CLIPPED,
+    ),
+    "long_wrong": Regime(
+        "wrong answers twice as long as right ones, eight updates a rollout, learning rate 1e-4",
+        {
+            "train.num_iterations": 8,
+            "train.max_steps": 240,
+            "train.eval_steps": 16,
+            "rollout.max_new_tokens": 16,
+        },
+        CLIPPED,
+        warmup="long_wrong",
+    ),
+    "aggressive_adamw": Regime(
+        "one update a rollout, learning rate 8e-4, AdamW",
+        {"train.max_steps": 120, "train.learning_rate": 8e-4},
+        {
+            **FAMILY,
+            "capo_sgd_model": Cell("capo", SGD),
+            "capo_random": Cell("capo", {"calibrate": True}, random_rejection=True),
+            "grpo_clip_0.2": Cell("grpo", train={"max_grad_norm": 0.2}),
+        },
+    ),
+    "plain_sgd": Regime(
+        "one update a rollout, plain SGD at .06, gradients not clipped",
+        {
+            "train.max_steps": 120,
+            "train.learning_rate": 0.06,
+            "train.optim": "sgd",
+            "train.max_grad_norm": 0.0,
+        },
+        {
+            **{name: cell for name, cell in FAMILY.items() if name != "capo"},
+            "capo": Cell("capo", SGD),
+            "capo_random": Cell("capo", SGD, random_rejection=True),
+            "grpo_clip_1.4": Cell("grpo", train={"max_grad_norm": 1.4}),
+        },
+    ),
+    "degenerate": Regime(
+        "32 prompts x 4: most groups have equal rewards; learning rate 1e-4",
+        {"train.max_steps": 120, "rollout.group_size": 4},
+        {
+            **FAMILY,
+            "copo_sized": Cell("copo", SIZED),
+            "copo_fill_in": Cell("copo", FILL_IN),
+        },
+    ),
+}
