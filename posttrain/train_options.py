@@ -98,7 +98,10 @@ class TrainSection(Section):
         """Keyword arguments for the family's TRL config."""
         # TRL writes "unset" as -1 steps and 3 epochs; every other None means there what it means here.
         unset = [k for k in ("max_steps", "num_train_epochs") if self.model_dump()[k] is None]
-        return {k: v for k, v in self.model_dump().items() if k not in unset}
+        arguments = {k: v for k, v in self.model_dump().items() if k not in unset}
+        if self.eval_steps is not None:  # upstream ignores it unless the strategy says so
+            arguments["eval_strategy"] = "steps"
+        return arguments
 
 
 class PolicyTrain(TrainSection):
