@@ -81,9 +81,13 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 class LineWriter:
-    """Appends rows to a line file; what a kill tore off is removed when it is opened."""
+    """Appends rows to a line file; what a kill tore off is removed when it is opened.
 
-    def __init__(self, path: Path) -> None:
+    `sync` waits until each write is on the disk, which survives a power cut too.
+    """
+
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
+        self._sync = sync
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             whole = sum(len(text.encode()) + 1 for text in _whole_lines(path))
@@ -100,7 +104,8 @@ class LineWriter:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         self._file.write("".join(line(row) for row in rows))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._sync:
+            os.fsync(self._file.fileno())
 
 
 def folders(paths: Sequence[str | Path]) -> list[Path]:

@@ -82,7 +82,10 @@ class Transport:
             if settings.get(name):
                 raise ValueError(f"the annotator asks for {name}, which only OpenAI's tokenizer can give")
         sent = {k: v for k, v in settings.items() if k not in _NOT_SENT}
-        with store.LineWriter(self._path) as writer, ThreadPoolExecutor(self.server.workers) as pool:
+        with (
+            store.LineWriter(self._path, sync=False) as writer,
+            ThreadPoolExecutor(self.server.workers) as pool,
+        ):
             answers = list(pool.map(lambda prompt: self._answer(prompt, sent, writer), prompts))
         return {
             "completions": [None if a is None else a["text"] for a in answers],
