@@ -60,8 +60,8 @@ def test_rounds_run_in_order_beside_the_caller() -> None:
     assert ran == [4, 5]
     assert ahead.take(4) == 40
     assert 4 not in ahead
+    ahead.put(6, 1)
     with pytest.raises(ValueError, match="round 6 is being generated"):
-        ahead.put(6, 1)
         ahead.start(6, lambda: 1)
 
 

@@ -196,9 +196,9 @@ def test_something_else_at_the_address(tmp_path) -> None:
         pytest.raises(EngineLost, match="not that of a vLLM"),
     ):
         engine_at([url], "disk", tmp_path).connect()
-    with http_server(PretendVLLM(small_model(), api_key="other").answer) as url:
-        with pytest.raises(EngineRefused, match="wrong API key"):
-            engine_at([url], "disk", tmp_path).connect()
+    locked = PretendVLLM(small_model(), api_key="other")
+    with http_server(locked.answer) as url, pytest.raises(EngineRefused, match="wrong API key"):
+        engine_at([url], "disk", tmp_path).connect()
 
 
 ANSWER = {
