@@ -29,11 +29,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from regimes import REGIMES, Cell, Regime
+from regimes import REGIMES, Cell, Regime  # noqa: E402  # after the path is set
 
-from posttrain.data.sort import Sort, mistake
-from posttrain.observe.writer import read_metrics
-from posttrain.recipe import Recipe, load_recipe
+from posttrain.data.sort import Sort, mistake  # noqa: E402
+from posttrain.observe.writer import read_metrics  # noqa: E402
+from posttrain.recipe import Recipe, load_recipe  # noqa: E402
 
 RESULTS = HERE / "results"
 CURVES = (
