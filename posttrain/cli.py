@@ -17,7 +17,7 @@ from posttrain.recipe_errors import suggest
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train what a recipe says", "posttrain.commands.train:main"),
     "plan": ("check a recipe: batch arithmetic, memory, refusals; no GPU needed", "posttrain.plan:main"),
-    "report": ("draw a run as one HTML page, and sum it up here", "posttrain.observe.report:main"),
+    "report": ("draw a run as one HTML page, and sum it up here", "posttrain.commands.report:main"),
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
     "soup": ("average the weights of models that share their start", "posttrain.commands.soup:main"),

@@ -61,6 +61,7 @@ def make_plan(
     plan = Plan(recipe, Launch(processes or started(), zero, device_gib))
     rollout = rollout_of(recipe, plan.launch.processes)
     plan.refusals += [*checks.model_faults(recipe), *idle_options(recipe)]
+    plan.refusals += recipe.evaluation.wrong() if recipe.evaluation is not None else []
     plan.warnings += checks.precision_warnings(recipe)
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from posttrain.evaluation.in_training import EvaluationSettings
 from posttrain.methods import METHODS, Family, Method
 from posttrain.recipe_errors import RecipeError
 from posttrain.sections import (
@@ -47,18 +48,22 @@ class FamilySections:
     rewards  whether a `rewards` section is part of it
     rollout  its class of `rollout` options, or None; a settings class of a family without rollouts asks for
              one by `uses_rollout: ClassVar[bool] = True` (iterative preference methods)
+    benchmarks  whether an `evaluation` section can be: benchmarks are generated left to right
     """
 
     train: type[TrainSection]
     rewards: bool = False
     rollout: type[RolloutSection] | None = None
+    benchmarks: bool = True
 
 
 FAMILIES: dict[Family, FamilySections] = {
     "sft": FamilySections(SFTTrain),
     "policy": FamilySections(PolicyTrain, rewards=True, rollout=RolloutSection),
     "preference": FamilySections(PreferenceTrain),
-    "diffusion": FamilySections(DiffusionTrain, rewards=True, rollout=DiffusionRolloutSection),
+    "diffusion": FamilySections(
+        DiffusionTrain, rewards=True, rollout=DiffusionRolloutSection, benchmarks=False
+    ),
 }
 
 
@@ -75,6 +80,7 @@ class Recipe:
     rollout: RolloutSection | None
     train: TrainSection
     output: OutputSection
+    evaluation: EvaluationSettings | None = None
 
     @property
     def spec(self) -> Method:

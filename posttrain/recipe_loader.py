@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from posttrain.evaluation.in_training import EvaluationSettings
 from posttrain.methods import METHODS, Family
 from posttrain.recipe import FamilySections, Recipe
 from posttrain.recipe_errors import Place, RecipeError, explain, suggest
@@ -25,7 +26,7 @@ from posttrain.settings import check_settings, read_flags, read_settings
 from posttrain.strict_yaml import parse
 from posttrain.train_options import ELSEWHERE, OWNED
 
-SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output")
+SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output", "evaluation")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -62,6 +63,8 @@ class Loader:
         }
         if rollout is not None:
             self.models["rollout"] = rollout
+        if family.benchmarks:
+            self.models["evaluation"] = EvaluationSettings
         self.top_level(raw, name, family)
         recipe = self.sections(raw, name, family)
         if self.problems:
@@ -97,6 +100,7 @@ class Loader:
                 hint = f"; it belongs in section {' or '.join(homes)}" if homes else suggest(key, SECTIONS)
                 self.problems.append(f"{key}: unknown section{hint}")
         absent = {"rewards": not family.rewards, "rollout": "rollout" not in self.models}
+        absent |= {"evaluation": not family.benchmarks}
         for key in [key for key, gone in absent.items() if gone and raw.get(key) is not None]:
             self.problems.append(f"{key}: has no effect with method {name!r}; remove the section")
         required = ["model", "data", "train", *(["rewards"] if family.rewards else [])]
@@ -108,12 +112,14 @@ class Loader:
         """The recipe; a section with faults is None in it, and `problems` says why."""
         inherit_eval(raw)
         objective = self.settings("objective", _given(raw, "objective"), METHODS[name].settings)
-        found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": ()}
+        found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": (), "evaluation": None}
         for section in ("model", "data", "train"):
             found[section] = self.validate(section, raw.get(section), self.models[section])
         for section in ("rollout", "output"):
             if section in self.models:
                 found[section] = self.validate(section, _given(raw, section), self.models[section])
+        if family.benchmarks and raw.get("evaluation") is not None:
+            found["evaluation"] = self.validate("evaluation", raw["evaluation"], EvaluationSettings)
         if family.rewards:
             found["rewards"] = self.rewards(raw.get("rewards"))
         if found["model"] is not None:

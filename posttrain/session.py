@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
+from posttrain.commands.report import report_run
 from posttrain.observe.progress import ProgressView
-from posttrain.observe.report import write_report
 from posttrain.observe.writer import RunWriter
 from posttrain.recipe import Recipe
+from posttrain.trainers.benchmarks import AtCheckpoints
 from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
 from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.scoring import Rollout
@@ -50,6 +51,8 @@ class Session:
             ),
         )
         trainer.add_callback(self.stop)
+        if recipe.evaluation is not None:
+            trainer.add_callback(AtCheckpoints(trainer, recipe.evaluation, self.run_dir, writer, view))
         if trainer.eval_dataset is not None:
             self.held_out = HeldOut(writer, self._held_out_columns)
             trainer.add_callback(self.held_out)
@@ -76,7 +79,7 @@ class Session:
     def _show_result(self) -> None:
         if self.held_out is not None:
             self.held_out.show(self.console)
-        path = write_report(self.run_dir)
+        path = report_run(self.run_dir)
         self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
 
     def _say(self, text: str) -> None:

@@ -6,8 +6,6 @@ Reads the run folder only: no torch, no trainer, works on a run that is still go
 from __future__ import annotations
 
 import os
-import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from html import escape
@@ -34,13 +32,15 @@ _IN_TERMINAL = (
 _NOT_HELD_OUT = ("reward_failures/*", "*std", "*min_*", "*max_*", "*terminated*")
 
 
-def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Writes RUN/report.html (or `out`) and returns its path. FileNotFoundError where RUN is no run folder."""
+def write_report(run_dir: str | Path, out: str | Path | None = None, *, benchmarks: str = "") -> Path:
+    """Writes RUN/report.html (or `out`) and returns its path. FileNotFoundError where RUN is no run folder.
+
+    `benchmarks` is the page's part on benchmarks, as HTML (evaluation/in_training.py)."""
     path = Path(out) if out is not None else Path(run_dir) / "report.html"
-    return _write(render(summarise(run_dir), run_dir), path)
+    return _write(render(summarise(run_dir), run_dir, benchmarks), path)
 
 
-def render(s: Summary, run_dir: str | Path) -> str:
+def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
     """The whole page."""
     charts = plots.panels(s.rows, s.recipe, s.evaluation)
     parts = [
@@ -50,6 +50,7 @@ def render(s: Summary, run_dir: str | Path) -> str:
         _charts("Policy", charts),
         _charts("Method", charts, title=f"{s.method}'s own numbers"),
         _evaluation(s),
+        benchmarks,
         _failures(s),
         _pairs(s),
         _charts("Run", charts, title="Schedule and speed"),
@@ -274,23 +275,3 @@ def _thin(values: Sequence[float], count: int) -> list[float]:
         return list(values)
     cuts = [round(i * len(values) / count) for i in range(count + 1)]
     return [sum(values[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder, runs/NAME")
-    parser.add_argument("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")
-
-
-def main(args: Namespace) -> int:
-    """Draw RUN/report.html from a run folder, and print its summary. Works while the run is still going."""
-    try:
-        s = summarise(args.run)
-        path = Path(args.out) if args.out else Path(args.run) / "report.html"
-        _write(render(s, args.run), path)
-    except (OSError, ValueError) as error:
-        print(f"posttrain report: {error}", file=sys.stderr)
-        return 2
-    console = Console()
-    print_summary(s, console)
-    console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
-    return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.commands import report as command
 from posttrain.observe import plots, report
 from posttrain.observe.reasons import CLASSES
 from posttrain.observe.summary import edges, signal_shares, summarise
@@ -162,8 +163,8 @@ def test_an_empty_or_short_run_says_so(
     for step in range(1, steps + 1):
         writer.log(step, {"reward": 0.0, "loss": float("nan"), "signal/carried": 1.0, "signal/tokens": 5.0})
     parser = ArgumentParser()
-    report.add_arguments(parser)
-    assert report.main(parser.parse_args([str(tmp_path)])) == 0
+    command.add_arguments(parser)
+    assert command.main(parser.parse_args([str(tmp_path)])) == 0
     text = " ".join(page_of(tmp_path).text.split())
     if steps:
         assert f"Only {steps} steps were logged" in text
@@ -220,9 +221,9 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = ArgumentParser()
-    report.add_arguments(parser)
+    command.add_arguments(parser)
     for folder in (tmp_path, tmp_path / "absent"):
-        assert report.main(parser.parse_args([str(folder)])) == 2
+        assert command.main(parser.parse_args([str(folder)])) == 2
         error = capsys.readouterr().err
         assert error.startswith("posttrain report: ")
         assert error.count("\n") == 1
