@@ -72,6 +72,7 @@ class ShiftMeter(TrainerCallback):
     def __init__(self, trainer: Any, every: int = 4) -> None:
         self.trainer, self.every = trainer, every
         self.before: Tensor | None = None
+        self.inputs: dict[str, Any] = {}
         compute = trainer._compute_loss
 
         def computed(model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -36,7 +36,7 @@ COLUMNS = {
     "rejected_peak": "peak",
     "coverage": "coverage",
     "spearman": "Spearman",
-    "kl_rejected_over_kept": "KL rejected / kept",
+    "kl_rejected_over_kept": "KL rejected / kept, median",
 }
 PLOTTED = (
     ("eval_accuracy", "Held-out accuracy", True),
