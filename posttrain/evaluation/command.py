@@ -70,6 +70,12 @@ def _add_generate(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--batch-size", type=int, help="responses at a time (default: 16, vllm 512)")
+    parser.add_argument(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.85,
+        help="share vllm may take (default: %(default)s)",
+    )
     parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="default: cuda where there is one; transformers only")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where OUT holds another run")
@@ -195,7 +201,7 @@ def _load(args: Namespace, engines: Any) -> Any:
         return engines.load_generator(args.model, dtype=dtype, device=device, adapter=args.adapter)
     if args.adapter or args.device:
         raise ValueError("--adapter and --device go with --engine transformers; merge the adapter for vllm")
-    return engines.load_vllm(args.model, dtype=dtype)
+    return engines.load_vllm(args.model, dtype=dtype, gpu_memory_utilization=args.gpu_memory_utilization)
 
 
 def _sampling(args: Namespace, benchmark: tasks.Benchmark) -> tasks.Sampling:

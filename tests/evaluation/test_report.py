@@ -142,6 +142,8 @@ def test_page_is_whole_escaped_and_says_the_numbers(folders):
     assert checker.open == []
     text = " ".join(" ".join(checker.text).split())
     assert "<b>11</b>?" in text  # a prompt's markup is shown, not obeyed
+    assert "<b>11</b>?" not in page
+    assert "It is None & more" not in page
     for heading in (
         "Scores", "Differences, paired by problem", "Over checkpoints", "Several samples: pass@k",
         "By level or subject", "Response lengths", "Not right: other on",

@@ -118,6 +118,23 @@ def test_hub_columns_are_renamed(sums_folder, problems, monkeypatch):
     assert tasks.content_hash(found) == tasks.content_hash(problems)
 
 
+@pytest.mark.parametrize(
+    ("rule", "value", "gold"),
+    [
+        ("integer", "025", "25"),
+        ("integer", 70, "70"),
+        ("text", 27.0, "27"),
+        ("text", 2.5, "2.5"),
+        ("hash", "2 + 2 = 4\n#### 1,204", "1204"),
+        ("list", ["1", "3"], "1,3"),
+        ("boxed", r"so $\boxed{\frac12}$", r"\frac12"),
+    ],
+)
+def test_gold_rules_by_hand(rule, value, gold, sums):
+    changed = sums.model_copy(update={"gold": tasks.Gold(rule=rule, column="answer")})
+    assert tasks._problem(changed, {"question": "q", "answer": value}, 0).gold == gold
+
+
 def test_last_boxed_by_hand():
     assert tasks.last_boxed(r"so \boxed{1} then \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
     assert tasks.last_boxed(r"\boxed{\{1, 2\}}") == r"\{1, 2\}"
