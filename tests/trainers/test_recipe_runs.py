@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -66,12 +68,39 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
+BENCHMARK = """
+name: digits
+title: Digits
+licence: ours
+source: this test
+data: {{file: digits.jsonl, rows: 3, sha256: {sha256}}}
+gold: {{rule: integer, column: answer}}
+prompt: {{template: "{{question}}>"}}
+sampling: {{samples: 1, max_new_tokens: 4, temperature: 0.0}}
+answer: {{grader: math, args: {{rule: boxed}}}}
+"""
+
+
+def with_benchmark(folder: Path) -> None:
+    rows = "".join(json.dumps({"question": f"{i}1", "answer": 1}) + "\n" for i in range(3))
+    (folder / "digits.jsonl").write_text(rows)
+    sha256 = hashlib.sha256(rows.encode()).hexdigest()
+    (folder / "digits.yaml").write_text(BENCHMARK.format(sha256=sha256))
+    recipe = folder / "own.yaml"
+    section = "evaluation: {every: 4, benchmarks: [digits.yaml], data: .}\n"
+    recipe.write_text(recipe.read_text() + section)
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     """Ctrl-C in the middle saves and stops with a word on how to go on; the resumed run ends with the same weights."""
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, steps=8)
+    with_benchmark(tmp_path / "whole")  # and so: a run with benchmarks trains like one without
     finish(start("train", "own.yaml", cwd=tmp_path / "whole"))
+    evaluated = tmp_path / "whole" / "runs" / "own" / "benchmarks"
+    assert sorted(p.name for p in evaluated.iterdir()) == ["step-000000", "step-000004", "step-000008"]
+    assert json.loads((evaluated / "step-000008" / "digits" / "metrics.json").read_text())["problems"] == 3
 
     process = start("train", "own.yaml", cwd=tmp_path / "cut")
     metrics = tmp_path / "cut" / "runs" / "own" / "metrics.jsonl"
