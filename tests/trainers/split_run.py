@@ -17,6 +17,7 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers import arguments, rows
 
+from posttrain.rewards.hooks import yields_answers
 from posttrain.trainers import bindings
 from posttrain.trainers.models import character_tokenizer, scratch_llama
 
@@ -24,9 +25,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "GRPO": {"beta": 0.05},
     "BAPO": {"target": 0.55},
     "BNPO": {},
+    "COPO": {"rho": 0.9},
+    "CAPO": {"calibrate": True, "calibration_steps": 1, "target_rejection": 0.2, "num_candidates": 8},
 }
 
 
+def first_letters(completions: list[str], **_: Any) -> list[str | None]:
+    return [text[:1] or None for text in completions]
+
+
+@yields_answers(first_letters)
 def partly_right(completions: list[str], *, prompts: list[str], **_: Any) -> list[float]:
     """1.0 for some responses, so that groups differ; never looks at other responses."""
     return [

@@ -17,6 +17,8 @@ METRICS = {
     "GRPO": {"kl", "entropy", "signal/carried", "signal/tokens"},
     "BAPO": {"bapo/clip_low", "bapo/clip_high", "bapo/positive_share_before", "entropy"},
     "BNPO": {"bnpo/alpha", "bnpo/beta", "entropy"},
+    "COPO": {"copo/answer_entropy", "copo/global_advantage_abs", "entropy", "signal/carried"},
+    "CAPO": {"kept_share", "capo/proposed_policy_threshold", "signal/curvature", "entropy"},
 }
 
 
