@@ -17,6 +17,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
+from posttrain.data.files import DataError
+
 _PATIENCE = 20_000  # draws without a new problem: there are no more
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
@@ -64,7 +66,7 @@ class Countdown:
         while len(drawn) < wanted:
             since_last += 1
             if since_last > _PATIENCE:
-                raise ValueError(
+                raise DataError(
                     f"countdown: found only {len(drawn)} of {wanted} different problems; raise largest or lower size"
                 )
             numbers = tuple(rng.randint(1, self.largest) for _ in range(self.numbers))

@@ -158,7 +158,10 @@ def task_settings(name: str, args: Mapping[str, Any]) -> Any:
         )
         raise DataError("; ".join(faults)) from None
     module, _, cls = TASKS[name].partition(":")
-    return vars(import_module(module))[cls](**checked.model_dump())
+    try:
+        return vars(import_module(module))[cls](**checked.model_dump())
+    except ValueError as error:  # the task's own check of its settings
+        raise DataError(f"args: {error}") from None
 
 
 def _task_rows(name: str, section: DataSection) -> Iterator[Row]:

@@ -17,6 +17,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from posttrain.data.files import DataError
+
 _PATIENCE = 20_000  # draws without a new puzzle: there are no more
 
 
@@ -58,7 +60,7 @@ class Sudoku:
         while len(drawn) < wanted:
             since_last += 1
             if since_last > _PATIENCE:
-                raise ValueError(f"sudoku: found only {len(drawn)} of {wanted} different puzzles; lower size")
+                raise DataError(f"sudoku: found only {len(drawn)} of {wanted} different puzzles; lower size")
             solution = rng.choice(grids)
             empty = set(rng.sample(range(16), rng.randint(self.fewest_empty, self.most_empty)))
             puzzle = "".join("0" if i in empty else cell for i, cell in enumerate(solution))

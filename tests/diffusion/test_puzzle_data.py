@@ -8,6 +8,7 @@ import json
 import pytest
 
 from posttrain.data.countdown import Countdown
+from posttrain.data.files import DataError
 from posttrain.data.sudoku import Sudoku, all_grids, mistake
 from posttrain.rewards.puzzles import countdown, sudoku
 
@@ -92,7 +93,7 @@ def test_a_sudoku_mistake_is_never_right():
 
 
 def test_impossible_tasks_say_so():
-    with pytest.raises(ValueError, match="raise largest or lower size"):
+    with pytest.raises(DataError, match="raise largest or lower size"):
         Countdown(size=5000, numbers=2, largest=3).problems("train")
     with pytest.raises(ValueError, match="some of"):
         Countdown(operators="^")
