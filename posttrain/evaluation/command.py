@@ -282,7 +282,7 @@ def _report(args: Namespace) -> int:
     from posttrain.evaluation import report, terminal
 
     out = Path(args.out) if args.out else Path(args.dirs[0]) / "report.html"
-    results = report.write(args.dirs, out, failed=args.failed)
+    results = report.write(args.dirs, out, responses=args.failed)
     terminal.show(results, _console())
     _console().print(f"report: {out}", highlight=False, soft_wrap=True)
     return 0

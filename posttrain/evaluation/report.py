@@ -18,6 +18,7 @@ from posttrain.evaluation.results import (
     collect,
     comparisons,
     curves,
+    failed,
     failed_items,
 )
 
@@ -27,7 +28,7 @@ FAILED = 8
 _MOST_SHOWN = 6_000  # characters of a response; what lies between its ends is left out and said so
 
 
-def write(paths: Sequence[str | Path], out: Path, *, failed: int = FAILED) -> list[Result]:
+def write(paths: Sequence[str | Path], out: Path, *, responses: int = FAILED) -> list[Result]:
     """Writes the page about every graded evaluation below `paths`; what it is about."""
     results = collect(paths)
     benchmarks = list(dict.fromkeys(r.title for r in results))
@@ -39,14 +40,14 @@ def write(paths: Sequence[str | Path], out: Path, *, failed: int = FAILED) -> li
     )
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Evaluation: {title}"),
-        body=header + section(results, failed=failed),
+        body=header + section(results, responses=responses),
         footer=f"posttrain {escape(__version__)} · intervals are 95 %, over problems",
     )
     store.write_text(out, page)
     return results
 
 
-def section(results: Sequence[Result], *, failed: int = FAILED) -> str:
+def section(results: Sequence[Result], *, responses: int = FAILED) -> str:
     """The body of the page, to stand in another page too (the run report)."""
     found = comparisons(results)
     parts = [
@@ -58,7 +59,7 @@ def section(results: Sequence[Result], *, failed: int = FAILED) -> str:
         _many_samples(results),
         _by_group(results),
         _lengths(results),
-        *(_failed(result, failed) for result in ends(results, first=False)),
+        *(_failed(result, responses) for result in ends(results, first=False)),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -145,9 +146,12 @@ def _scores(results: Sequence[Result]) -> str:
     for group in by_benchmark(results):
         for result in group:
             entries = list(result.metrics["metrics"].items())
-            name, entry = entries[0]
-            first.append(_row([result.title, result.label, name], [*_cells(entry), *counts(result)]))
-            others += [_row([result.title, result.label, n], _cells(e)) for n, e in entries[1:]]
+            # a win rate and its length-controlled twin are read together
+            shown_first = 2 if result.metrics.get("preference") else 1
+            for i, (name, entry) in enumerate(entries[:shown_first]):
+                row = [result.title, result.label, name] if i == 0 else ["", "", name]
+                first.append(_row(row, [*_cells(entry), *(counts(result) if i == 0 else [""] * 5)]))
+            others += [_row([result.title, result.label, n], _cells(e)) for n, e in entries[shown_first:]]
     if not others:
         return _card(head, first)
     rest = _card(_row(["benchmark", "model", "metric"], _ENTRY_HEAD, "th"), others)
@@ -195,7 +199,13 @@ def p_value(p: float) -> str:
 
 
 def _row(texts: Sequence[str], numbers: Sequence[str] = (), tag: str = "td") -> str:
-    cells = [f'<{tag} style="white-space:nowrap">{escape(t)}</{tag}>' for t in texts]
+    # a judge's long name may fold; names and steps may not
+    cells = [
+        f"<{tag}>{escape(t)}</{tag}>"
+        if "[" in t
+        else f'<{tag} style="white-space:nowrap">{escape(t)}</{tag}>'
+        for t in texts
+    ]
     cells += [f'<{tag} class="number">{escape(n)}</{tag}>' for n in numbers]
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -316,10 +326,11 @@ def _failed(result: Result, count: int) -> str:
     items = failed_items(result, count)
     if not items:
         return ""
-    total = sum(g["score"] != 1.0 for g in result.grades)
+    total = sum(map(failed, result.grades))
+    heading = "Not won" if result.metrics.get("preference") else "Not right"
     cards = "".join(_item(grade, row) for grade, row in items)
     return (
-        f"<h2>Not right: {escape(result.label)} on {escape(result.title)}</h2>"
+        f"<h2>{heading}: {escape(result.label)} on {escape(result.title)}</h2>"
         f'<p class="label">{len(items)} of {total:,}, spread over the reasons.</p>{cards}'
     )
 
@@ -327,11 +338,9 @@ def _failed(result: Result, count: int) -> str:
 def _item(grade: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     reason = grade.get("reason", grade.get("outcome", ""))
     answer = grade.get("answer")
-    gold = (
-        row["gold"]
-        if isinstance(row["gold"], str)
-        else ", ".join(f"{k}: {v}" for k, v in row["gold"].items())
-    )
+    gold = row["gold"]
+    if isinstance(gold, dict):
+        gold = gold.get("reference") or ", ".join(f"{k}: {v}" for k, v in gold.items())
     ending = ", cut off" if grade.get("truncated") else ""
     title = figures.short(" ".join(row["prompt"].split()), 110)
     sides = [

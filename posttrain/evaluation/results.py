@@ -125,6 +125,11 @@ def curves(results: Sequence[Result]) -> dict[str, list[tuple[str, list[Result]]
     return found
 
 
+def failed(grade: Mapping[str, Any]) -> bool:
+    """Not right; against a judge's preference: not won."""
+    return grade["outcome"] != "win" if "outcome" in grade else grade["score"] != 1.0
+
+
 def failed_items(result: Result, count: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(grade, generation) of responses that were not right, at most `count`, spread over the reasons.
 
@@ -132,7 +137,7 @@ def failed_items(result: Result, count: int) -> list[tuple[dict[str, Any], dict[
     """
     queues: dict[str, list[dict[str, Any]]] = {}
     for grade in result.grades:
-        if grade["score"] != 1.0 and (grade["id"], grade["sample"]) in result.generations:
+        if failed(grade) and (grade["id"], grade["sample"]) in result.generations:
             queues.setdefault(grade.get("reason", grade.get("outcome", "")), []).append(grade)
     longest = max(map(len, queues.values()), default=0)
     chosen = [queue[i] for i in range(longest) for queue in queues.values() if i < len(queue)][:count]
