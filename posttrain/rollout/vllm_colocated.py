@@ -17,6 +17,7 @@ from torch import Tensor
 from posttrain.rollout.base import Completion, EngineError, EngineLost, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import signature
 from posttrain.rollout.spreading import merge_rows
+from posttrain.rollout.vllm_reload import renew_tied_heads
 
 _HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # what vLLM's CPU attention is compiled for
 
@@ -132,6 +133,7 @@ class VLLMColocated:
         with _explained("vllm could not take the weights", self._memory):
             if self._on_cpu:
                 worker.reload_weights(weights_iterator=self._recorded(named_tensors))
+                renew_tied_heads(worker.model_runner.model)
             else:
                 for name, tensor in self._recorded(named_tensors):
                     worker.model_runner.model.load_weights([(name, tensor)])

@@ -16,6 +16,7 @@ from torch import Tensor
 from posttrain.rollout import gloo_group
 from posttrain.rollout.checksum import signature
 from posttrain.rollout.packing import sizes_of, unpack
+from posttrain.rollout.vllm_reload import renew_tied_heads
 
 try:
     from vllm.distributed.weight_transfer.base import (
@@ -79,6 +80,7 @@ class GlooTransfer(WeightTransferEngine[GlooInit, GlooUpdate]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        renew_tied_heads(self.model)
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
         if self._group is None:
@@ -135,6 +137,7 @@ class WeightReport:
         if isinstance(transfer, GlooTransfer | NCCLTransfer):
             transfer.received = {}
         self.reload_weights(weights_path=weights_path)  # type: ignore[attr-defined]  # the worker's
+        renew_tied_heads(self.model_runner.model)  # type: ignore[attr-defined]  # the worker's
 
     def posttrain_weights(self) -> dict[str, list]:
         """name -> [dtype, checksum]: of the last update, or of the checkpoint where none has come."""
