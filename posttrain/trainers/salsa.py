@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from posttrain.methods import METHODS
 from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.ops.kl import k3
 from posttrain.recipe_errors import suggest
 from posttrain.references.salsa import SALSA
 from posttrain.trainers.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.forward import model_inputs
 from posttrain.trainers.policy import PolicyTrainer
+from posttrain.trainers.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.soups import soup_with
 from posttrain.trainers.trl_seam import use_adapter
 
@@ -54,13 +55,8 @@ class SALSATrainer(PolicyTrainer):
         named.setdefault("objective", base_objective(settings))
         soup = soup_with(model, settings.others, settings.weights)
         super().__init__(model, reward_funcs, args, *more, ref_model=soup, **named)
-
-    def _set_reference(self, ref_model: PreTrainedModel | None) -> None:
-        """Also keeps the policy as it starts, to log how far it goes; an adapter run has it in its base."""
-        if self.settings.kl_to_start and self._makes_reference:
-            super()._set_reference(None)
-            self._start_model = self.ref_model
-        super()._set_reference(ref_model)
+        if settings.kl_to_start and self._makes_reference:  # an adapter run has its start in the base
+            self._start_model = frozen_reference(self, copy_of_policy(self))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -82,16 +78,15 @@ class SALSATrainer(PolicyTrainer):
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             return self._get_per_token_logps_and_entropies(self.model, **arguments)[0]
 
-    def _token_losses(self, batch: TokenBatch, inputs: Any, *more: Any) -> Any:
-        """Also logs the two KL estimates (k3, nats a token): to the soup, and to the first SFT model."""
-        distances = {"salsa/kl_to_soup": batch.ref_logprobs, "salsa/kl_to_start": inputs.get(_START)}
-        for name, other in distances.items():
-            if other is not None:
-                gap = other - batch.logprobs.detach()
-                kl = (torch.exp(gap) - gap - 1) * batch.mask
-                totals = self._all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double())
-                self._metrics["train"][name].append((totals[0] / totals[1].clamp(min=1)).item())
-        return super()._token_losses(batch, inputs, *more)
+    def _account(self, batch: TokenBatch, inputs: Any, *more: Any) -> Any:
+        """Also logs two KL estimates (k3, nats a token): to the soup, and to the policy as it started."""
+        others = {"salsa/kl_to_soup": batch.ref_logprobs, "salsa/kl_to_start": inputs.get(_START)}
+        for name, logprobs in others.items():
+            if logprobs is not None:
+                kl = k3(batch.logprobs.detach(), logprobs) * batch.mask
+                total, tokens = self._all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double()).tolist()
+                self._metrics["train"][name].append(total / max(tokens, 1.0))
+        return super()._account(batch, inputs, *more)
 
 
 def base_objective(settings: SALSA) -> Objective:
