@@ -6,7 +6,7 @@
 What a method is stands in posttrain/objectives; this file only carries tensors to it and back.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
 # Upstream annotates its trainers more widely than what their attributes hold once they are built.
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.engines import attach_engine
+from posttrain.trainers.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
 from posttrain.trainers.generation import EngineGeneration
 from posttrain.trainers.loss_metrics import LossMetrics
@@ -187,7 +188,20 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
         causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
         return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates, self.temperature)
 
-    # Rollout: advantages
+    # Rollout: the order of prompts, advantages
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
+        """Replaces TRL's sampler by one that knows the epoch it is in."""
+        return EpochRepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            # a share of an epoch is added step by step: rounding must not make 1.0 an epoch 0
+            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
+        )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""

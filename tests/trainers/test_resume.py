@@ -109,3 +109,28 @@ def test_save_total_limit_keeps_the_newest(tiny_model, tokenizer, tmp_path):
     trainer(tiny_model, tokenizer, tmp_path, save_total_limit=2).train()
     kept = sorted(p.name for p in tmp_path.glob("checkpoint-*"))
     assert kept == [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}"]
+
+
+@pytest.mark.parametrize("step", [3, 4, 5], ids=["in_the_first_epoch", "at_its_end", "in_the_second"])
+def test_resume_across_epochs_is_bit_equal(step, tiny_model, tokenizer, tmp_path):
+    """Four steps an epoch: the second epoch's order of prompts does not depend on where the run was resumed."""
+
+    def run(folder: Path, checkpoint: str | None = None) -> BAPOTrainer:
+        config = BAPOConfig(
+            **arguments(
+                folder,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=3,
+                max_steps=6,
+                save_strategy="steps",
+                save_steps=1,
+            )
+        )
+        trained = BAPOTrainer(copy.deepcopy(tiny_model), judged, config, rows(), processing_class=tokenizer)
+        trained.train(resume_from_checkpoint=checkpoint)
+        return trained
+
+    whole = run(tmp_path / "whole")
+    resumed = run(tmp_path / "resumed", str(tmp_path / "whole" / f"checkpoint-{step}"))
+    for a, b in zip(weights(resumed), weights(whole), strict=True):
+        assert torch.equal(a, b)
