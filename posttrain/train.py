@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import datasets
+import transformers.utils.logging
 from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.recipe import Recipe, RecipeError
@@ -20,6 +22,8 @@ def run(recipe: Recipe, *, resume: str | None = None) -> int:
     checkpoint = open_run_dir(recipe, run_dir, resume)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run_dir / "tensorboard"))
 
+    datasets.disable_progress_bars()  # the run has a progress view of its own
+    transformers.utils.logging.disable_progress_bar()
     trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
     session = Session(recipe, trainer, run_dir)
     session.begin(resumed=checkpoint is not None)
@@ -31,7 +35,7 @@ def open_run_dir(recipe: Recipe, run_dir: Path, resume: str | None) -> str | Non
     """The checkpoint to continue from, or None for a fresh run. A run folder is never written over unasked."""
     existing = run_dir / CHECKPOINTS
     if resume is not None:
-        last = get_last_checkpoint(str(existing)) if existing.is_dir() else None
+        last = _last_checkpoint(existing)
         found = last if resume == "last" else resume
         if found is None or not Path(found).is_dir():
             raise RecipeError(
@@ -47,3 +51,10 @@ def open_run_dir(recipe: Recipe, run_dir: Path, resume: str | None) -> str | Non
         if int(os.environ.get("RANK", "0")) == 0:
             shutil.rmtree(run_dir)
     return None
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint; a run in stages is continued as a whole, by its folder."""
+    if (folder / "run.json").is_file():
+        return str(folder)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

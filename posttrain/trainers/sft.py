@@ -7,6 +7,7 @@ from typing import Any
 
 import trl
 
+from posttrain.data import RowCounts
 from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.resume import ExactResume
@@ -20,10 +21,12 @@ class SFTSettings:
 class SFTTrainer(ExactResume, trl.SFTTrainer):
     """`trl.SFTTrainer`; nothing but its step counter has to be carried over a resume."""
 
+    row_counts: RowCounts | None = None
+
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> SFTTrainer:
         parts = ingredients(recipe)
-        return cls(
+        trainer = cls(
             parts.model,
             args=training_arguments(recipe, trl.SFTConfig, **changes),
             train_dataset=parts.train_rows,
@@ -31,6 +34,8 @@ class SFTTrainer(ExactResume, trl.SFTTrainer):
             processing_class=parts.tokenizer,
             peft_config=parts.peft_config,
         )
+        trainer.row_counts = parts.train_counts
+        return trainer
 
     def rollout_state(self) -> dict[str, Any]:
         return {}
