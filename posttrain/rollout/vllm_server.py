@@ -34,6 +34,7 @@ class VLLMServer:
     dtype             what the trainer computes in; a server that computes in another is refused
     max_length        longest prompt plus completion the run may ask for; None: not checked
     start_timeout_s   how long to wait for a server that is still starting
+    run_id            tells this run's weights from another's of the same version; all ranks of a run share it
     """
 
     name = "vllm_server"
@@ -49,6 +50,7 @@ class VLLMServer:
         dtype: str,
         max_length: int | None = None,
         start_timeout_s: float = 240.0,
+        run_id: str | None = None,
     ) -> None:
         if not servers:
             raise ValueError(
@@ -60,7 +62,7 @@ class VLLMServer:
         self._transfer = transfer
         self._max_length = max_length
         self._start_timeout_s = start_timeout_s
-        self._run = secrets.token_hex(4)  # tells this run's weights from another's of the same version
+        self._run = run_id if run_id is not None else secrets.token_hex(4)
         self._models: dict[str, str] = {}
 
     # Starting

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from posttrain.recipe import Recipe, RecipeError
@@ -110,12 +112,15 @@ def server_engine(trainer: Any, settings: VLLMSection, dtype: str, max_length: i
         "retry_delay_s": settings.retry_delay_s,
     }
     servers = servers_of(settings.servers, **options)
+    run_id = [secrets.token_hex(4)]
+    broadcast_object_list(run_id)
     engine = VLLMServer(
         servers,
         make_transfer(sync, servers, settings.timeout_s, folder=folder, host=settings.sync_host),
         dtype=dtype,
         max_length=max_length,
         start_timeout_s=settings.start_timeout_s,
+        run_id=run_id[0],
     )
     together(lambda: engine.connect() if trainer.accelerator.is_main_process else None)
     atexit.register(engine.close)
