@@ -42,7 +42,7 @@ test-optional: $(BIN)/.all
 lint: $(BIN)/.core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) runs

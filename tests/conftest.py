@@ -26,7 +26,9 @@ def shared_data() -> Path:
     """Public benchmark files beside the checkout (../shared/data); tests that read them say so in their name."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the benchmark files are not part of the repository; see docs/evaluation.md for where to get them")
+        pytest.skip(
+            "the benchmark files are not part of the repository; see docs/evaluation.md for where to get them"
+        )
     return folder
 
 
