@@ -8,7 +8,9 @@ An engine of posttrain/rollout does the work; this file turns prompts into token
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.rollout.base import Completion, Engine, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.trainers.policy_folder import load_dense
+
+_FSDP_MAIN_RANK_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 Prompt = str | list[dict[str, Any]]
 EngineOf = Callable[[Path], Engine]
@@ -67,10 +71,27 @@ def transformers_engine_of(
     """Loads the folder's policy into this process; adapters are merged first."""
 
     def engine_of(folder: Path) -> Engine:
-        model = load_dense(folder, base=base, dtype=dtype).eval().to(device)  # type: ignore[arg-type]  # None: stay
+        with whole_weights_everywhere():
+            model = load_dense(folder, base=base, dtype=dtype)
+        model.eval().to(device)  # type: ignore[arg-type]  # None: stay
         return TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
 
     return engine_of
+
+
+@contextmanager
+def whole_weights_everywhere() -> Iterator[None]:
+    """FSDP may load weights on the main rank only, to spread them when training begins; to generate, every rank
+    needs them now."""
+    before = os.environ.get(_FSDP_MAIN_RANK_ONLY)
+    os.environ[_FSDP_MAIN_RANK_ONLY] = "False"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FSDP_MAIN_RANK_ONLY]
+        else:
+            os.environ[_FSDP_MAIN_RANK_ONLY] = before
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:

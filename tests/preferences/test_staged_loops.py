@@ -353,5 +353,7 @@ def test_what_would_break_the_sign_is_refused(model, tokenizer, tmp_path):
         seppo(model, tokenizer, tmp_path, disable_dropout=False)
     with pytest.raises(ValueError, match="precompute_ref_log_probs"):
         seppo(model, tokenizer, tmp_path, precompute_ref_log_probs=True)
+    with pytest.raises(ValueError, match="max_steps is 5, but 3 rounds of 2 steps are 6"):
+        seppo(model, tokenizer, tmp_path, max_steps=5)
     with pytest.raises(ValueError, match="sync_ref_model"):
         seppo(model, tokenizer, tmp_path, sync_ref_model=True)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.recipe import Recipe, RecipeError
@@ -68,6 +69,7 @@ def vllm_engine_of(settings: VLLMSection, *, dtype: str, base: Path) -> EngineOf
             max_model_length=settings.max_model_length,
             max_num_seqs=settings.max_num_seqs,
             enforce_eager=settings.enforce_eager,
+            distributed=PartialState().num_processes > 1,
         )
 
     return engine_of

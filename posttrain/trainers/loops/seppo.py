@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.preferences.seppo import SePPO
-from posttrain.recipe import Recipe
+from posttrain.recipe import Recipe, RecipeError
 from posttrain.rollout.base import Sampling
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import flat_config, settings_from
@@ -96,6 +96,12 @@ class SePPOTrainer(StagedTrainer):
             raise ValueError(
                 "SePPO: precompute_ref_log_probs is not carried; a round reads each pair about once"
             )
+        steps = method.rounds * method.steps_per_round
+        if args.max_steps not in (-1, steps):
+            raise ValueError(
+                f"SePPO: max_steps is {args.max_steps}, but {method.rounds} rounds of {method.steps_per_round} steps "
+                f"are {steps}; make them agree"
+            )
         if missing := {"prompt", "chosen"} - set(winners.column_names):
             raise ValueError(f"SePPO: the winners need columns prompt and chosen; missing {sorted(missing)}")
         sampling = sampling or Sampling(max_new_tokens=(args.max_length or 1024) // 2)
@@ -106,6 +112,10 @@ class SePPOTrainer(StagedTrainer):
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> SePPOTrainer:
         """The run a recipe describes; `changes` win over its training arguments."""
+        if recipe.train.max_steps is None:
+            raise RecipeError(
+                f"{recipe.path}: train: SePPO runs rounds of steps: write max_steps, not epochs"
+            )
         parts = ingredients(recipe)
         args = training_arguments(recipe, SePPOConfig, **{**recipe.objective.model_dump(), **changes})
         trainer = cls(
