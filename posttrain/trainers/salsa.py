@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from posttrain.methods import METHODS
 from posttrain.objectives.base import Objective, TokenBatch
@@ -50,6 +51,10 @@ class SALSATrainer(PolicyTrainer):
             raise ValueError("SALSA: sync_ref_model would overwrite the soup; leave it out")
         if isinstance(model, str):
             raise ValueError("SALSA: pass the model itself, whose weights enter the soup, not its path")
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "SALSA: under ZeRO-3 no process holds the weights to average; use ZeRO-2, FSDP2 or DDP"
+            )
         self.settings = settings
         self._start_model: Any = None
         named.setdefault("objective", base_objective(settings))
@@ -72,9 +77,7 @@ class SALSATrainer(PolicyTrainer):
             return self._get_per_token_logps_and_entropies(self._start_model, **arguments)[0]
         policy: Any = self.accelerator.unwrap_model(self.model)
         if not is_peft_model(policy):
-            raise ValueError(
-                "SALSA: kl_to_start needs a copy of the start, which ZeRO-3 does not allow; set it false"
-            )
+            raise RuntimeError("SALSA: the policy's start was not kept, and it has no adapter to take off")
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
             return self._get_per_token_logps_and_entropies(self.model, **arguments)[0]
 

@@ -28,7 +28,9 @@ class InRun:
         self.last = last
 
     def around(self, callback: TrainerCallback) -> TrainerCallback:
-        return _Around(callback, self)
+        # A class of its own for each: transformers warns of two callbacks of one class.
+        kind = type(f"{type(callback).__name__}InRun", (_Around,), {})
+        return kind(callback, self)
 
     def seen(self, state: TrainerState) -> TrainerState:
         """The stage's state as the run's."""
