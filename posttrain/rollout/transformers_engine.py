@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
@@ -172,8 +171,7 @@ class _Writing:
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(),
-            use_cache=True,
+            use_cache=True,  # the model makes the kind of cache it needs
             logits_to_keep=1,
         )
         rows_of = torch.tensor(of_row, device=self.device)

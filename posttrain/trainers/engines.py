@@ -25,13 +25,13 @@ from posttrain.trainers.weight_sync import together
 
 
 def attach_engine(trainer: EngineGeneration, recipe: Recipe) -> None:
-    """Gives the trainer the engine its recipe names. `transformers` without partial rollouts is TRL's own
-    generation, which needs none.
+    """Gives the trainer the engine its recipe names. Where `train.cache_implementation` asks for a cache of
+    transformers' own `generate`, TRL's generation stays, which needs none.
 
     Raises RecipeError for what only the machine can tell, EngineLost or EngineRefused when a server does not answer.
     """
     rollout = recipe.rollout
-    if rollout is None or (rollout.engine == "transformers" and rollout.partial_budget is None):
+    if rollout is None or trainer.args.cache_implementation is not None:
         return
     plan = RolloutPlan(
         staleness=rollout.staleness,

@@ -352,8 +352,10 @@ class EngineGeneration(_Host):
         if self.engine is None or self.engine.version == self.state.global_step:
             return
         begin = time.perf_counter()
-        self._sync.update(self.state.global_step, self._prompts_of(rows), self._sampling(training=True))
-        self._log_rollout("sync_s", time.perf_counter() - begin)
+        probe = self._prompts_of([rows[0], rows[-1]])
+        self._sync.update(self.state.global_step, probe, self._sampling(training=True))
+        if not self.engine.shares_weights:
+            self._log_rollout("sync_s", time.perf_counter() - begin)
 
     def _score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
         """The trainer's log-probs of the completions' tokens, as it would score them for the loss. (B, T)."""

@@ -28,7 +28,7 @@ Score = Callable[[list[list[int]], list[list[int]]], Tensor]
 """Prompts and completions to the trainer's log-probs of the completions' tokens, (B, T), right-padded."""
 
 _ERRORS = {one.__name__: one for one in (EngineLost, EngineRefused, WeightsLost, WeightsDiffer, EngineError)}
-_PROBE_PROMPTS, _PROBE_TOKENS = 2, 16
+_PROBE_TOKENS = 16
 
 
 def together(task: Callable[[], T]) -> T:
@@ -106,7 +106,7 @@ class WeightSync:
             max_new_tokens=min(_PROBE_TOKENS, sampling.max_new_tokens),
             seed=version,
         )
-        chosen = list(prompts[:_PROBE_PROMPTS])
+        chosen = list(prompts)
         sampled = together(lambda: self._engine.generate(chosen, probe) if self._speaks else [])
         if self._engine.shared:
             chosen, sampled = self._from_main((chosen, sampled))
