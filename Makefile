@@ -2,7 +2,8 @@
 # make test            the core suite
 # make test-all        the core suite and the optional stack (vLLM, DeepSpeed, evaluation), installed first
 # make test-optional   only the tests of the optional stack
-# make lint            ruff and pyright
+# make lint            ruff
+# make types           pyright
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ ifeq ($(filter-out 0,$(GPU)),)
 PINS := torch==2.13.0 -c constraints.txt
 endif
 
-.PHONY: demo test test-all test-optional lint clean
+.PHONY: demo test test-all test-optional lint types clean
 .DELETE_ON_ERROR:
 
 $(BIN)/.core: pyproject.toml constraints.txt
@@ -42,6 +43,8 @@ test-optional: $(BIN)/.all
 lint: $(BIN)/.core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(BIN)/.core
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
