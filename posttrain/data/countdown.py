@@ -4,7 +4,8 @@
 
 Problems are drawn, never taken from a benchmark's file: numbers first, then a random expression over them, whose
 value is the target; so each has a solution. The train and test splits share no problem, the order of the numbers
-aside. `posttrain.rewards.puzzles.countdown` judges any expression, not only this one.
+aside (unless it is part of the problem: `in_order`). `posttrain.rewards.puzzles.countdown` judges any expression,
+not only this one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Countdown:
     largest: Annotated[int, Gt(1)] = 100  # numbers are 1 .. largest
     largest_target: Annotated[int, Gt(1)] = 100  # targets are 1 .. largest_target
     operators: str = "+-*/"
+    in_order: bool = (
+        False  # solutions keep the numbers' order and work from left to right: only operators to choose
+    )
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
     demonstrations: Annotated[int, Ge(1)] = 1  # completions a problem, each drawn anew
 
@@ -60,6 +64,7 @@ class Countdown:
     def problems(self, split: str) -> list[tuple[tuple[int, ...], int, str]]:
         """(numbers, target, an expression). The test split is drawn first, and stays whatever the train split is."""
         rng = random.Random(f"countdown/problems/{self.seed}/{self.numbers}/{self.largest}/{self.operators}")
+        key_of = tuple if self.in_order else sorted  # out of order, an order is no problem of its own
         wanted = self.held_out + (self.size if split == "train" else 0)
         drawn: dict[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int, str]] = {}
         since_last = 0
@@ -72,18 +77,19 @@ class Countdown:
             numbers = tuple(rng.randint(1, self.largest) for _ in range(self.numbers))
             value, text = self.expression(numbers, rng)
             if value is not None and value.denominator == 1 and 1 <= value <= self.largest_target:
-                key = (tuple(sorted(numbers)), int(value))
+                key = (tuple(key_of(numbers)), int(value))
                 since_last = since_last if key in drawn else 0
                 drawn.setdefault(key, (numbers, int(value), text))
         problems = list(drawn.values())
         return problems[self.held_out :] if split == "train" else problems[: self.held_out]
 
     def expression(self, numbers: tuple[int, ...], rng: random.Random) -> tuple[Fraction | None, str]:
-        """A random expression over all numbers in random order, and its value (None: a division by zero)."""
+        """A random expression over all numbers, and its value (None: a division by zero)."""
         parts: list[tuple[Fraction | None, str, int]] = [(Fraction(n), str(n), 3) for n in numbers]
-        rng.shuffle(parts)
+        if not self.in_order:
+            rng.shuffle(parts)
         while len(parts) > 1:
-            i = rng.randrange(len(parts) - 1)
+            i = 0 if self.in_order else rng.randrange(len(parts) - 1)
             parts[i : i + 2] = [_joined(parts[i], rng.choice(self.operators), parts[i + 1])]
         value, text, _ = parts[0]
         return value, text

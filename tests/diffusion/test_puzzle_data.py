@@ -20,7 +20,13 @@ def judge_countdown(rows, key):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"numbers": 4, "largest": 20}, {"numbers": 2, "largest": 40, "operators": "+-"}]
+    "settings",
+    [
+        {},
+        {"numbers": 4, "largest": 20},
+        {"numbers": 2, "largest": 40, "operators": "+-"},
+        {"largest": 9, "operators": "+-", "in_order": True},
+    ],
 )
 def test_countdown_answers_are_right(settings):
     rows = list(Countdown(size=120, held_out=20, **settings).rows("train", completions=False))
@@ -35,6 +41,13 @@ def test_countdown_by_hand():
     assert row["prompt"] == f"{row['numbers']}={row['target']}>"
     assert len(given) == 3
     assert set(row) == {"prompt", "numbers", "target", "answer"}
+
+
+def test_in_order_only_operators_are_to_choose():
+    task = Countdown(size=300, held_out=20, largest=9, operators="+-", in_order=True, teacher_accuracy=0.5)
+    for row in task.rows("train", completions=True):
+        for text in (row["answer"], row["completion"]):
+            assert text.translate(str.maketrans("+-", ",,")) == row["numbers"]
 
 
 def test_brackets_only_where_needed():
