@@ -156,17 +156,13 @@ def whole_drift(tokenizer, tmp_path_factory):
     return trainer
 
 
-@pytest.mark.parametrize("kill", ["sampling", 1, 3, "publishing"], ids=lambda k: f"at {k}")
+@pytest.mark.parametrize("kill", ["sampling", 1, 3], ids=lambda k: f"at {k}")
 def test_a_killed_run_continues_with_the_same_numbers(kill, whole_drift, model, tokenizer, tmp_path):
-    """Kills in the second sampling, before a first checkpoint, after one, and between a stage's last checkpoint and
-    its policy."""
+    """Kills in the second sampling, before a first checkpoint, and after one."""
     whole = whole_drift
     broken = drift(model, tokenizer, tmp_path / "broken", kill=kill if isinstance(kill, int) else None)
     if kill == "sampling":
         broken._generator = _DiesAfter(broken.generator, calls=4)  # in the second iteration's second batch
-    if kill == "publishing":
-        broken.pool.add(lambda folder: save_policy(model, tokenizer, folder))
-        broken.pool.publish = _dies
     with pytest.raises(Killed):
         broken.train()
     if kill == "sampling":
@@ -182,8 +178,30 @@ def test_a_killed_run_continues_with_the_same_numbers(kill, whole_drift, model, 
     assert resumed.state.global_step == whole.state.global_step == 8
 
 
+def test_a_kill_between_the_last_checkpoint_and_the_saved_policy_adds_no_step(model, tokenizer, tmp_path):
+    """Asked to resume in the middle of an epoch at its last step, transformers would train one more."""
+    whole = drift(model, tokenizer, tmp_path / "whole", max_steps=2, iterations=1)
+    whole.train()
+    broken = drift(model, tokenizer, tmp_path / "broken", max_steps=2, iterations=1)
+    broken.pool.add(lambda folder: save_policy(model, tokenizer, folder))
+    broken.pool.publish = _dies
+    with pytest.raises(Killed):
+        broken.train()
+    resumed = drift(model, tokenizer, tmp_path / "broken", max_steps=2, iterations=1)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert all(same(a, b) for a, b in zip(policies(whole), policies(resumed), strict=True))
+
+
 def _dies():
     raise Killed
+
+
+def test_equal_prompts_get_answers_of_their_own(model, tokenizer, tmp_path):
+    trainer = drift(model, tokenizer, tmp_path, complaints=[COMPLAINTS[0]] * 9, iterations=1)
+    trainer.train()
+    answers = [row["chosen"] for row in lines(tmp_path / "stages" / "000" / "pairs.jsonl")]
+    assert len(set(answers)) == 9
 
 
 class _DiesAfter:
