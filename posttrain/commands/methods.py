@@ -41,8 +41,9 @@ def main(args: Namespace) -> int:
 
 def _list() -> int:
     table = Table(box=None, padding=(0, 2))
-    for title in ("method", "family", "what it is"):
-        table.add_column(title, overflow="fold")
+    for title in ("method", "family"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("what it is", overflow="fold")
     for method in METHODS.values():
         table.add_row(method.name, method.family, method.summary)
     Console(highlight=False).print(table)
@@ -82,7 +83,8 @@ def spell_bound(mark: Any) -> str:
 def _show(name: str) -> int:
     method = METHODS[name]
     table = Table(box=None, padding=(0, 2))
-    for title in ("setting", "type", "default", "meaning"):
+    table.add_column("setting", no_wrap=True)  # a name cut in two cannot be copied into a recipe
+    for title in ("type", "default", "meaning"):
         table.add_column(title, overflow="fold")
     for setting in list_settings(method.settings):
         default = "required" if setting.default is REQUIRED else repr(setting.default)

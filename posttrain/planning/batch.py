@@ -135,7 +135,7 @@ def length_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
     unit = "rows" if rollout is None else "prompts"
     steps, epochs = recipe.train.max_steps, recipe.train.num_train_epochs
     if steps is None and rows is None:
-        return f"{epochs:g} epochs; the number of steps follows from the data"
+        return f"{epochs:g} epoch{'' if epochs == 1 else 's'}; the number of steps follows from the data"
     if steps is None:
         assert epochs is not None
         assert rows is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ def model_faults(recipe: Recipe) -> Iterator[str]:
     if model.path is not None and is_folder_name(model.path, recipe.output.dir):
         folder = Path(model.path)
         if not folder.is_dir():
-            yield f"model: no folder '{folder}' here or beside the recipe; first train the recipe that makes it"
+            yield f"model: no folder '{folder}' here or beside the recipe; first train {maker_of(folder, recipe)}"
         elif not (folder / "config.json").is_file():
             yield f"model: folder '{folder}' holds no config.json, so it is not a saved model"
         elif model.revision is not None:
@@ -45,6 +46,17 @@ def model_faults(recipe: Recipe) -> Iterator[str]:
         yield "model.peft: lm_head cannot carry an adapter: log-probs come from TRL's fused head; leave it out"
     if model.dtype == "float16" and recipe.train.fp16:
         yield "train: 'fp16' scales the gradients of float32 weights; with model.dtype float16 set float32 or bf16"
+
+
+def maker_of(folder: Path, recipe: Recipe) -> str:
+    """The recipe that writes `folder` (runs/NAME/model or below), where one lies beside this one or in recipes/."""
+    beside = Path(recipe.path).parent.glob("*.yaml")
+    for path in sorted({*beside, *Path("recipes").glob("*/*.yaml")}):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        named = re.search(r"^output:.*\bname:\s*([\w.\-]+)", text, flags=re.MULTILINE)
+        if named is not None and named[1] in folder.parts:
+            return str(path)
+    return "the recipe that makes it"
 
 
 def precision_warnings(recipe: Recipe) -> Iterator[str]:
