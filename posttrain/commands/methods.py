@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from rich.console import Console
 from rich.table import Table
@@ -80,6 +81,14 @@ def spell_bound(mark: Any) -> str:
     return str(mark)
 
 
+def spell_default(value: Any) -> str:
+    """As a recipe would write it: null, true, [0.6, 0.9]."""
+    if value is REQUIRED:
+        return "required"
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
 def _show(name: str) -> int:
     method = METHODS[name]
     table = Table(box=None, padding=(0, 2))
@@ -87,8 +96,9 @@ def _show(name: str) -> int:
     for title in ("type", "default", "meaning"):
         table.add_column(title, overflow="fold")
     for setting in list_settings(method.settings):
-        default = "required" if setting.default is REQUIRED else repr(setting.default)
-        table.add_row(setting.name, spell_type(setting.annotation), default, setting.note)
+        table.add_row(
+            setting.name, spell_type(setting.annotation), spell_default(setting.default), setting.note
+        )
     console = Console(highlight=False, markup=False)
     console.print(f"{name}: {method.summary} ({method.family})", style="bold")
     if table.row_count:
