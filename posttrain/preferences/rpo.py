@@ -30,19 +30,18 @@ def imitation_loss(
 ) -> Tensor:
     """The imitation term of answers with log-probs `logps`. (B,) -> (B,).
 
-    "cumulative": -eta * beta * log pi (eq. 4.8). "average": -eta * log pi / length. Any other form is a
-    ValueError.
+    "cumulative": -eta * beta * log pi (eq. 4.8). "average": -eta * log pi / length. "token_mean": the same number
+    for every answer, -eta * sum of log pi / sum of lengths. Any other form is a ValueError.
     """
     if form == "cumulative":
         return eta * beta * sequence_nll(logps)
+    if form not in ("average", "token_mean"):
+        raise ValueError(f"RPO: no form {form!r}; choose cumulative, average or token_mean")
+    if lengths is None:
+        raise ValueError(f"RPO: form {form!r} divides by the answers' lengths in tokens; pass them")
     if form == "average":
-        if lengths is None:
-            raise ValueError("RPO: the 'average' form divides by the answers' lengths; pass them")
         return eta * length_mean_nll(logps, lengths)
-    raise ValueError(
-        f"RPO: no form {form!r} of one answer's imitation term; 'cumulative' and 'average' are. "
-        "'token_mean' is one number a micro-batch: posttrain.preferences.sft.token_mean_nll"
-    )
+    return eta * token_mean_nll(logps, lengths).expand_as(logps)
 
 
 def rpo_loss(
@@ -58,7 +57,7 @@ def rpo_loss(
 ) -> Tensor:
     """DPO with imitation of the chosen answers (eq. 4.8). (B,) each -> (B,); eta 0 is DPO.
 
-    chosen_lengths  scored tokens of the chosen answers, read by form "average" only
+    chosen_lengths  scored tokens of the chosen answers; forms "average" and "token_mean" need them
     """
     loss = dpo_loss(
         chosen_logps=chosen_logps,
@@ -94,8 +93,6 @@ class RPO(PairLoss):
             beta=batch.beta,
         )
         logps, lengths = self._imitated(batch)
-        if self.form == "token_mean":
-            return loss + self.eta * token_mean_nll(logps, lengths)
         return loss + imitation_loss(logps, beta=batch.beta, eta=self.eta, form=self.form, lengths=lengths)
 
     def metrics(self, batch: PairBatch) -> dict[str, Tensor]:

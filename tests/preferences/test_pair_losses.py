@@ -71,7 +71,7 @@ def test_rpo_imitation_carries_eta_times_beta_by_hand():
 
 def test_rpo_with_eta_zero_is_dpo_bit_for_bit():
     arguments = rpo_arguments()
-    for form in ("cumulative", "average"):
+    for form in ("cumulative", "average", "token_mean"):
         loss = rpo_loss(**arguments, beta=0.3, eta=0.0, form=form, chosen_lengths=torch.tensor([3, 4]))
         assert torch.equal(loss, dpo_loss(**arguments, beta=0.3))
 
@@ -99,6 +99,11 @@ def test_rpo_token_mean_is_one_number_a_micro_batch():
     added = method.pair_loss(batch) - DPO().pair_loss(batch)
     expected = -0.7 * batch.chosen_logps.sum() / 7
     assert_close(added, expected.expand(2))
+    # The function of the three forms: 9 nats over 7 tokens, weighted by eta alone.
+    arguments = rpo_arguments() | {"chosen_lengths": torch.tensor([3, 4])}
+    loss = rpo_loss(**arguments, beta=0.1, eta=0.7, form="token_mean")
+    without = rpo_loss(**arguments, beta=0.1, eta=0.0)
+    assert_close(loss - without, f64(0.9, 0.9))
 
 
 def test_rpo_imitates_what_it_was_told_to():
@@ -112,10 +117,11 @@ def test_rpo_imitates_what_it_was_told_to():
 
 def test_rpo_refuses_what_it_cannot_do():
     arguments = rpo_arguments()
-    with pytest.raises(ValueError, match="token_mean_nll"):
-        rpo_loss(**arguments, beta=0.1, eta=0.1, form="token_mean")
-    with pytest.raises(ValueError, match="lengths"):
-        rpo_loss(**arguments, beta=0.1, eta=0.1, form="average")
+    with pytest.raises(ValueError, match="no form 'sum'; choose cumulative, average or token_mean"):
+        rpo_loss(**arguments, beta=0.1, eta=0.1, form="sum")
+    for form in ("average", "token_mean"):
+        with pytest.raises(ValueError, match=f"form '{form}' divides by the answers' lengths"):
+            rpo_loss(**arguments, beta=0.1, eta=0.1, form=form)
     with pytest.raises(ValueError, match="imitation_data"):
         RPO(imitate="dataset")
     with pytest.raises(ValueError, match="imitation_data"):
