@@ -6,7 +6,7 @@ with ranks of their own can meet here. Both ends use this file; neither needs th
 
 from __future__ import annotations
 
-import ipaddress
+import os
 import socket
 from datetime import timedelta
 from typing import Any
@@ -57,11 +57,22 @@ def join(
 
 
 def _device(address: str) -> Any:
-    """Traffic stays on the loopback interface where the meeting place is on it; else GLOO_SOCKET_IFNAME decides,
-    or the address that this host's name resolves to."""
-    if ipaddress.ip_address(address).is_loopback:
-        return dist.ProcessGroupGloo.create_device(hostname=address)
-    return dist.ProcessGroupGloo.create_default_device()
+    """Traffic leaves by this side's address on the way to the meeting place, unless GLOO_SOCKET_IFNAME names an
+    interface. Gloo's own choice is what this host's name resolves to, which is often the loopback interface."""
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return dist.ProcessGroupGloo.create_default_device()
+    return dist.ProcessGroupGloo.create_device(hostname=own_address_towards(address))
+
+
+def own_address_towards(host: str, port: int = 9) -> str:
+    """This machine's address on the route to `host`, a name or an address. Nothing is sent.
+
+    Raises OSError when the name is unknown or there is no route.
+    """
+    family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:  # a datagram socket "connects" without sending
+        probe.connect(place)
+        return probe.getsockname()[0]
 
 
 def broadcast(group: Any, tensor: Tensor) -> None:

@@ -6,11 +6,11 @@ it again, which also finds a server that was restarted.
 
 from __future__ import annotations
 
-import ipaddress
 import queue
 import shutil
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.rollout import gloo_group
-from posttrain.rollout.base import EngineLost, NamedTensors
+from posttrain.rollout.base import EngineError, EngineLost, EngineRefused, NamedTensors
 from posttrain.rollout.http_client import Server
 from posttrain.rollout.packing import CHUNK_BYTES, pack
 
@@ -42,9 +42,10 @@ def at_once(tasks: Sequence[Callable[[], Any]], timeout_s: float, doing: str) ->
     for index, task in enumerate(tasks):
         threading.Thread(target=run, args=(index, task), daemon=True, name=doing).start()
     results: list[Any] = [None] * len(tasks)
+    end = time.monotonic() + timeout_s
     for _ in tasks:
         try:
-            index, result, error = ends.get(timeout=timeout_s)
+            index, result, error = ends.get(timeout=max(end - time.monotonic(), 0.0))
         except queue.Empty:
             raise EngineLost(f"{doing} took longer than {timeout_s:.0f} s; see the servers' logs") from None
         if error is not None:
@@ -105,7 +106,13 @@ class GroupTransfer(Transfer):
         """Every worker of every server joins; blocks until all are there."""
         sizes = [server.get("/get_world_size")["world_size"] for server in self.servers]
         address = self._host or route_to(self.servers[0])
-        listener = gloo_group.listen(address)
+        try:
+            listener = gloo_group.listen(address)
+        except OSError as error:
+            raise EngineRefused(
+                f"rollout.vllm.sync_host {address}: this machine cannot listen there ({error}). It must be an address "
+                "of the trainer's machine that the servers can reach; without one, the route to them decides."
+            ) from error
         port = listener.getsockname()[1]
         base = {"world_size": 1 + sum(sizes), **self._init_info(address, port)}
         tasks: list[Callable[[], Any]] = [lambda: self._meet(address, listener, base["world_size"])]
@@ -116,7 +123,15 @@ class GroupTransfer(Transfer):
                 lambda server=server, body=body: server.post("/init_weight_transfer_engine", body, retries=0)
             )
             offset += size
-        at_once(tasks, self.timeout_s, "joining the weight transfer group")
+        try:
+            at_once(tasks, self.timeout_s, "joining the weight transfer group")
+        except EngineRefused:
+            raise
+        except RuntimeError as error:  # a server that says so, or torch where one stays away
+            raise EngineLost(
+                f"{error} The servers were to meet the trainer at {address}:{port}: can they reach that address, and "
+                "does no firewall hold it? Set rollout.vllm.sync_host to one they can reach, or sync: disk."
+            ) from error
         self._opened = True
 
     def send(self, named_tensors: NamedTensors, version: str) -> None:
@@ -137,7 +152,7 @@ class GroupTransfer(Transfer):
                 "/finish_weight_update", {"weight_version": version}, doing="finishing a weight update"
             )
             self._forget_prefixes()
-        except EngineLost:
+        except EngineError:
             self.close()
             raise
         except RuntimeError as error:  # how torch reports a peer that has left the group
@@ -259,17 +274,9 @@ def write_weights(folder: Path, name: str, named_tensors: NamedTensors, limit_by
 
 
 def route_to(server: Server) -> str:
-    """This machine's address on the way to the server."""
-    host = "127.0.0.1" if server.host == "localhost" else server.host
-    try:
-        if ipaddress.ip_address(host).is_loopback:
-            return host
-    except ValueError:
-        pass  # a name, not an address: the route decides
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # a datagram socket "connects" without sending
-        probe.connect((host, server.port))
-        return probe.getsockname()[0]
+    """This machine's address on the way to the server; traffic to the loopback interface stays on it."""
+    host = "127.0.0.1" if server.host == "localhost" else server.host  # not ::1, which may be switched off
+    return gloo_group.own_address_towards(host, server.port)
 
 
 def make_transfer(
