@@ -19,6 +19,7 @@ from posttrain.data import Survey
 from posttrain.planning import checks
 from posttrain.planning.batch import Rollout, length_in_words, plural, rollout_of, texts_of
 from posttrain.planning.diffusion import diffusion_lines, sampler_faults
+from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
@@ -67,6 +68,7 @@ def make_plan(
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []
     faults += sampler_faults(recipe)
+    plan.refusals += engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
     found = _plan_data(plan, countable=not faults)
     plan.refusals += reward_faults(recipe, checks.visible_columns(recipe, found))

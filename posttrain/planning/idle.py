@@ -132,6 +132,6 @@ def _ahead_problems(rollout: RolloutSection) -> list[str]:
         staleness=rollout.staleness,
         partial_budget=rollout.partial_budget,
         max_new_tokens=rollout.max_new_tokens,
-        truncating=rollout.changed() & TRUNCATING,
+        truncating=(rollout.changed() & TRUNCATING) - ({"min_p"} if rollout.min_p == 0 else set()),
         correction=rollout.importance_correction,
     )

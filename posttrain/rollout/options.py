@@ -8,8 +8,9 @@ vllm_server                 one or more server processes, here or elsewhere     
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from posttrain.rollout.diffusion_options import DIFFUSION_SAMPLING
 
@@ -124,4 +125,40 @@ def check_ahead(
             "weights has no other old log-probs than the sampled ones: leave them neutral, or set staleness to 0 and "
             "drop partial_budget"
         )
+    return problems
+
+
+def is_address(url: str) -> bool:
+    """Whether it is http://host:port, https, or without a port, and nothing more."""
+    parts = urlsplit(url)
+    try:
+        parts.port  # noqa: B018  # reading it checks it
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
+
+
+def check_servers(
+    urls: Sequence[str],
+    *,
+    sync: str | None,
+    sync_dir: str | None = None,
+    sync_host: str | None = None,
+    use_cpu: bool = False,
+) -> list[str]:
+    """What is wrong with a recipe's servers and its way of sending weights, one sentence each.
+
+    use_cpu  the trainer is told to leave GPUs alone
+    """
+    problems = [f"server {url!r}: write it as http://host:port" for url in urls if not is_address(url)]
+    if not urls:
+        problems.append("'servers' is empty: name at least one, for example http://127.0.0.1:8000")
+    plain = [url.rstrip("/") for url in urls]
+    problems += [f"'servers' lists {url} twice" for url in sorted({u for u in plain if plain.count(u) > 1})]
+    if sync == "nccl" and use_cpu:
+        problems.append("sync: nccl needs a GPU in the trainer, and train.use_cpu is set; use gloo or disk")
+    if sync_dir is not None and sync != "disk":
+        problems.append("'sync_dir' does nothing without sync: disk; add that, or remove it")
+    if sync_host is not None and sync == "disk":
+        problems.append("'sync_host' does nothing with sync: disk; remove it")
     return problems

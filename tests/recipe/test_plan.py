@@ -150,6 +150,21 @@ def test_the_length_of_the_run(load: Load) -> None:
             "'sleep' does nothing with engine 'vllm_server'",
         ),
         (POLICY, {"rollout": {"vllm": {}}}, "rollout: 'vllm' does nothing without a vLLM engine"),
+        (POLICY, {"rollout": {"engine": "vllm_server", "vllm": {"servers": []}}}, "'servers' is empty"),
+        (
+            POLICY,
+            {"rollout": {"engine": "vllm_server", "vllm": {"sync_dir": "x"}}},
+            "rollout.vllm: 'sync_dir' does nothing without sync: disk",
+        ),
+        (POLICY, {"rollout": {"engine": "vllm"}}, "engine 'vllm' loads a model folder"),
+        (
+            POLICY,
+            {
+                "rollout": {"engine": "vllm_server", "partial_budget": 2},
+                "train": {"per_device_train_batch_size": 2},
+            },
+            "partial_budget needs whole groups on every process",
+        ),
         (
             POLICY,
             {"train": {"cache_implementation": "static"}, "rollout": {"engine": "vllm"}},

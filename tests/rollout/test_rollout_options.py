@@ -68,6 +68,29 @@ def test_what_does_not_go_together(engine: str, changes: dict, problem: str | No
     assert (not found) if problem is None else any(problem in one for one in found), found
 
 
+@pytest.mark.parametrize(
+    ("urls", "changes", "problem"),
+    [
+        (["http://a:1", "https://b"], {}, None),
+        (["http://a:1"], {"sync": "disk", "sync_dir": "/shared"}, None),
+        (["http://a:1"], {"sync": "gloo", "sync_host": "10.0.0.1", "use_cpu": True}, None),
+        (["a:1"], {}, "server 'a:1': write it as http://host:port"),
+        ([], {}, "'servers' is empty"),
+        (["http://a:1", "http://a:1/"], {}, "lists http://a:1 twice"),
+        (["http://a:1"], {"sync": "nccl", "use_cpu": True}, "nccl needs a GPU"),
+        (["http://a:1"], {"sync_dir": "/shared"}, "'sync_dir' does nothing without sync: disk"),
+        (
+            ["http://a:1"],
+            {"sync": "disk", "sync_host": "10.0.0.1"},
+            "'sync_host' does nothing with sync: disk",
+        ),
+    ],
+)
+def test_servers_and_the_way_to_them(urls: list[str], changes: dict, problem: str | None) -> None:
+    found = options.check_servers(urls, **{"sync": None, **changes})
+    assert (not found) if problem is None else any(problem in one for one in found), found
+
+
 def test_the_tables_need_no_torch() -> None:
     code = "import sys, posttrain.rollout.options, posttrain.rollout.base; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
