@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from posttrain.rollout.base import EngineLost, EngineRefused
+from posttrain.rollout.options import is_address
 
 START = "start it with: launch/serve_vllm.sh MODEL"
 _DIRECT = urllib.request.build_opener(
@@ -49,8 +51,7 @@ class Server:
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        if not is_address(self.url):
             raise ValueError(f"rollout server {self.url!r}: write it as http://host:port")
 
     @property
@@ -166,18 +167,23 @@ class Server:
         return self.call("POST", path, body if body is not None else {}, **options)
 
     def wait_until_up(self, patience_s: float) -> None:
-        """Returns when /health answers. Raises EngineLost after `patience_s` of asking once a second."""
+        """Returns when /health answers. Raises EngineLost after `patience_s` of asking once a second; says on stderr
+        that it waits, for a silent wait looks like a hang."""
         start = time.monotonic()
+        said = False
         while True:
             try:
-                self.get("/health", timeout_s=5.0, retries=0)
+                self._once("GET", "/health", None, 5.0)
                 return
-            except EngineLost as error:
+            except _Failure as failure:
                 if time.monotonic() - start >= patience_s:
                     raise EngineLost(
-                        f"rollout server {self.url}: not up after {patience_s:.0f} s. {START[0].upper()}{START[1:]}; "
-                        "if it is slow to start, raise rollout.vllm.start_timeout_s."
-                    ) from error
+                        f"rollout server {self.url}: not up after {patience_s:.0f} s ({failure}). "
+                        f"{START[0].upper()}{START[1:]}; if it is slow to start, raise rollout.vllm.start_timeout_s."
+                    ) from failure
+            if not said:
+                print(f"waiting up to {patience_s:.0f} s for rollout server {self.url}", file=sys.stderr)
+                said = True
             self.sleep(1.0)
 
 

@@ -26,6 +26,7 @@ from posttrain.rollout.spreading import Request, merge_rows, spread
 from posttrain.rollout.transfer import Transfer
 
 _CONCURRENT_REQUESTS = 64  # a server; it batches them itself
+_HEALTH_S = 30.0  # for a server that has just failed to come back: with the default retries, all of them
 
 
 class VLLMServer:
@@ -104,7 +105,7 @@ class VLLMServer:
     def health(self) -> None:
         """Asks each server with the retries of any other call, so a restart within them goes unnoticed."""
         for server in self.servers:
-            server.get("/health")
+            server.get("/health", timeout_s=min(server.timeout_s, _HEALTH_S))
 
     # Generating
 

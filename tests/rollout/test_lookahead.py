@@ -65,16 +65,25 @@ def test_rounds_run_in_order_beside_the_caller() -> None:
         ahead.start(6, lambda: 1)
 
 
-def test_an_error_waits_for_its_round() -> None:
+def test_an_error_waits_for_its_round_and_ends_those_behind_it() -> None:
     ahead: Ahead[int] = Ahead()
-    ahead.start(1, lambda: 1 // 0)
-    ahead.start(2, lambda: 7)
+    go = threading.Event()
+    ran: list[int] = []
+    ahead.put(0, 5)
+    ahead.start(1, lambda: go.wait(10) and 1 // 0)
+    ahead.start(2, lambda: ran.append(2) or 7)
+    go.set()
     ahead.wait()
-    assert ahead.finished() == {2: 7}
-    with pytest.raises(ZeroDivisionError):
-        ahead.take(1)
+    assert ahead.finished() == {0: 5}
+    for number in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            ahead.take(number)
+    assert ran == []  # with a server that hangs, each would have taken as long again
+    ahead.start(3, lambda: 9)
+    assert ahead.take(3) == 9
+    ahead.put(4, 1)
     ahead.discard()
-    assert 2 not in ahead
+    assert 4 not in ahead
 
 
 def test_peeking_takes_nothing() -> None:

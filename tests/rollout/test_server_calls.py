@@ -67,8 +67,23 @@ def test_nobody_there() -> None:
     with pytest.raises(EngineLost, match=rf"127.0.0.1:{port}.*refused.*Is it running"):
         server.get("/health")
     assert len(pauses) == 1
-    with pytest.raises(EngineLost, match=r"not up after 0 s. Start it with: launch/serve_vllm.sh MODEL"):
+    with pytest.raises(
+        EngineLost, match=r"not up after 0 s \(.*refused\). Start it with: launch/serve_vllm.sh"
+    ):
         server.wait_until_up(0.0)
+
+
+def test_a_wait_is_announced_once_and_ends_when_the_server_is_up(capsys: pytest.CaptureFixture) -> None:
+    answer = scripted((503, b"loading"), (503, b"loading"), (200, b""))
+    with http_server(answer) as url:
+        server, pauses = at(url)
+        server.wait_until_up(60.0)
+    assert pauses == [1.0, 1.0]
+    assert capsys.readouterr().err == f"waiting up to 60 s for rollout server {url}\n"
+    with http_server(scripted((200, b"<html>"))) as url:
+        server, _ = at(url)
+        with pytest.raises(EngineLost, match="not up after 0 s .*not JSON: <html>"):
+            server.wait_until_up(0.0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +141,7 @@ def test_no_call_outlasts_its_limit() -> None:
         assert time.monotonic() - begin < 1.4  # five tries of 1.5 s would be 7.5
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a:1", "http://a:1/v1", "http://"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a:1", "http://a:1/v1", "http://", "http://a:b"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="write it as http://host:port"):
         Server(url)
