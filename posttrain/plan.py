@@ -17,13 +17,14 @@ from rich.table import Table
 
 from posttrain.data import Survey
 from posttrain.planning import checks
-from posttrain.planning.batch import Rollout, length_in_words, plural, rollout_of, texts_of
+from posttrain.planning.batch import Rollout, plural, rollout_of, texts_of
 from posttrain.planning.diffusion import diffusion_lines, sampler_faults
 from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
+from posttrain.planning.method_checks import method_faults, run_in_words
 from posttrain.planning.rewards import reward_faults, reward_lines
 from posttrain.planning.shapes import Shape, read_shape
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -61,7 +62,7 @@ def make_plan(
     """All that can be known before anything is loaded; `processes` is by default what the launcher started."""
     plan = Plan(recipe, Launch(processes or started(), zero, device_gib))
     rollout = rollout_of(recipe, plan.launch.processes)
-    plan.refusals += [*checks.model_faults(recipe), *idle_options(recipe)]
+    plan.refusals += [*checks.model_faults(recipe), *method_faults(recipe), *idle_options(recipe)]
     plan.refusals += recipe.evaluation.wrong() if recipe.evaluation is not None else []
     plan.warnings += checks.precision_warnings(recipe)
     if not resume:
@@ -121,7 +122,7 @@ def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> No
     texts = texts_of(plan.recipe, processes)
     plan.batch = rollout.in_words() if rollout is not None else texts.in_words()
     plan.batch += diffusion_lines(plan.recipe)
-    plan.batch.append(f"the run: {length_in_words(plan.recipe, processes, rows)}")
+    plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
     shared = {0: "", 1: ", optimizer states split", 2: ", gradients and optimizer states split"}
     plan.holds.append(

@@ -47,7 +47,8 @@ class FamilySections:
     train    its class of `train` options
     rewards  whether a `rewards` section is part of it
     rollout  its class of `rollout` options, or None; a settings class of a family without rollouts asks for
-             one by `uses_rollout: ClassVar[bool] = True` (iterative preference methods)
+             one by `uses_rollout: ClassVar[bool] = True` (iterative preference methods), or, where only some of
+             its settings sample, by `uses_rollout: ClassVar[dict[str, str]] = {"imitate": "reference"}`
     benchmarks  whether an `evaluation` section can be: benchmarks are generated left to right
     """
 

@@ -51,9 +51,7 @@ class Loader:
         name = self.method(raw)
         family = self.families[METHODS[name].family]
         settings_path = METHODS[name].settings
-        rollout = family.rollout or (
-            RolloutSection if read_flags(settings_path).get("uses_rollout") else None
-        )
+        rollout = family.rollout or (RolloutSection if _samples(settings_path, raw) else None)
         self.models = {
             "model": ModelSection,
             "data": DataSection,
@@ -122,6 +120,8 @@ class Loader:
             found["evaluation"] = self.validate("evaluation", raw["evaluation"], EvaluationSettings)
         if family.rewards:
             found["rewards"] = self.rewards(raw.get("rewards"))
+        if objective is not None:
+            found["objective"] = self.located_settings(objective, METHODS[name].settings)
         if found["model"] is not None:
             found["model"] = self.located(found["model"], "path", "tokenizer")
         if found["data"] is not None:
@@ -202,6 +202,16 @@ class Loader:
         found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__[key] is not None}
         return section.model_copy(update=found)
 
+    def located_settings(self, objective: BaseModel, path: str) -> BaseModel:
+        """Settings that name files or models, with the places found."""
+        flags, found = read_flags(path), {}
+        for key in (*flags.get("names_files", ()), *flags.get("names_models", ())):
+            value = vars(objective)[key]
+            found[key] = (
+                [self.locate(v) for v in value] if isinstance(value, list) else value and self.locate(value)
+            )
+        return objective.model_copy(update=found)
+
     def located_data(self, data: DataSection) -> DataSection:
         if data.eval is not None:
             data = data.model_copy(update={"eval": self.located(data.eval, "path")})
@@ -272,6 +282,15 @@ def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str
                 return
             model = nested[0]
     yield from model.model_fields
+
+
+def _samples(settings_path: str, raw: dict[str, Any]) -> bool:
+    """Whether a method of a family without rollouts generates all the same: always, or with certain settings."""
+    wanted = read_flags(settings_path).get("uses_rollout", False)
+    if isinstance(wanted, bool):
+        return wanted
+    objective = _given(raw, "objective")
+    return isinstance(objective, dict) and all(objective.get(key) == value for key, value in wanted.items())
 
 
 def _given(raw: dict[str, Any], section: str) -> Any:

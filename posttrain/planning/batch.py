@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from posttrain.recipe import Recipe
 from posttrain.train_options import PolicyTrain
@@ -139,8 +140,11 @@ def length_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
     if steps is None:
         assert epochs is not None
         assert rows is not None
-        steps = int(epochs * rows / per_step)
-    seen = steps * per_step
+        # Texts: the last, smaller step of an epoch counts. Rollouts: an incomplete one is never generated.
+        steps = ceil(epochs * ceil(rows / per_step)) if rollout is None else int(epochs * rows / per_step)
+        seen = epochs * rows if rollout is None else steps * per_step
+    else:
+        seen = steps * per_step
     text = f"{plural(steps, 'optimizer step')}"
     if rollout is not None and rollout.optimizer_steps:
         text += f" = {plural(-(-steps // rollout.optimizer_steps), 'rollout')}"

@@ -21,6 +21,9 @@ from posttrain.sections import DataSection
 if TYPE_CHECKING:
     from datasets import Dataset
 
+FROM_LOGS = {"user_preference": ". `posttrain data feedback LOG` makes such rows from a log of conversations"}
+"""Columns that a command makes, and how."""
+
 HALF_PRECISION_STEP = 2.0**-8
 """bfloat16 keeps 8 bits: a weight does not move by less than about this share of itself."""
 
@@ -86,8 +89,15 @@ def row_faults(recipe: Recipe, first: Row) -> Iterator[str]:
     family = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
     needed = recipe.flags().get("needs_columns", family)
     for name in needed:
-        if name not in first:
+        if name in first:
+            continue
+        if name in DataSection.model_fields:
             yield f"data: no column '{name}'; name the one that holds it in data.{name}"
+        else:
+            yield (
+                f"data: no column '{name}', which method '{recipe.method}' reads; "
+                f"the rows have {', '.join(sorted(first))}{FROM_LOGS.get(name, '')}"
+            )
     if recipe.data.system is not None and not isinstance(first["prompt"], list):
         yield "data: 'system' does nothing with prompts of plain text; set chat: true, or remove it"
 

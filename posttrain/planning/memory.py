@@ -103,7 +103,7 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         weights=(shape.parameters + (trained if peft is not None else 0)) * size / weights_share,
         gradients=trained * trained_size / gradient_share,
         optimizer=trained * states / optimizer_share,
-        reference=_has_reference(recipe) * shape.parameters * size / weights_share,
+        reference=_references(recipe) * shape.parameters * size / weights_share,
         activations=_activations(recipe, shape, tokens, mixed),
         generation=_cache(recipe, shape, tokens, size),
         engine=engine_share * (launch.device_gib or 0) * GIB,
@@ -116,14 +116,17 @@ def _bytes_of(recipe: Recipe) -> int:
     return 4 if recipe.model.dtype == "float32" else 2
 
 
-def _has_reference(recipe: Recipe) -> bool:
-    """A second copy of the weights. An adapter's reference is the model without it."""
-    if recipe.model.peft is not None:
-        return False
-    train = recipe.train
+def _references(recipe: Recipe) -> int:
+    """Further copies of the weights. An adapter's reference is the model without it, unless the method brings one
+    of its own (`own_reference`), beside which a whole model's start may be kept too (`start_kept_by`)."""
+    train, flags, adapter = recipe.train, recipe.flags(), recipe.model.peft is not None
+    if flags.get("own_reference"):
+        return 1 + (not adapter and vars(recipe.objective)[flags["start_kept_by"]])
+    if adapter:
+        return 0
     if isinstance(train, PolicyTrain):
-        return train.beta > 0
-    return isinstance(train, PreferenceTrain) and not train.precompute_ref_log_probs
+        return int(train.beta > 0)
+    return int(isinstance(train, PreferenceTrain) and not train.precompute_ref_log_probs)
 
 
 def _tokens(recipe: Recipe, prompt_tokens: int | None) -> tuple[int, tuple[str, ...]]:
@@ -153,8 +156,10 @@ def _activations(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
 
 
 def _engine_share(recipe: Recipe) -> float:
-    """The share of the device a colocated vLLM keeps for itself, weights and cache."""
+    """The share of the device a colocated vLLM keeps for itself beside the trainer, weights and cache."""
     if recipe.rollout is None or recipe.rollout.engine != "vllm":
+        return 0.0
+    if recipe.spec.family == "preference":  # samples between trainings, when no trainer is held
         return 0.0
     return (recipe.rollout.vllm or VLLMSection()).gpu_memory_utilization
 

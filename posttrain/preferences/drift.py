@@ -31,6 +31,14 @@ class DRIFT(PairLoss):
 
     uses_rollout: ClassVar[bool] = True
     needs_columns: ClassVar[tuple[str, ...]] = ("rejected", "user_preference")
+    # Read by posttrain/planning/method_checks.py, which explains them.
+    in_stages: ClassVar[bool] = True
+    stages_are: ClassVar[str] = "iterations"
+    first_stage_from: ClassVar[str] = "seed_data"
+    names_files: ClassVar[tuple[str, ...]] = ("seed_data",)
+    refused_train: ClassVar[dict[str, str]] = {
+        "sync_ref_model": "the reference of an iteration is the policy at its start"
+    }
 
     iterations: Annotated[int, Gt(0)] = 2  # K of the main table
     nll_weight: Annotated[float, Ge(0)] = 0.001  # released configs' rpo_alpha; 0 is the paper's loss

@@ -15,7 +15,7 @@ allows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from torch import Tensor
@@ -73,12 +73,13 @@ def rpo_loss(
 class RPO(PairLoss):
     """RPO; `beta` is the trainer's: 0.01 in the paper's beta series, 0.05 in its Gemma series."""
 
+    uses_rollout: ClassVar[bool | dict[str, str]] = {"imitate": "reference"}  # samples only then
+    names_files: ClassVar[tuple[str, ...]] = ("imitation_data",)
+
     eta: Annotated[float, Ge(0)] = 0.005  # eta; the average form wants about 0.2
     form: Literal["cumulative", "average", "token_mean"] = "cumulative"
     imitate: Literal["chosen", "reference", "dataset"] = "chosen"  # pi_base: whose answers are imitated
-    imitation_data: str | None = (
-        None  # for imitate "dataset": a file or dataset with columns prompt, completion
-    )
+    imitation_data: str | None = None  # for imitate "dataset": a file of rows with prompt and completion
 
     def __post_init__(self) -> None:
         if (self.imitate == "dataset") != (self.imitation_data is not None):

@@ -67,6 +67,14 @@ class SePPO(PairLoss):
 
     uses_rollout: ClassVar[bool] = True
     needs_columns: ClassVar[tuple[str, ...]] = ("chosen",)
+    # Read by posttrain/planning/method_checks.py, which explains them.
+    in_stages: ClassVar[bool] = True
+    steps_are: ClassVar[tuple[str, ...]] = ("rounds", "steps_per_round")
+    refused_train: ClassVar[dict[str, str]] = {
+        "disable_dropout": "the sign of a pair is read from dropout-free forwards",
+        "precompute_ref_log_probs": "a round reads each pair about once",
+        "sync_ref_model": "the reference of a round is a checkpoint of the pool",
+    }
 
     rounds: Annotated[int, Gt(0)] = 7  # K
     steps_per_round: Annotated[int, Gt(0)] = 30  # optimizer steps between two checkpoints of the pool

@@ -14,12 +14,22 @@ models, and other objectives, are ours. The KL does not begin at 0: the policy s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True)
 class SALSA:
     """What the policy is pulled towards, and which objective pulls it. `beta` is the trainer's and must be above 0."""
+
+    settings_of: ClassVar[dict[str, str]] = {
+        "objective_settings": "objective"
+    }  # so that a recipe checks both
+    # Read by posttrain/planning/method_checks.py, which explains them.
+    names_models: ClassVar[tuple[str, ...]] = ("others",)
+    needs_beta: ClassVar[bool] = True
+    own_reference: ClassVar[bool] = True  # the soup, with an adapter too
+    start_kept_by: ClassVar[str] = "kl_to_start"
+    refused_train: ClassVar[dict[str, str]] = {"sync_ref_model": "it would overwrite the soup"}
 
     others: list[str] = field(
         default_factory=list

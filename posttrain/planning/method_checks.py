@@ -1,0 +1,106 @@
+"""What a method's settings ask of the rest of the recipe. The method says it in class variables beside its settings:
+
+in_stages      True: trained in stages, each with a trainer and a reference of its own
+refused_train  options of `train` that must stay as they are -> why
+steps_are      settings whose product is the run's number of optimizer steps
+stages_are     the setting that counts the stages, where `train` speaks of one of them
+first_stage_from  the setting whose file gives a stage before those
+needs_beta     True: beta 0 would take the method's reference away
+names_files    settings that name a file
+names_models   settings that name a model folder or hub name, or a list of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from posttrain.planning.batch import length_in_words, plural
+from posttrain.planning.checks import maker_of
+from posttrain.planning.shapes import is_folder_name
+from posttrain.recipe import Recipe
+from posttrain.train_options import PolicyTrain
+
+ONLY_WITH_REWARDS = frozenset(
+    {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction"}
+)
+"""Options of `rollout` that a method which draws one answer a prompt, between trainings, has no use for."""
+
+
+def method_faults(recipe: Recipe) -> Iterator[str]:
+    """Why the method cannot run as the recipe stands, a sentence each."""
+    flags, settings = recipe.flags(), vars(recipe.objective)
+    for key, reason in flags.get("refused_train", {}).items():
+        if key in recipe.train.changed():
+            yield f"train: '{key}' has no place with method '{recipe.method}': {reason}; leave it out"
+    if flags.get("needs_beta") and isinstance(recipe.train, PolicyTrain) and recipe.train.beta == 0:
+        yield f"train: beta 0 leaves method '{recipe.method}' without its reference; set beta above 0"
+    if recipe.spec.family == "preference" and recipe.rollout is not None:
+        idle = sorted(ONLY_WITH_REWARDS & recipe.rollout.changed())
+        yield from (f"rollout: '{key}' does nothing with method '{recipe.method}'; remove it" for key in idle)
+    yield from _step_faults(recipe, flags)
+    yield from _stage_faults(recipe, flags)
+    for name in flags.get("names_files", ()):
+        if settings[name] is not None and not Path(settings[name]).is_file():
+            yield f"objective: {name}: no file '{settings[name]}' here or beside the recipe"
+    for name in flags.get("names_models", ()):
+        yield from _model_faults(recipe, name, settings[name])
+
+
+def _step_faults(recipe: Recipe, flags: dict[str, Any]) -> Iterator[str]:
+    if "steps_are" not in flags:
+        return
+    values = vars(recipe.objective)
+    steps = prod(values[name] for name in flags["steps_are"])
+    product = " x ".join(flags["steps_are"])
+    if recipe.train.max_steps is None:
+        yield (
+            f"train: {product} = {steps} is how long method '{recipe.method}' runs: "
+            f"write max_steps: {steps}, not epochs"
+        )
+    elif recipe.train.max_steps != steps:
+        yield f"train: max_steps is {recipe.train.max_steps}, but {product} = {steps}; make them agree"
+
+
+def _stage_faults(recipe: Recipe, flags: dict[str, Any]) -> Iterator[str]:
+    if not flags.get("in_stages"):
+        return
+    if recipe.data.eval is not None:
+        yield (
+            f"data: 'eval' is not read by method '{recipe.method}', whose pairs are made anew in each stage; "
+            "remove it, or measure with an evaluation section"
+        )
+    if recipe.rollout is not None and recipe.rollout.engine == "vllm_server":
+        yield (
+            f"rollout: engine 'vllm_server' holds one model, but method '{recipe.method}' samples from another "
+            "policy in each stage; use transformers or vllm"
+        )
+
+
+def _model_faults(recipe: Recipe, name: str, named: str | list[str] | None) -> Iterator[str]:
+    for path in [named] if isinstance(named, str) else named or []:
+        folder = Path(path)
+        if not is_folder_name(path, recipe.output.dir):
+            continue
+        if not folder.is_dir():
+            yield (
+                f"objective: {name}: no folder '{path}' here or beside the recipe; "
+                f"first train {maker_of(folder, recipe)}"
+            )
+        elif not {"config.json", "adapter_config.json"} & {file.name for file in folder.iterdir()}:
+            yield f"objective: {name}: folder '{path}' holds no config.json, so it is not a saved model"
+
+
+def run_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
+    """How long the run is; of a method in stages whose `train` speaks of one stage, how long a stage is."""
+    flags = recipe.flags()
+    words = length_in_words(recipe, processes, rows)
+    repeated = flags.get("stages_are")
+    if repeated is None:
+        return words
+    stages = vars(recipe.objective)[repeated]
+    seeded = flags.get("first_stage_from")
+    before = " after a seed stage" if seeded and vars(recipe.objective)[seeded] is not None else ""
+    return f"{plural(stages, repeated.removesuffix('s'))}{before}, each {words}"

@@ -1,0 +1,105 @@
+"""What a method's settings ask of the rest of the recipe is refused by the plan, not in the middle of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from posttrain.plan import make_plan
+from posttrain.planning.memory import Launch, estimate
+from posttrain.planning.shapes import read_shape
+from posttrain.recipe import RecipeError, load_recipe
+
+SCRATCH = "model={scratch: {hidden_size: 32, heads: 2}}"
+
+
+def plan(root, name, *overrides):
+    return make_plan(load_recipe(str(root / "recipes" / "smoke" / f"{name}.yaml"), [SCRATCH, *overrides]))
+
+
+@pytest.fixture
+def here(root, monkeypatch):
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "refusal"),
+    [
+        ("drift_calm", "rollout.engine=vllm_server", "holds one model, but method 'drift' samples from another"),
+        ("drift_calm", "rollout.group_size=4", "rollout: 'group_size' does nothing with method 'drift'"),
+        ("drift_calm", "rollout.staleness=1", "rollout: 'staleness' does nothing with method 'drift'"),
+        ("drift_calm", "objective.seed_data=no.jsonl", "objective: seed_data: no file 'no.jsonl'"),
+        ("drift_calm", "train.sync_ref_model=true", "'sync_ref_model' has no place with method 'drift'"),
+        ("drift_calm", "data.path=recipes/smoke/data/pairs.jsonl", "posttrain data feedback LOG"),
+        ("drift_calm", "data.eval={path: recipes/smoke/data/complaints.jsonl}", "data: 'eval' is not read"),
+        ("seppo_calm", "train.max_steps=31", "max_steps is 31, but rounds x steps_per_round = 30"),
+        ("seppo_calm", "train={num_train_epochs: 1}", "write max_steps: 30, not epochs"),
+        ("seppo_calm", "train.disable_dropout=false", "dropout-free forwards; leave it out"),
+        ("seppo_calm", "train.precompute_ref_log_probs=true", "a round reads each pair about once"),
+        ("salsa_sort", "train.beta=0", "beta 0 leaves method 'salsa' without its reference"),
+        ("salsa_sort", "train.sync_ref_model=true", "it would overwrite the soup"),
+        ("salsa_sort", "objective.others=[runs/nowhere/model]", "objective: others: no folder 'runs/nowhere/model'"),
+        ("salsa_sort", "objective.others=[recipes/smoke]", "holds no config.json"),
+        (
+            "rpo_calm",
+            "objective={imitate: dataset, imitation_data: no.jsonl}",
+            "objective: imitation_data: no file 'no.jsonl'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_recipe_the_method_cannot_run_is_refused(name, override, refusal, here):
+    assert any(refusal in line for line in plan(here, name, override).refusals)
+
+
+@pytest.mark.parametrize("name", ["drift_calm", "seppo_calm", "rpo_calm"])
+def test_the_smoke_recipes_themselves_are_not(name, here):
+    assert plan(here, name).refusals == []
+
+
+def test_settings_of_salsas_objective_are_read_strictly(here):
+    with pytest.raises(RecipeError, match="GRPO has no setting 'clip_hi'; did you mean 'clip_high'"):
+        plan(here, "salsa_sort", "objective.objective_settings.clip_hi=0.3")
+
+
+def test_rpo_has_a_rollout_section_only_where_it_samples(here):
+    with pytest.raises(RecipeError, match="rollout: has no effect with method 'rpo'"):
+        plan(here, "rpo_calm", "rollout.temperature=0.7")
+    sampling = plan(here, "rpo_calm", "objective.imitate=reference", "rollout.temperature=0.7")
+    assert sampling.refusals == []
+    assert sampling.recipe.rollout.temperature == 0.7
+    assert plan(here, "rpo_calm").recipe.rollout is None
+
+
+def test_files_of_settings_are_found_beside_the_recipe(tmp_path, here):
+    text = (here / "recipes" / "smoke" / "drift_calm.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        text.replace("iterations: 2", "seed_data: seeds.jsonl"), encoding="utf-8"
+    )
+    (tmp_path / "seeds.jsonl").write_text("{}\n", encoding="utf-8")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"), [SCRATCH])
+    assert recipe.objective.seed_data == str(tmp_path / "seeds.jsonl")
+    assert make_plan(recipe).refusals == []
+
+
+def test_a_run_in_stages_says_how_long_each_is(here):
+    # 146 rows in batches of 8: 19 steps, the last of two rows
+    assert (
+        "the run: 2 iterations, each 19 optimizer steps = 146 rows (1.00 epochs of 146 rows)"
+        in plan(here, "drift_calm").batch
+    )
+    seeded = plan(here, "drift_calm", "objective.seed_data=recipes/smoke/data/pairs.jsonl").batch
+    assert any("2 iterations after a seed stage, each 19 optimizer steps" in line for line in seeded)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        ([], 2),  # the soup, and the policy's start
+        (["objective.kl_to_start=false"], 1),
+        (["model={path: x/y, peft: {r: 2}}"], 1),  # the start is the base under the adapter
+    ],
+)
+def test_memory_counts_the_models_salsa_holds(overrides, copies, here):
+    recipe = load_recipe("recipes/smoke/salsa_sort.yaml", [SCRATCH, *overrides])
+    shape = read_shape(load_recipe("recipes/smoke/salsa_sort.yaml", [SCRATCH]).model)
+    assert estimate(recipe, shape, Launch()).reference == copies * shape.parameters * 4
