@@ -52,9 +52,20 @@ def bgpo_terms(elbo: Tensor, old_elbo: Tensor, advantages: Tensor) -> Tensor:
 
     elbo, old_elbo  (B, n)  ELBO terms of the same hidden tokens under the policy and the old policy
     advantages      (B,)
+    Computed in at least float32: an ELBO of -500 in bfloat16 is known to 2 nats, and the difference is what counts.
     """
+    if elbo.shape != old_elbo.shape or advantages.shape != elbo.shape[:1]:
+        raise ValueError(
+            f"bgpo_terms: elbo {tuple(elbo.shape)} and old_elbo {tuple(old_elbo.shape)} must be (B, n) alike, "
+            f"advantages (B,), not {tuple(advantages.shape)}"
+        )
     advantages = advantages.unsqueeze(1)
-    return bgpo_ratio(elbo - old_elbo, advantages) * advantages / elbo.shape[1]
+    difference = at_least_float32(elbo) - at_least_float32(old_elbo)
+    return bgpo_ratio(difference, advantages) * advantages / elbo.shape[1]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ term l, or one a pass and token. Advantages come from whole groups as for every 
 
 Two ways of spending memory on one pass only:
     separable  the loss is a sum over passes, each reading its own term: one backward a pass (BGPO)
-    joint      the loss needs all terms at once: a first pass without gradient gives the loss's derivative
-    with
+    joint      the loss needs all terms at once: a first pass without gradient gives the loss's derivative with
                respect to each term, and each backward then carries `derivative * term`. Exact, because the
                chain rule asks for nothing else of the other passes.
 Which one it is, is the class's flag `separable`; `term_coefficients` is the derivative.
@@ -42,11 +41,13 @@ fill  end tokens, hidden and scored like the rest (LLaDA's SFT)
 class DiffusionBatch:
     """One micro-batch as a diffusion loss sees it, with all passes of the estimate or a slice of them.
 
-    terms          (B, n) ELBO terms, or (B, n, L) weighted log-probs of hidden tokens, by the objective's
-    `level` old_terms      the same under the policy that sampled, no gradient advantages     (B,) mask
-    (B, L)  1.0 where a response token is scored num_passes     passes of the whole estimate; n is smaller
-    when the batch is a slice canvas_length  tokens of the rollout's canvas, a plain number ref_terms
-    under the frozen reference, or None
+    terms          (B, n) ELBO terms, or (B, n, L) weighted log-probs of hidden tokens, by the objective's `level`
+    old_terms      the same under the policy that sampled, no gradient
+    advantages     (B,)
+    mask           (B, L)  1.0 where a response token is scored
+    num_passes     passes of the whole estimate; n is smaller when the batch is a slice
+    canvas_length  tokens of the rollout's canvas, a plain number
+    ref_terms      like terms, under the frozen reference, or None
     """
 
     terms: Tensor
@@ -121,8 +122,7 @@ class DiffusionObjective(Objective):
 
 @dataclass(frozen=True)
 class ElboObjective(DiffusionObjective):
-    """What BGPO and VRPO-OL share: n ELBO terms a response, group-normalised advantages, a mean over
-    responses."""
+    """What BGPO and VRPO-OL share: n ELBO terms a response, group-normalised advantages, a mean over responses."""
 
     samples: Annotated[int, Ge(1)] = 16  # n_t
     noise: Literal["bernoulli", "count", "complementary"] = "bernoulli"  # how t and hidden tokens are drawn
@@ -153,8 +153,7 @@ class ElboObjective(DiffusionObjective):
 def term_coefficients(
     objective: DiffusionObjective, batch: DiffusionBatch, totals: StepTotals, beta: float = 0.0
 ) -> Tensor:
-    """Derivative of the reduced loss, KL penalty included, with respect to each term. Shaped like the
-    terms."""
+    """Derivative of the reduced loss, KL penalty included, with respect to each term. Shaped like the terms."""
     with torch.enable_grad():
         leaf = batch.terms.detach().clone().requires_grad_()
         loss = reduced_loss(objective, replace(batch, terms=leaf), totals, beta)

@@ -143,6 +143,23 @@ def test_vrpo_at_huge_drift_is_finite():
     assert torch.isfinite(elbo.grad).all()
 
 
+def test_mixed_and_low_precision_are_computed_in_float32():
+    elbo, old = (ELBO - 500).bfloat16(), (OLD - 500).bfloat16()
+    expected = bgpo_terms(elbo.float(), old.float(), ADVANTAGES.float())
+    assert_close(bgpo_terms(elbo, old, ADVANTAGES.float()), expected)
+    assert bgpo_terms(elbo.half(), old, ADVANTAGES.bfloat16()).dtype == torch.float32
+    assert bgpo_terms(ELBO.float(), OLD, ADVANTAGES.float()).dtype == F64
+    leaf = ELBO.bfloat16().requires_grad_()
+    bgpo_terms(leaf, OLD.float(), ADVANTAGES).sum().backward()
+    assert leaf.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3, 1), (3,)), ((3, 4), (3, 4), (3, 1)), ((3, 4), (3, 4), (4,))])
+def test_shapes_that_would_broadcast_are_refused(shapes):
+    with pytest.raises(ValueError, match="bgpo_terms"):
+        bgpo_terms(*(torch.zeros(shape) for shape in shapes))
+
+
 # Constant memory, shown on a small network: whatever is accumulated pass by pass equals the joint graph
 
 
