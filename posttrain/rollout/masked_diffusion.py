@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -190,26 +191,37 @@ class MaskedDiffusionEngine:
         dtype = next(predictor.model.parameters()).dtype
         return cls(lambda: nullcontext(predictor), options, pad_token_id=pad_token_id, dtype=dtype)
 
+    @overload
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]
+    ) -> list[Completion]: ...
+    @overload
     def generate(
         self,
         prompts: list[list[int]],
         sampling: Sampling | Sequence[Sampling],
-    ) -> list[Completion]:
-        """n completions a prompt, prompt-major, each cut behind its first stop token."""
-        return [completion for completion, _ in self.generate_with_order(prompts, sampling)]
-
+        *,
+        return_trace: Literal[True],
+    ) -> list[tuple[Completion, list[int]]]: ...
     @torch.no_grad()
-    def generate_with_order(
-        self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]
-    ) -> list[tuple[Completion, list[int]]]:
-        """Each completion with the trace of its whole canvas: the pass that revealed each position."""
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        return_trace: bool = False,
+    ) -> Any:
+        """n completions a prompt, prompt-major, each cut behind its first stop token.
+
+        return_trace  each with the pass that revealed every position of its canvas, max_new_tokens of them
+        """
         wanted = rows(prompts, sampling)
         self._check([one for _, one in wanted])
         done: list[tuple[Completion, list[int]]] = []
         with self._predicting() as predictor, evaluating(predictor.model):
             while len(done) < len(wanted):
                 done += self._fill_rows(predictor, wanted[len(done) : len(done) + self.options.sampler_rows])
-        return done
+        return done if return_trace else [completion for completion, _ in done]
 
     def _check(self, sampling: Sequence[Sampling]) -> None:
         for one in sampling:

@@ -231,7 +231,10 @@ def test_rows_beyond_the_limit_go_in_parts(engine, tokenizer):
 
 
 def test_the_trace_is_the_order_of_revealing(engine):
-    (_, order), *_ = engine.generate_with_order(PROMPTS, Sampling(temperature=0.0, max_new_tokens=8))
+    sampling = Sampling(temperature=0.0, max_new_tokens=8)
+    traced = engine.generate(PROMPTS, sampling, return_trace=True)
+    assert [completion for completion, _ in traced] == engine.generate(PROMPTS, sampling)
+    (_, order), *_ = traced
     # two blocks of four, two passes each, two tokens a pass
     assert sorted(order[:4]) == [0, 0, 1, 1]
     assert sorted(order[4:]) == [2, 2, 3, 3]
