@@ -18,7 +18,7 @@ from rich.table import Table
 from posttrain.data import Survey
 from posttrain.planning import checks
 from posttrain.planning.batch import Rollout, plural, rollout_of, texts_of
-from posttrain.planning.diffusion import diffusion_lines, sampler_faults
+from posttrain.planning.diffusion import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
@@ -62,7 +62,12 @@ def make_plan(
     """All that can be known before anything is loaded; `processes` is by default what the launcher started."""
     plan = Plan(recipe, Launch(processes or started(), zero, device_gib))
     rollout = rollout_of(recipe, plan.launch.processes)
-    plan.refusals += [*checks.model_faults(recipe), *method_faults(recipe), *idle_options(recipe)]
+    plan.refusals += [
+        *checks.model_faults(recipe),
+        *model_code_faults(recipe),
+        *method_faults(recipe),
+        *idle_options(recipe),
+    ]
     plan.refusals += recipe.evaluation.wrong() if recipe.evaluation is not None else []
     plan.warnings += checks.precision_warnings(recipe)
     if not resume:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields
 
 from posttrain.planning.batch import plural
-from posttrain.planning.shapes import Shape
+from posttrain.planning.shapes import Shape, local_file
 from posttrain.recipe import Recipe
-from posttrain.rollout.diffusion_options import DiffusionSampling, schedule
+from posttrain.rollout.diffusion_options import DiffusionSampling, schedule, untrusted
 from posttrain.sections import DiffusionRolloutSection
 
 
@@ -24,6 +25,19 @@ def sampler_faults(recipe: Recipe) -> Iterator[str]:
             schedule(_sampling(recipe.rollout), recipe.rollout.max_new_tokens)
         except ValueError as error:
             yield f"rollout: {error}"
+
+
+def model_code_faults(recipe: Recipe) -> Iterator[str]:
+    """A checkpoint on this machine that brings code the recipe does not trust. Other methods leave it to upstream,
+    which has classes of its own for most of them."""
+    model = recipe.model
+    masked = recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))
+    if not masked or model.path is None or model.trust_remote_code:
+        return
+    file = local_file(model.path, "config.json", model.revision)
+    auto_map = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file is not None else None
+    if auto_map:
+        yield f"model: {untrusted(model.path, auto_map)}"
 
 
 def diffusion_lines(recipe: Recipe) -> Iterator[str]:

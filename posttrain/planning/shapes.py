@@ -69,12 +69,32 @@ def _qwen(
 
 
 _QWEN_1_5B, _QWEN_7B = _qwen(1536, 8960, 28, 12, 2, True), _qwen(3584, 18944, 28, 28, 4, False)
+LLADA_NAMES = {
+    "hidden_size": "d_model",
+    "intermediate_size": "mlp_hidden_size",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "tie_word_embeddings": "weight_tying",
+}
+"""Our name -> the name in LLaDA's config.json."""
+_LLADA_8B = {
+    "vocab_size": 126464,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "tie_word_embeddings": False,
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-0.5B": _qwen(896, 4864, 24, 14, 2, True),
     "Qwen/Qwen2.5-1.5B": _QWEN_1_5B,
     "Qwen/Qwen2.5-7B": _QWEN_7B,
     "Qwen/Qwen2.5-Math-1.5B": _QWEN_1_5B,
     "Qwen/Qwen2.5-Math-7B": _QWEN_7B,
+    "GSAI-ML/LLaDA-8B": _LLADA_8B,
+    "Dream-org/Dream-v0-7B": _QWEN_7B,
 }
 """Published config.json of models the recipes name, so that a laptop without them can plan; -Instruct is alike."""
 
@@ -93,7 +113,7 @@ def read_shape(model: ModelSection) -> Shape | None:
     if file is not None:
         counted = count_parameters(file.parent)
         return _shape(json.loads(file.read_text()), model.path, counted)
-    published = PUBLISHED.get(model.path.removesuffix("-Instruct"))
+    published = PUBLISHED.get(model.path.replace("-Instruct", ""))
     return None if published is None else _shape(published, "its published config.json")
 
 
@@ -113,6 +133,8 @@ def _scratch(scratch: ScratchSection) -> Shape:
 
 def _shape(config: Mapping[str, Any], source: str, counted: int | None = None) -> Shape | None:
     config = config.get("text_config") or config
+    if "d_model" in config:  # LLaDA's names
+        config = {**config, **{name: config[own] for name, own in LLADA_NAMES.items() if own in config}}
     needed = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
     if not needed <= config.keys():
         return None

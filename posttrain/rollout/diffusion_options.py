@@ -5,6 +5,7 @@ No torch here: `posttrain plan` reads this file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -55,6 +56,12 @@ def schedule(options: DiffusionSampling, max_new_tokens: int) -> tuple[int, int,
             f"choose at most {max_new_tokens}"
         )
     return block, blocks, steps // blocks
+
+
+def untrusted(path: str, auto_map: Mapping[str, object]) -> str:
+    """What to say of a checkpoint whose own code (config.json's auto_map) may not be run."""
+    classes = ", ".join(sorted(set(map(str, auto_map.values()))))
+    return f"{path} brings its own model code ({classes}). Read it, then set model.trust_remote_code: true"
 
 
 def _divisors(number: int) -> str:

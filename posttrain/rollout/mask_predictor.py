@@ -30,8 +30,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
 
 from posttrain.ops.masked_elbo import LogitsFn
+from posttrain.rollout.diffusion_options import untrusted
 
 SHIFTED = frozenset({"Dream"})
 """Model types whose position i-1 predicts token i, since they grew out of a causal checkpoint."""
@@ -121,23 +124,29 @@ def load_mask_model(
     logit_shift  None: what the checkpoint's config says, else by its type
     Raises ValueError when the checkpoint brings its own code and trust_remote_code is false.
     """
+    remote = own_code(path, trust_remote_code=trust_remote_code, revision=options.get("revision"))
     revision = {"revision": options["revision"]} if options.get("revision") else {}
-    raw, _ = PretrainedConfig.get_config_dict(path, **revision)
-    remote = raw.get("auto_map", {})
-    if remote and not trust_remote_code:
-        raise ValueError(
-            f"{path} brings its own model code ({', '.join(sorted(set(map(str, remote.values()))))}). "
-            "Read it, then set model.trust_remote_code: true"
-        )
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision)
     config.is_causal = False
     config.use_cache = False
     config.logit_shift = has_logit_shift(config) if logit_shift is None else logit_shift
-    model = _model_class(path, config, remote).from_pretrained(path, config=config, dtype=dtype, **options)
+    model_class = _model_class(path, config, remote, revision)
+    model = model_class.from_pretrained(path, config=config, dtype=dtype, **options)
     return with_generation_config(model)
 
 
-def _model_class(path: str, config: PretrainedConfig, remote: dict[str, str]) -> Any:
+def own_code(path: str, *, trust_remote_code: bool, revision: str | None = None) -> dict[str, str]:
+    """The classes a checkpoint brings with it, {} where it brings none; ValueError unless they may be run."""
+    raw, _ = PretrainedConfig.get_config_dict(path, **({"revision": revision} if revision else {}))
+    remote = raw.get("auto_map", {})
+    if remote and not trust_remote_code:
+        raise ValueError(untrusted(path, remote))
+    return remote
+
+
+def _model_class(
+    path: str, config: PretrainedConfig, remote: dict[str, str], revision: dict[str, str]
+) -> Any:
     if remote:
         # Dream and LLaDA register AutoModel, which is the whole model, head included.
         name = (
@@ -147,7 +156,7 @@ def _model_class(path: str, config: PretrainedConfig, remote: dict[str, str]) ->
         )
         if name is None:
             raise ValueError(f"{path}: its code registers no AutoModel, only {', '.join(sorted(remote))}")
-        return adapt_to_transformers_5(get_class_from_dynamic_module(name, path))
+        return adapt_to_transformers_5(get_class_from_dynamic_module(name, path, **revision))
     architecture = (config.architectures or [""])[0]
     return AutoModelForMaskedLM if architecture.endswith("MaskedLM") else AutoModelForCausalLM
 
@@ -235,6 +244,12 @@ def check_mask_predictor(predictor: MaskPredictor) -> Literal["hidden", "attende
         padded = predictor.logits(ids, present)[:, 2:]
         other = predictor.logits(_replaced(ids, 0, vocabulary), present)[:, 2:]
     return "hidden" if torch.allclose(padded, other, rtol=1e-3, atol=1e-3) else "attended"
+
+
+def whole_on_this_rank() -> bool:
+    """Whether a model that has just been loaded has its weights here. Under ZeRO-3, and under FSDP with loading on
+    one rank only, it has none until it is prepared for training; it is then probed in its first forward pass."""
+    return not (is_deepspeed_zero3_enabled() or is_fsdp_enabled())
 
 
 def _replaced(ids: Tensor, column: int, vocabulary: int) -> Tensor:

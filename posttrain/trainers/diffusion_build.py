@@ -12,6 +12,7 @@ from posttrain.rollout.diffusion_options import DiffusionSampling
 from posttrain.rollout.mask_predictor import (
     load_mask_model,
     mask_id_of,
+    own_code,
     scratch_mask_model,
     with_generation_config,
 )
@@ -34,6 +35,8 @@ def mask_model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, Pr
         return (model if section.dtype == "auto" else model.to(torch_dtype(section.dtype))), tokenizer
     if section.path is None:
         raise ValueError("model: give 'path' or 'scratch'")
+    # Said before the tokenizer is loaded, which would say it worse.
+    own_code(section.path, trust_remote_code=section.trust_remote_code, revision=section.revision)
     options: dict[str, Any] = {
         "revision": section.revision,
         "attn_implementation": section.attn_implementation,

@@ -1,0 +1,80 @@
+"""What `posttrain plan` knows of masked-diffusion runs: schedule, passes, the checkpoint's own code, its shape."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from posttrain.plan import make_plan
+from posttrain.planning.shapes import read_shape
+from posttrain.recipe import load_recipe
+from posttrain.sections import ModelSection
+
+RECIPE = """
+method: bgpo
+model: {{path: {path}{trust}}}
+data: {{name: countdown, args: {{size: 64, held_out: 16}}}}
+rewards: [{{name: countdown}}]
+objective: {{samples: 8}}
+rollout: {{group_size: 4, max_new_tokens: 32, block_length: {block}, diffusion_steps: 16}}
+train: {{max_steps: 2, learning_rate: 1.0e-4, per_device_train_batch_size: 8}}
+"""
+LLADA = {
+    "model_type": "llada",
+    "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM"},
+    "d_model": 64,
+    "mlp_hidden_size": 192,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "vocab_size": 100,
+    "weight_tying": False,
+}
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    folder = tmp_path / "llada"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLADA))
+
+    def plan(*, trust: str = "", block: int = 8):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(RECIPE.format(path=folder, trust=trust, block=block))
+        return make_plan(load_recipe(str(recipe)))
+
+    return plan
+
+
+def test_code_that_comes_with_a_checkpoint_wants_trust(plan_of):
+    (refusal,) = plan_of().refusals
+    assert refusal.startswith("model: ")
+    assert "modeling_llada.LLaDAModelLM" in refusal
+    assert refusal.endswith("set model.trust_remote_code: true")
+    assert plan_of(trust=", trust_remote_code: true").refusals == []
+
+
+def test_the_schedule_and_the_passes_are_told(plan_of):
+    lines = plan_of(trust=", trust_remote_code: true").batch
+    assert "a canvas of 32 tokens is filled in 4 blocks of 8, 16 forward passes" in lines
+    assert "a likelihood costs 8 forward passes, one at a time in memory" in lines
+
+
+def test_an_impossible_schedule_is_refused(plan_of):
+    (refusal,) = plan_of(trust=", trust_remote_code: true", block=9).refusals
+    assert refusal.startswith(
+        "rollout: block_length 9 does not divide max_new_tokens 32; choose one of 1, 2, 4"
+    )
+
+
+def test_lladas_own_names_tell_its_shape(plan_of, tmp_path):
+    plan_of()
+    shape = read_shape(ModelSection(path=str(tmp_path / "llada")))
+    assert (shape.hidden, shape.layers, shape.intermediate, shape.kv_heads) == (64, 2, 192, 4)
+    assert read_shape(ModelSection(path="GSAI-ML/LLaDA-8B-Instruct")).parameters == pytest.approx(
+        8.02e9, rel=1e-2
+    )
+    assert read_shape(ModelSection(path="Dream-org/Dream-v0-Instruct-7B")).parameters == pytest.approx(
+        7.6e9, rel=1e-2
+    )
