@@ -40,6 +40,8 @@ def method_faults(recipe: Recipe) -> Iterator[str]:
     if recipe.spec.family == "preference" and recipe.rollout is not None:
         idle = sorted(ONLY_WITH_REWARDS & recipe.rollout.changed())
         yield from (f"rollout: '{key}' does nothing with method '{recipe.method}'; remove it" for key in idle)
+        if recipe.rollout.engine == "vllm" and recipe.model.path is None and not flags.get("in_stages"):
+            yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
     yield from _step_faults(recipe, flags)
     yield from _stage_faults(recipe, flags)
     for name in flags.get("names_files", ()):

@@ -9,7 +9,7 @@ An engine of posttrain/rollout does the work; this file turns prompts into token
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,9 +30,12 @@ EngineOf = Callable[[Path], Engine]
 
 class Generator(Protocol):
     """Answers of the policy in `folder`, one a prompt, as text without special tokens. Row i draws from
-    sampling.seed + i, so that an answer does not depend on how rows are cut into calls."""
+    sampling.seed + i (or each row has a `Sampling` of its own), so that an answer does not depend on how rows are
+    cut into calls."""
 
-    def __call__(self, folder: Path, prompts: list[list[int]], sampling: Sampling) -> list[str]: ...
+    def __call__(
+        self, folder: Path, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]
+    ) -> list[str]: ...
 
 
 class EngineGenerator:
@@ -43,7 +46,9 @@ class EngineGenerator:
         self._engine_of = engine_of or transformers_engine_of(tokenizer)
         self._held: tuple[Path, Engine] | None = None
 
-    def __call__(self, folder: Path, prompts: list[list[int]], sampling: Sampling) -> list[str]:
+    def __call__(
+        self, folder: Path, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]
+    ) -> list[str]:
         if not prompts:
             return []
         if self._held is None or self._held[0] != folder:

@@ -6,6 +6,7 @@ prompt than the pair's, `imitation_prompt`.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,49 +15,100 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from posttrain.data import DataError
 from posttrain.data.files import iter_rows
+from posttrain.data.mapping import as_messages
 from posttrain.rollout.base import Sampling, stable_seed
-from posttrain.trainers.generating import prompt_ids
+from posttrain.rollout.transformers_engine import TransformersEngine
+from posttrain.trainers.generating import answer_text, pad_id, prompt_ids, stop_ids
 
 Answer = Callable[[list[list[int]], list[Sampling]], list[str]]
 """Prompts as tokens and how to sample each -> answers as text."""
 
+logger = logging.getLogger(__name__)
+
 
 def sample_imitation(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, answer: Answer, sampling: Sampling, seed: int
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    answer: Answer,
+    sampling: Sampling,
+    seed: int,
+    limit: int | None = None,
 ) -> Dataset:
-    """`rows` with one answer of the baseline to each prompt; row i draws from its own seed, whatever the ranks."""
+    """`rows` with one answer of the baseline to each prompt; row i draws from its own seed, whatever the ranks.
+
+    limit  prompts of so many tokens are not answered: training drops them
+    """
     state = PartialState()
-    mine = list(range(state.process_index, len(rows), state.num_processes))
+    if state.is_main_process:
+        logger.warning("sampling %d answers to imitate", len(rows))
     first = stable_seed("imitation", seed)
-    prompts = [prompt_ids(tokenizer, rows[i]["prompt"]) for i in mine]
-    texts = answer(prompts, [replace(sampling, seed=first + i) for i in mine]) if mine else []
+    prompts = {
+        i: prompt_ids(tokenizer, rows[i]["prompt"])
+        for i in range(state.process_index, len(rows), state.num_processes)
+    }
+    mine = [i for i, ids in prompts.items() if limit is None or len(ids) < limit]
+    wanted = [replace(sampling, seed=first + i) for i in mine]
+    texts = answer([prompts[i] for i in mine], wanted) if mine else []
     found = dict(gather_object(list(zip(mine, texts, strict=True))))
     talks = isinstance(rows[0]["prompt"], list)
-    answers = [[{"role": "assistant", "content": found[i]}] if talks else found[i] for i in range(len(rows))]
+    said = [found.get(i, "") for i in range(len(rows))]
+    answers = [[{"role": "assistant", "content": text}] for text in said] if talks else said
     return rows.add_column("imitation", answers)  # type: ignore[call-arg]  # the fingerprint is filled in
 
 
+def answers_of(model: Any, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool) -> Answer:
+    """Sampled from a model in memory, which is on this process's device meanwhile."""
+
+    def answer(prompts: list[list[int]], sampling: list[Sampling]) -> list[str]:
+        before = next(model.parameters()).device
+        device = before if on_cpu or before.type != "cpu" else PartialState().device
+        model.to(device)
+        engine = TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
+        found = [answer_text(tokenizer, completion) for completion in engine.generate(prompts, sampling)]
+        model.to(before)
+        return found
+
+    return answer
+
+
+def with_stops(sampling: Sampling, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """The sampling with the tokens that end an answer, where none were given."""
+    if sampling.stop_token_ids:
+        return sampling
+    config = model.generation_config if isinstance(model, nn.Module) else None
+    return replace(sampling, stop_token_ids=stop_ids(tokenizer, config))
+
+
 def pair_with_dataset(rows: Dataset, answers: Dataset, seed: int) -> Dataset:
-    """`rows` with the answers of another dataset (columns prompt, completion) beside them, each as often
-    as any
+    """`rows` with the answers of another dataset (columns prompt, completion) beside them, each as often as any
     other up to one, in an order drawn from `seed`."""
     missing = {"prompt", "completion"} - set(answers.column_names)
     if missing or not len(answers):
         raise DataError(
             f"the answers to imitate need rows with prompt and completion; missing {sorted(missing)}"
         )
+    talks = isinstance(rows[0]["prompt"], list)
+    if talks != isinstance(answers[0]["prompt"], list):
+        kinds = ("messages", "text") if talks else ("text", "messages")
+        raise DataError(
+            f"the prompts of the pairs are {kinds[0]}, those of the answers to imitate {kinds[1]}; make them alike"
+        )
     order: list[int] = []
     generator = random.Random(seed)
     while len(order) < len(rows):
         order += generator.sample(range(len(answers)), len(answers))
     picked = answers.select(order[: len(rows)])
-    rows = rows.add_column("imitation_prompt", picked["prompt"])  # type: ignore[call-arg]  # as above
-    return rows.add_column("imitation", picked["completion"])  # type: ignore[call-arg]  # as above
+    said = list(picked["completion"])
+    if talks:
+        said = [as_messages(answer, "assistant") for answer in said]
+    rows = rows.add_column("imitation_prompt", list(picked["prompt"]))  # type: ignore[call-arg]  # as above
+    return rows.add_column("imitation", said)  # type: ignore[call-arg]  # as above
 
 
 def read_imitation_rows(path: str) -> Dataset:

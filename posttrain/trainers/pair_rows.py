@@ -1,8 +1,7 @@
 """What happens to preference rows before they are trained on, and the account of it: in = trained + dropped.
 
 TRL drops, without a word, every row whose prompt alone fills `max_length`, which empties multi-turn logs.
-Here the oldest turns of a long conversation go first, what still does not fit is dropped, and both are
-counted.
+Here the oldest turns of a long conversation go first, what still does not fit is dropped, and both are counted.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ class PairCounts:
     identical         trained pairs whose two answers are the same tokens: no gradient under DPO
     turns_dropped     trained pairs whose prompt lost its oldest turns
     answers_cut       trained pairs of which an answer was cut at max_length
+    imitation_cut     trained pairs whose answer to imitate was cut there, or lies beyond it
     """
 
     rows_in: int = 0
@@ -35,6 +35,7 @@ class PairCounts:
     identical: int = 0
     turns_dropped: int = 0
     answers_cut: int = 0
+    imitation_cut: int = 0
 
     def drop(self, reason: str, rows: int = 1) -> None:
         if rows:
@@ -58,6 +59,7 @@ class PairCounts:
                 ("with identical answers", self.identical),
                 ("without their oldest turns", self.turns_dropped),
                 ("with an answer cut at max_length", self.answers_cut),
+                ("with an answer to imitate cut at max_length", self.imitation_cut),
             )
             if count
         ]
@@ -71,8 +73,7 @@ class PairCounts:
 def drop_oldest_turns(prompt: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
     """The longest tail of the conversation that fits, always with its system message and its last user turn.
 
-    A tail starts with a user message, as chat templates want it. If nothing fits, the shortest tail is
-    returned.
+    A tail starts with a user message, as chat templates want it. If nothing fits, the shortest tail is returned.
     """
     head = 0
     while head < len(prompt) and prompt[head]["role"] == "system":
@@ -90,8 +91,7 @@ def shorten_prompts(
 ) -> Dataset:
     """Drops the oldest turns of conversations that would not fit `max_length` beside their longer answer.
 
-    An answer may claim at most half of `max_length` from its prompt. Rows of plain text have no turns and
-    stay.
+    An answer may claim at most half of `max_length` from its prompt. Rows of plain text have no turns and stay.
     """
     if not len(rows) or not isinstance(rows[0]["prompt"], list):
         return rows
@@ -124,6 +124,10 @@ def account_tokens(rows: Dataset, max_length: int | None, counts: PairCounts) ->
         if max_length is not None:
             longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
             counts.answers_cut += len(row["prompt_ids"]) + longest > max_length
+            if "imitation_ids" in row:
+                counts.imitation_cut += (
+                    len(row["imitation_prompt_ids"]) + len(row["imitation_ids"]) > max_length
+                )
     return kept
 
 

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.data_utils import extract_prompt
 from trl.trainer.dpo_config import DPOConfig
@@ -82,13 +82,11 @@ class Scored:
 class PreferenceTrainer(ExactResume, TRLDPOTrainer):
     """`trl.DPOTrainer` that trains a `PairLoss`.
 
-    `PreferenceTrainer(model, args=PreferenceConfig(...), train_dataset=..., method=DPO())`; the trainer of
-    a method
-    (`RPOTrainer`) takes the method's settings from its config instead.
+    `PreferenceTrainer(model, args=PreferenceConfig(...), train_dataset=..., method=DPO())`; the trainer of a
+    method (`RPOTrainer`) takes the method's settings from its config instead.
 
-    ref_model   the frozen reference. Without it: a copy of the model as it is now, or, with an adapter,
-    TRL's rule
-                (a new adapter: the base model; an adapter that came with the model: a frozen copy of it)
+    ref_model   the frozen reference. Without it: a copy of the model as it is now, or, with an adapter, TRL's
+                rule (a new adapter: the base model; an adapter that came with the model: a frozen copy of it)
     row_counts  what became of the training rows
     """
 
@@ -152,18 +150,29 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> PreferenceTrainer:
         """The trainer a recipe describes; `changes` win over its training arguments."""
         parts = ingredients(recipe)
+        args = training_arguments(recipe, cls.config_class, **{**recipe.objective.model_dump(), **changes})
         trainer = cls(
             parts.model,
-            args=training_arguments(recipe, cls.config_class, **{**recipe.objective.model_dump(), **changes}),
+            args=args,
             train_dataset=parts.train_rows,
             eval_dataset=parts.eval_rows,
             processing_class=parts.tokenizer,
             peft_config=parts.peft_config,
+            **cls.recipe_options(recipe, parts.tokenizer, args),
         )
         trainer.row_counts = trainer.row_counts.after(parts.train_counts.read, parts.train_counts.dropped)
         return trainer
 
+    @classmethod
+    def recipe_options(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> dict[str, Any]:
+        """Further keyword arguments that the method's trainer takes from a recipe."""
+        return {}
+
     # Rows
+
+    def with_imitation(self, rows: Dataset, args: Any, dataset_name: str) -> Dataset:
+        """`rows`, with the answers to imitate beside the pairs where the method wants any."""
+        return rows
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """TRL's tokenisation between our shortening of conversations and our account of the rows."""
@@ -180,6 +189,7 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
                 dataset = dataset.map(extract_prompt)
             if args.max_length is not None:
                 dataset = shorten_prompts(dataset, self._tokenizer, args.max_length, counts)
+            dataset = self.with_imitation(dataset, args, dataset_name)
             if "imitation" in dataset.column_names:
                 dataset = tokenize_imitation(dataset, self._tokenizer)
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -211,9 +221,8 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
     # Loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Tensor:
-        """Replaces TRL's loss body. In training: this rank's share of the step's mean over pairs, times
-        the number
-        of ranks, because the engines average gradients over ranks."""
+        """Replaces TRL's loss body. In training: this rank's share of the step's mean over pairs, times the
+        number of ranks, because the engines average gradients over ranks."""
         if return_outputs:
             raise ValueError("PreferenceTrainer: a forward for compute_metrics is not carried")
         scored, batch = self._forward(model, inputs)

@@ -1,5 +1,4 @@
-"""The trainers of the methods that learn from a fixed set of pairs: each binds one loss to
-`PreferenceTrainer`.
+"""The trainers of the methods that learn from a fixed set of pairs: each binds one loss to `PreferenceTrainer`.
 
 `RPOTrainer(model, args=RPOConfig(output_dir=..., beta=0.01, eta=0.005), train_dataset=...)` works like any
 TRL trainer; the config holds TRL's arguments and the settings of the method, which its docstring explains.
@@ -7,8 +6,6 @@ TRL trainer; the config holds TRL's arguments and the settings of the method, wh
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -20,19 +17,18 @@ from posttrain.preferences.hinge import Hinge
 from posttrain.preferences.ipo import IPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.simpo import SimPO
+from posttrain.recipe import Recipe
 from posttrain.rollout.base import Sampling
-from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.trainers.config import flat_config, settings_from
-from posttrain.trainers.generating import answer_text, pad_id, stop_ids
 from posttrain.trainers.imitation import (
     Answer,
+    answers_of,
     pair_with_dataset,
     read_imitation_rows,
     sample_imitation,
+    with_stops,
 )
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
-
-logger = logging.getLogger(__name__)
 
 DPOConfig = flat_config("DPOConfig", PreferenceConfig, DPO, __name__)
 IPOConfig = flat_config("IPOConfig", PreferenceConfig, IPO, __name__)
@@ -72,14 +68,13 @@ class SimPOTrainer(PreferenceTrainer):
 class RPOTrainer(PreferenceTrainer):
     """RPO, see posttrain/preferences/rpo.py.
 
-    Answers to imitate come, by `imitate`, from the chosen answers; from the reference, sampled once before
-    training
-    to the prompts of the pairs; or from `imitation_data`, a file of rows with prompt and completion. Rows
-    that hold a
-    column `imitation` already keep it.
+    Answers to imitate come, by `imitate`, from the chosen answers; from the reference, sampled once before training
+    to the prompts of the pairs; or from `imitation_data`, a file of rows with prompt and completion. Rows that hold
+    a column `imitation` already keep it.
 
-    sampling  how the reference is sampled; one `answer` of the same shape as `sample_imitation` takes
-    replaces it
+    sampling  how the reference is sampled
+    answer    samples in its place, see `imitation.Answer`; otherwise the reference, or the model, does it itself,
+              in this process
     """
 
     method_class = RPO
@@ -100,54 +95,34 @@ class RPOTrainer(PreferenceTrainer):
     ) -> None:
         args = args if args is not None else RPOConfig()
         method = method if method is not None else settings_from(args, RPO)
-        tokenizer = trl_arguments.get("processing_class")
-        if method.imitate != "chosen":
-            sampling = sampling or Sampling(max_new_tokens=(args.max_length or 1024) // 2)
-
-            def prepare(rows: Any, seed: int) -> Any:
-                return self._imitated(rows, method, ref_model or model, tokenizer, answer, sampling, seed)
-
-            train_dataset = prepare(train_dataset, args.seed)
-            eval_dataset = prepare(eval_dataset, args.seed + 1) if eval_dataset is not None else None
+        self._answer, self._sampling = answer, sampling
+        self._sampled_from = ref_model if ref_model is not None else model
+        if method.imitate == "reference" and answer is None and not isinstance(self._sampled_from, nn.Module):
+            raise ValueError(
+                "RPO: imitate 'reference' samples before training: pass the model itself, not its path"
+            )
         super().__init__(model, ref_model, args, train_dataset, eval_dataset, method=method, **trl_arguments)
+        self._answer = self._sampled_from = None  # the engine and the model are not kept
 
-    @staticmethod
-    def _imitated(
-        rows: Dataset,
-        method: RPO,
-        reference: Any,
-        tokenizer: PreTrainedTokenizerBase | None,
-        answer: Answer | None,
-        sampling: Sampling,
-        seed: int,
-    ) -> Dataset:
-        """`rows` with the answers that `method` imitates."""
-        if "imitation" in rows.column_names:
+    @classmethod
+    def recipe_options(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> dict[str, Any]:
+        """The recipe's sampling and engine, where the reference's answers are imitated."""
+        if recipe.rollout is None:
+            return {}
+        # Loops build on this package's trainers; only this method needs the way back.
+        from posttrain.trainers.loops.from_recipe import answers_of_start, sampling_of
+
+        return {"sampling": sampling_of(recipe), "answer": answers_of_start(recipe, tokenizer, args)}
+
+    def with_imitation(self, rows: Dataset, args: Any, dataset_name: str) -> Dataset:
+        method = self.method
+        if not isinstance(method, RPO) or method.imitate == "chosen" or "imitation" in rows.column_names:
             return rows
+        seed = args.seed + (dataset_name != "train")
         if method.imitation_data is not None:
             return pair_with_dataset(rows, read_imitation_rows(method.imitation_data), seed)
-        if tokenizer is None or not (answer is not None or isinstance(reference, nn.Module)):
-            raise ValueError(
-                "RPO: imitate 'reference' samples before training: pass processing_class and the model itself, "
-                "not its path"
-            )
-        if answer is None:
-            answer = _answers_of(reference, tokenizer)
-            sampling = _with_stops(sampling, reference, tokenizer)
-        logger.warning("RPO: sampling %d answers of the reference", len(rows))
-        return sample_imitation(rows, tokenizer, answer, sampling, seed)
-
-
-def _answers_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Answer:
-    engine = TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
-
-    def answer(prompts: list[list[int]], sampling: list[Sampling]) -> list[str]:
-        return [answer_text(tokenizer, completion) for completion in engine.generate(prompts, sampling)]
-
-    return answer
-
-
-def _with_stops(sampling: Sampling, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    if sampling.stop_token_ids:
-        return sampling
-    return replace(sampling, stop_token_ids=stop_ids(tokenizer, model.generation_config))
+        limit = args.max_length
+        sampling = self._sampling or Sampling(max_new_tokens=(limit or 1024) // 2)
+        sampling = with_stops(sampling, self._sampled_from, self._tokenizer)
+        answer = self._answer or answers_of(self._sampled_from, self._tokenizer, on_cpu=args.use_cpu)
+        return sample_imitation(rows, self._tokenizer, answer, sampling, seed, limit)

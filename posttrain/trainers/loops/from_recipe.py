@@ -1,4 +1,4 @@
-"""What DRIFT and SePPO take from a recipe beyond what every trainer takes: how to sample, and with which engine."""
+"""What methods that sample between trainings take from a recipe: how to sample, and with which engine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.rollout.base import Engine, Sampling
+from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.sections import RolloutSection, VLLMSection
-from posttrain.trainers.generating import EngineGenerator, EngineOf
+from posttrain.trainers.build import model_and_tokenizer
+from posttrain.trainers.generating import EngineGenerator, EngineOf, pad_id, whole_weights_everywhere
+from posttrain.trainers.imitation import Answer
 from posttrain.trainers.policy_folder import holds_adapter, load_dense
 
 _LOOKAHEAD = ("staleness", "partial_budget", "importance_correction")
@@ -54,6 +58,29 @@ def generator_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: Path)
     return EngineGenerator(
         tokenizer, vllm_engine_of(settings, dtype="bfloat16" if dtype == "auto" else dtype, base=base)
     )
+
+
+def answers_of_start(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> Answer:
+    """Sampled from the model that the recipe starts from, before it is trained; the engine is closed afterwards."""
+    generator = generator_of(recipe, tokenizer, Path(str(args.output_dir)) / "base")
+    if generator is None:
+        device = torch.device("cpu") if args.use_cpu else PartialState().device
+
+        def engine_of(_: Path) -> Engine:
+            with whole_weights_everywhere():
+                model = model_and_tokenizer(recipe.model)[0]
+            return TransformersEngine.of(model.eval().to(device), pad_token_id=pad_id(tokenizer))  # type: ignore[arg-type]  # as torch
+
+        generator = EngineGenerator(tokenizer, engine_of)
+    start = Path(recipe.model.path or "scratch")
+
+    def answer(prompts: list[list[int]], sampling: list[Sampling]) -> list[str]:
+        try:
+            return generator(start, prompts, sampling)
+        finally:
+            generator.close()
+
+    return answer
 
 
 def vllm_engine_of(settings: VLLMSection, *, dtype: str, base: Path) -> EngineOf:
