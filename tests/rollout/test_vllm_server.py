@@ -23,7 +23,6 @@ from posttrain.rollout.transfer import make_transfer
 from posttrain.rollout.vllm_server import VLLMServer, servers_of
 from posttrain.trainers.generation import RolloutPlan
 
-pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 KEY = "test-key"
