@@ -1,21 +1,21 @@
 """The scorer: log-probs of a micro-batch, through TRL's padded forward with its fused LM head.
 
 Objectives do not know this file. What they ask for beyond log-probs (`Objective.needs`) is taken from the same
-forward: the hidden states that feed the LM head, and the best candidate tokens of each position, found chunk by
-chunk so that the (B, T, V) logits never exist.
+forward: the hidden states that feed the LM head, and the best candidate tokens of each position, found in the tiles
+of logits the log-probs are made of, so that the (B, T, V) logits never exist.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from posttrain.ops.logprobs import top_candidates
+from posttrain.trainers.head_tiles import TileCandidates, reading_tiles
 
 VISION_KEYS = (
     "pixel_values",
@@ -29,7 +29,8 @@ VISION_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-_CANDIDATE_CHUNK = 512  # tokens whose logits exist at once while candidates are picked
+IGNORED = -100
+"""The label of a position that is not scored."""
 
 
 def loss_mask(inputs: Mapping[str, Any]) -> Tensor:
@@ -51,13 +52,10 @@ def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 class ForwardProbe:
     """Reads the LM head's input, and the candidates it ranks highest, out of a running forward pass.
 
-    The candidates are computed inside the model's own forward, by calling its LM head module: under ZeRO-3 and
-    FSDP2 the head is then available without any gathering of ours.
+    Only forwards through TRL's fused head can be read for candidates: it sees the tiles that head works through.
     """
 
-    def __init__(
-        self, model: nn.Module, needs: frozenset[str], num_candidates: int, temperature: float
-    ) -> None:
+    def __init__(self, model: nn.Module, needs: frozenset[str], num_candidates: int) -> None:
         unknown = needs - {"hidden", "candidates"}
         if unknown:
             raise ValueError(
@@ -65,7 +63,6 @@ class ForwardProbe:
             )
         self._needs = needs
         self._num_candidates = num_candidates
-        self._temperature = temperature
         self._actions: Tensor | None = None  # set while taking
         self._taken: dict[str, Tensor] = {}
         self._wrap_forward(model)
@@ -82,36 +79,32 @@ class ForwardProbe:
                 lambda _m, _i, out: seen.append(out.last_hidden_state)
             )
             try:
-                outputs = inner(*args, **kwargs)
+                with probe._reading(kwargs.get("labels")) as tiles:
+                    outputs = inner(*args, **kwargs)
             finally:
                 handle.remove()
-            probe._take(this, seen[-1].detach())
+            probe._take(seen[-1].detach(), tiles)
             return outputs
 
         model.forward = types.MethodType(forward, model)
 
-    def _take(self, model: Any, hidden: Tensor) -> None:
+    def _reading(self, labels: Tensor | None) -> AbstractContextManager[TileCandidates | None]:
+        if "candidates" not in self._needs:
+            return nullcontext()
+        if labels is None:
+            raise RuntimeError("ForwardProbe: candidates are read from a fused head, which wants `labels`")
+        return reading_tiles((labels[:, 1:] != IGNORED).reshape(-1), self._num_candidates)
+
+    def _take(self, hidden: Tensor, tiles: TileCandidates | None) -> None:
         actions = self._actions
         if actions is None:
             raise RuntimeError("ForwardProbe: a forward was read outside `taking()`")
         # Position t-1 predicts token t, so the T completion tokens belong to the T positions before the last.
-        hidden = hidden[:, -actions.size(1) - 1 : -1]
-        self._taken = {"hidden": hidden} if "hidden" in self._needs else {}
-        if "candidates" not in self._needs:
-            return
-        head = model.get_output_embeddings()
-        parts = []
-        with torch.no_grad():
-            flat = hidden.reshape(-1, hidden.size(-1))
-            for states, sampled in zip(
-                flat.split(_CANDIDATE_CHUNK), actions.reshape(-1).split(_CANDIDATE_CHUNK), strict=True
-            ):
-                parts.append(
-                    top_candidates(head(states).float() / self._temperature, sampled, self._num_candidates)
-                )
-        shape = (*actions.shape, -1)
-        self._taken["candidate_ids"] = torch.cat([ids for ids, _ in parts]).view(shape)
-        self._taken["candidate_logits"] = torch.cat([logits for _, logits in parts]).view(shape)
+        batch, length = actions.shape
+        self._taken = {"hidden": hidden[:, -length - 1 : -1]} if "hidden" in self._needs else {}
+        if tiles is not None:
+            ids, logits = (part.view(batch, -1, part.size(-1))[:, -length:] for part in tiles.result())
+            self._taken |= {"candidate_ids": ids, "candidate_logits": logits}
 
     @contextmanager
     def taking(self, actions: Tensor) -> Iterator[dict[str, Tensor]]:

@@ -186,7 +186,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             return None
         policy = self.accelerator.unwrap_model(self.model)
         causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
-        return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates, self.temperature)
+        return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates)
 
     # Rollout: the order of prompts, advantages
 

@@ -10,6 +10,7 @@ import inspect
 
 import trl
 from trl import DPOTrainer, GRPOTrainer
+from trl.kernels import chunked_logprob as fused_head
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_trl",
     "disable_dropout_in_model",
     "disable_gradient_checkpointing",
+    "fused_head",
     "use_adapter",
 ]
 
@@ -44,6 +46,8 @@ _GRPO_ATTRIBUTES = (
     "self.num_generations_eval",
 )
 
+_FUSED_HEAD = ("_forward_kernel", "_forward_tile", "_use_triton")
+
 _DPO_METHODS = (
     "_compute_loss",
     "_prepare_dataset",
@@ -66,6 +70,9 @@ def check_trl() -> None:
     missing = [f"GRPOTrainer.{name}" for name in _GRPO_METHODS if not hasattr(GRPOTrainer, name)]
     source = inspect.getsource(GRPOTrainer)
     missing += [f"GRPOTrainer: {name}" for name in _GRPO_ATTRIBUTES if name not in source]
+    missing += [
+        f"trl.kernels.chunked_logprob.{name}" for name in _FUSED_HEAD if not hasattr(fused_head, name)
+    ]
     missing += [f"DPOTrainer.{name}" for name in _DPO_METHODS if not hasattr(DPOTrainer, name)]
     source = inspect.getsource(DPOTrainer)
     missing += [f"DPOTrainer: {name}" for name in _DPO_ATTRIBUTES if name not in source]

@@ -19,7 +19,7 @@ from posttrain.ops.groups import (
     scaled_advantages,
 )
 from posttrain.ops.kl import k1, k3
-from posttrain.ops.logprobs import token_entropy, token_logprobs, top_candidates
+from posttrain.ops.logprobs import largest, token_entropy, token_logprobs, top_candidates
 from posttrain.ops.ratio import sequence_ratio, token_ratio
 from posttrain.ops.reduce import per_constant, per_response, per_response_sum, per_token
 from posttrain.ops.surrogate import clipped_surrogate, clipped_weight_loss, dual_clip, importance_surrogate
@@ -165,3 +165,17 @@ def test_an_infinite_reward_does_not_vanish():
 def test_degenerate_groups():
     rewards = tensor([[1.0, 1.0], [1.0, 0.0], [NAN, 1.0], [NAN, NAN]])
     assert degenerate_groups(rewards).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("vocabulary", [32 * 20 * 4, 32 * 20 * 4 + 17, 5000])
+def test_largest_is_topk_in_long_rows(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    values = torch.randn(6, vocabulary, generator=generator)
+    values[0, -3:] = 9.0 + torch.arange(3)  # in the rest that fills no block
+    values[1, 64:96] = 9.0 + torch.arange(32)  # more in one block than any other has
+    values[2, 100:] = -float("inf")
+    found, ids = largest(values, 20)
+    expected = values.topk(20, dim=1)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(ids, expected.indices)
+    assert torch.equal(values.gather(1, ids), found)
