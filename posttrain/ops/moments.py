@@ -71,9 +71,19 @@ class Moments:
         (N, K), (N, K), (N, H) -> (N, K): u = D h, with D the bias-corrected Adam step of that token's
         gradient.
         """
-        size = _chunk_tokens(ids, hidden)
-        parts = zip(ids.split(size), coefficients.split(size), hidden.split(size), strict=True)
-        return torch.cat([self._chunk_change(*part) for part in parts])
+        hidden = hidden.to(coefficients.dtype)
+        self._place(hidden)
+        size = min(_chunk_tokens(ids, hidden), max(1, len(ids)))
+        # on a CPU, a fresh work tensor a chunk costs more (page faults) than the arithmetic in it
+        first, second = (hidden.new_empty(size * ids.size(1), hidden.size(1)) for _ in range(2))
+        change = torch.empty_like(coefficients)
+        for start in range(0, len(ids), size):
+            part = slice(start, start + size)
+            room = ids[part].numel()
+            self._chunk_change(
+                ids[part], coefficients[part], hidden[part], change[part], first[:room], second[:room]
+            )
+        return change
 
     def update(self, gradients: Sequence[RowGradients], all_sum: Callable[[Tensor], Tensor]) -> None:
         """One meta-step from all micro-batches of an optimizer step; the same on all ranks.
@@ -84,12 +94,14 @@ class Moments:
         counts = _row_counts(gradients)
         counts = all_sum(counts)
         touched = counts.nonzero().squeeze(1)
-        means = all_sum(_row_sums(gradients, touched)) / counts[touched].unsqueeze(1)
+        means = all_sum(_row_sums(gradients, touched)).div_(counts[touched].unsqueeze(1))
         self._place(means)
         rows = self._rows_for(touched, means)
         beta1, beta2 = self.decay
-        self._first[rows] = self._first[rows].lerp(means, 1 - beta1)
-        self._second[rows] = self._second[rows].lerp(means.square(), 1 - beta2)
+        size = _chunk_rows(means)
+        for some, mean in zip(rows.split(size), means.split(size), strict=True):
+            self._first[some] = self._first[some].lerp_(mean, 1 - beta1)
+            self._second[some] = self._second[some].mul_(beta2).addcmul_(mean, mean, value=1 - beta2)
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,10 +120,19 @@ class Moments:
         self._second = torch.cat([second.new_zeros(1, second.size(1)), second])
         self._used = len(ids) + 1
 
-    def _chunk_change(self, ids: Tensor, coefficients: Tensor, hidden: Tensor) -> Tensor:
-        hidden = hidden.to(coefficients.dtype)
-        self._place(hidden)
-        first, second = self._read(ids, hidden)
+    def _chunk_change(
+        self,
+        ids: Tensor,
+        coefficients: Tensor,
+        hidden: Tensor,
+        change: Tensor,
+        first: Tensor,
+        second: Tensor,
+    ) -> None:
+        """Fills `change` (n, K); `first` and `second` (n K, H) are room to work in."""
+        self._read(ids, first, second)
+        shape = (*ids.shape, hidden.size(1))
+        first, second = first.view(shape), second.view(shape)
         beta1, beta2 = self.decay
         count = self.step + 1
         # In place, and bias correction moved to where it costs a number instead of a pass over (chunk, K, H).
@@ -120,15 +141,18 @@ class Moments:
         second.mul_(beta2).addcmul_(*squares, value=1 - beta2).sqrt_().add_(self.epsilon * correction2)
         gradient = (coefficients.unsqueeze(2), hidden.unsqueeze(1))
         planned = first.mul_(beta1).addcmul_(*gradient, value=1 - beta1).div_(second)
-        return torch.bmm(planned, hidden.unsqueeze(2)).squeeze(2) * (correction2 / correction1)
+        torch.bmm(planned, hidden.unsqueeze(2), out=change.unsqueeze(2))
+        change.mul_(correction2 / correction1)
 
-    def _read(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of the rows' moments. (n, K), (n, H) -> (n, K, H) each."""
-        shape = (*ids.shape, hidden.size(1))
+    def _read(self, ids: Tensor, first: Tensor, second: Tensor) -> None:
+        """Copies the rows' moments of ids (n, K) into (n K, H) each."""
         if self._used == 1:
-            return hidden.new_zeros(shape), hidden.new_zeros(shape)
+            first.zero_()
+            second.zero_()
+            return
         rows = self._slots[ids.reshape(-1)]
-        return self._first.index_select(0, rows).view(shape), self._second.index_select(0, rows).view(shape)
+        torch.index_select(self._first, 0, rows, out=first)
+        torch.index_select(self._second, 0, rows, out=second)
 
     def _place(self, like: Tensor) -> None:
         """A restored table starts on the CPU and follows its first use."""
@@ -167,13 +191,23 @@ def _row_sums(gradients: Sequence[RowGradients], touched: Tensor) -> Tensor:
     position = torch.zeros(MAX_ROWS, dtype=torch.long, device=touched.device)
     position[touched] = torch.arange(len(touched), device=touched.device)
     for ids, coefficients, hidden, weights in gradients:
-        for tokens in weights.nonzero().squeeze(1).split(_chunk_tokens(ids, hidden)):
+        size = _chunk_tokens(ids, hidden)
+        work = sums.new_empty(size, ids.size(1), hidden.size(1))
+        for tokens in weights.nonzero().squeeze(1).split(size):
             states = hidden[tokens].to(sums.dtype).unsqueeze(1)
-            gradient = coefficients[tokens].unsqueeze(2) * states  # (chunk, K, H)
+            gradient = work[: len(tokens)]  # (chunk, K, H)
+            torch.mul(coefficients[tokens].unsqueeze(2), states, out=gradient)
             sums.index_add_(0, position[ids[tokens].reshape(-1)], gradient.flatten(0, 1))
     return sums
 
 
 def _chunk_tokens(ids: Tensor, hidden: Tensor) -> int:
-    elements = CPU_CHUNK if hidden.device.type == "cpu" else DEVICE_CHUNK
-    return max(1, elements // (ids.size(1) * hidden.size(1)))
+    return max(1, _chunk_elements(hidden) // (ids.size(1) * hidden.size(1)))
+
+
+def _chunk_rows(means: Tensor) -> int:
+    return max(1, _chunk_elements(means) // means.size(1))
+
+
+def _chunk_elements(like: Tensor) -> int:
+    return CPU_CHUNK if like.device.type == "cpu" else DEVICE_CHUNK
