@@ -223,8 +223,8 @@ def scratch_mask_model(
 def check_mask_predictor(predictor: MaskPredictor) -> Literal["hidden", "attended"]:
     """Raises ValueError unless the model attends in both directions; returns what it does with padding.
 
-    Costs three forward passes on eight tokens. "attended": the model ignores the attention mask, so that a row's
-    log-probs depend on how far it is padded; train with prompts of equal length, or one row a batch.
+    Costs four forward passes on eight tokens. "attended": the model ignores the attention mask, so that a row's
+    log-probs depend on how far it is padded.
     """
     model = predictor.model
     device = next(model.parameters()).device

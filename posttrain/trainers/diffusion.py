@@ -37,6 +37,7 @@ from posttrain.rollout.mask_predictor import (
     check_mask_predictor,
     load_mask_model,
     mask_id_of,
+    whole_on_this_rank,
     with_generation_config,
 )
 from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine
@@ -99,11 +100,14 @@ class DiffusionTrainer(PolicyTrainer):
             )
         # Dropout would make the ratio differ from 1 on-policy, and a second pass differ from the first.
         args.disable_dropout = True
+        _refuse_reloaded_reference(model, args, named)
         super().__init__(with_generation_config(model), reward_funcs, args, *datasets, **named)
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if is_peft_model(base) else base
         self.predictor = MaskPredictor.of(base, mask_id_of(self._tokenizer))
-        self._probe_model()
+        self._probed = False
+        if whole_on_this_rank():
+            self._probe_model()
         self.mask_engine = MaskedDiffusionEngine(
             self._predicting,
             self.sampler_options,
@@ -135,12 +139,13 @@ class DiffusionTrainer(PolicyTrainer):
         return trainer
 
     def _probe_model(self) -> None:
-        if is_deepspeed_zero3_enabled():
-            return  # no process holds the weights yet; a causal mask would show in the tests of the same recipe
+        """Refuses a model that looks to the left only. Every rank must come here."""
+        self._probed = True
         if check_mask_predictor(self._own_predictor()) == "attended":
             self.accelerator.print(
-                f"{type(self.predictor.model).__name__} attends to padding: log-probs depend on how far a row is "
-                "padded. Use prompts of equal length, or per_device_train_batch_size 1."
+                f"{type(self.predictor.model).__name__} attends to padding: an ELBO depends on how far its prompt is "
+                "padded. Old and new policy see the same padding, the sampler may see another; prompts of equal "
+                "length have none."
             )
 
     # Rollout
@@ -150,6 +155,8 @@ class DiffusionTrainer(PolicyTrainer):
         return self.predictor.with_model(self.accelerator.unwrap_model(self.model))
 
     def _predicting(self) -> AbstractContextManager[MaskPredictor]:
+        if not self._probed:  # the first rollout, before any step
+            self._probe_model()
         return nullcontext(self._own_predictor())
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
@@ -355,6 +362,16 @@ class DiffusionTrainer(PolicyTrainer):
         self.loss_metrics.add(
             self.objective, self.method, whole, noise=noise, loss=loss, kl=kl, signal=signal
         )  # type: ignore[call-arg]  # DiffusionMetrics
+
+
+def _refuse_reloaded_reference(model: Any, args: Any, named: dict[str, Any]) -> None:
+    """Under ZeRO-3 TRL reloads the reference from the model's path, its own way: a decoder would come back causal."""
+    adapter = is_peft_model(model) or named.get("peft_config") is not None
+    if args.beta != 0.0 and not adapter and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "beta above 0 under ZeRO-3 needs an adapter (model.peft), whose base is the reference; "
+            "without one use FSDP2 or ZeRO-2"
+        )
 
 
 def _refuse_without_effect(args: Any) -> None:

@@ -21,7 +21,6 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.trainer.utils import pad
 
 from posttrain.data import RowCounts
@@ -32,6 +31,7 @@ from posttrain.rollout.mask_predictor import (
     MaskPredictor,
     check_mask_predictor,
     mask_id_of,
+    whole_on_this_rank,
     with_generation_config,
 )
 from posttrain.trainers.build import training_arguments
@@ -90,7 +90,8 @@ class MaskedSFTTrainer(ExactResume, Trainer):
         args.remove_unused_columns = False
         base = with_generation_config(model)
         self.predictor = MaskPredictor.of(base, mask_id_of(processing_class))
-        if not is_deepspeed_zero3_enabled():
+        self._probed = whole_on_this_rank()
+        if self._probed:
             check_mask_predictor(self.predictor)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -152,6 +153,9 @@ class MaskedSFTTrainer(ExactResume, Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Mean over the micro-batch's responses."""
+        if not self._probed:
+            self._probed = True
+            check_mask_predictor(self.predictor.with_model(model))
         canvas = self._canvas(inputs)
         step = self.state.global_step if model.training else -1  # an evaluation always hides the same tokens
         noise = draw_noise(self._draws, canvas, inputs["row"], iterations=1, seed=self.args.seed, step=step)
