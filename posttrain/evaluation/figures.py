@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from posttrain.evaluation.results import Result
-from posttrain.observe.plots import LINE, MUTED, PALETTE
+from posttrain.observe.canvas import LINE, MUTED, PALETTE, dress, svg
 
 RIGHT, WRONG = "#059669", "#dc2626"
 
@@ -197,26 +193,8 @@ def _legend(ax: Any, entries: int) -> None:
 
 
 def _dress(ax: Any, xlabel: str, *, percent: bool) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#9ca3af")
-    ax.tick_params(colors=MUTED, labelsize=8.5, length=3)
-    ax.grid(axis="y", color=LINE, linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.set_xlabel(xlabel, color=MUTED, fontsize=8.5)
+    dress(ax, xlabel)
     if percent:
         low, high = ax.get_ylim()
         ax.set_ylim(max(0.0, low), min(1.0, high) if high > 0 else 1.0)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-
-
-def svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element without a fixed size; its text stays text."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for attribute in ("height", "width"):
-        text = re.sub(rf'\s{attribute}="[^"]*pt"', "", text, count=1)
-    safe = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return text.replace("<svg", f'<svg role="img" aria-label="{safe}"', 1)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from statistics import median
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from posttrain.observe.canvas import MUTED, PALETTE, dress, svg
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
 from posttrain.observe.summary import metric_names, series
 
-INK, MUTED, LINE = "#1f2937", "#6b7280", "#e5e7eb"
-PALETTE = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#65a30d", "#db2777")
 SIGNAL_COLOURS = {
     "carried": "#059669",
     "unjudged": "#78716c",
@@ -230,7 +225,7 @@ def draw(panel: Panel) -> str:
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(4, len(labels)), frameon=False, fontsize=8,
             borderaxespad=0.1, handlelength=1.4, columnspacing=1.2,
         )  # fmt: skip
-    return _svg(figure, panel.spec.title)
+    return svg(figure, panel.spec.title)
 
 
 def draw_signal(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -248,7 +243,7 @@ def draw_signal(rows: Sequence[Mapping[str, Any]]) -> str:
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     _dress(ax)
-    return _svg(figure, "Generated tokens by class over the steps")
+    return svg(figure, "Generated tokens by class over the steps")
 
 
 def running_median(values: Sequence[float]) -> list[float]:
@@ -319,21 +314,5 @@ def _scale(ax: Any, panel: Panel) -> None:
 
 
 def _dress(ax: Any) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#9ca3af")
-    ax.tick_params(colors=MUTED, labelsize=8.5, length=3)
-    ax.grid(axis="y", color=LINE, linewidth=0.8)
-    ax.set_axisbelow(True)
+    dress(ax, "step")
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    ax.set_xlabel("step", color=MUTED, fontsize=8.5)
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """Text stays text (laid out with a wide font, so that the page's narrower one never overlaps)."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\swidth="[^"]*pt"', "", re.sub(r'\sheight="[^"]*pt"', "", svg, count=1), count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
