@@ -7,17 +7,16 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.evaluation import store
 from posttrain.evaluation.graders import Item, Verdict
 from posttrain.evaluation.metrics import summarise
-from posttrain.rewards.pool import Outcome, WorkerPool, run_pools
+from posttrain.rewards.grading_pool import in_chunks
+from posttrain.rewards.pool import Outcome, WorkerPool
 
-CHUNK = 32
-"""Responses a call; a chunk that fails is repeated one by one."""
 BLOCK = 1024
 """Responses between two writes to disk."""
 _PARTIAL = "grades.partial.jsonl"
@@ -70,8 +69,12 @@ def _line(row: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
         "group": row["group"],
         **verdict,
         "tokens": row["tokens"],
-        "truncated": row["finish"] == "length",
+        "truncated": _cut_off(row),
     }
+
+
+def _cut_off(row: dict[str, Any]) -> bool:
+    return row["finish"] == "length"
 
 
 def _verdicts(
@@ -85,7 +88,11 @@ def _verdicts(
 ) -> list[Verdict]:
     """Verdicts in order; those of an interrupted attempt at the same responses by the same rule are kept."""
     path = folder / _PARTIAL
-    key = {"key": store.digest([grader, arguments, store.versions(), [row["text"] for row in rows]])}
+    key = {
+        "key": store.digest(
+            [grader, arguments, store.versions(), [[row["text"], _cut_off(row)] for row in rows]]
+        )
+    }
     kept = store.read_lines(path)
     if not kept or kept[0] != key:
         store.write_lines(path, [key])
@@ -100,8 +107,8 @@ def _verdicts(
     try:
         with store.LineWriter(path) as writer:
             for start in range(len(found), len(rows), BLOCK):
-                items = [(row["gold"], row["text"]) for row in rows[start : start + BLOCK]]
-                block = list(judge_in_workers(pool, items))
+                items = [Item(row["gold"], row["text"], _cut_off(row)) for row in rows[start : start + BLOCK]]
+                block = judge_in_workers(pool, items)
                 writer.write(block)
                 found += block
                 if progress is not None:
@@ -111,31 +118,17 @@ def _verdicts(
     return found
 
 
-def judge_in_workers(pool: WorkerPool, items: Sequence[Item]) -> Iterator[Verdict]:
+def judge_in_workers(pool: WorkerPool, items: Sequence[Item]) -> list[Verdict]:
     """Verdicts in order. A response that takes too long is wrong ("timeout"); one on which the grader fails
     cannot be judged ("error: ...")."""
-    verdicts: list[Verdict | None] = [None] * len(items)
+    return in_chunks(pool, items, _ungraded)
 
-    def submit(rows: range) -> None:
-        pool.submit([items[row] for row in rows], lambda outcome: settle(rows, outcome))
 
-    def settle(rows: range, outcome: Outcome) -> None:
-        if outcome.failure is None:
-            for row, verdict in zip(rows, outcome.result, strict=True):
-                verdicts[row] = verdict
-        elif len(rows) > 1:
-            for row in rows:
-                submit(range(row, row + 1))
-        else:
-            timed_out = outcome.failure == "timeout"
-            verdicts[rows[0]] = {
-                "score": 0.0 if timed_out else None,
-                "answer": None,
-                "class": None,
-                "reason": "timeout" if timed_out else f"error: {outcome.message}",
-            }
-
-    for start in range(0, len(items), CHUNK):
-        submit(range(start, min(start + CHUNK, len(items))))
-    run_pools([pool])
-    return (verdict for verdict in verdicts if verdict is not None)
+def _ungraded(item: Item, outcome: Outcome) -> Verdict:
+    timed_out = outcome.failure == "timeout"
+    return {
+        "score": 0.0 if timed_out else None,
+        "answer": None,
+        "class": None,
+        "reason": "timeout" if timed_out else f"error: {outcome.message}",
+    }

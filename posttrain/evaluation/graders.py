@@ -11,22 +11,31 @@ A verdict is a plain mapping, because it becomes a line of grades.jsonl:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 Verdict = dict[str, Any]
-Item = tuple[Any, str]
-"""Gold and the model's text."""
+Judge = Callable[["Item"], Verdict]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Gold, the model's text, and whether that was cut off at the token limit."""
+
+    gold: Any
+    text: str
+    cut_off: bool = False
 
 
 def make_grader(name: str, arguments: dict[str, Any]) -> Callable[[list[Item]], list[Verdict]]:
     """The factory a worker runs; ValueError for arguments the grader does not have."""
     grade_one = GRADERS[name](**arguments)
-    return lambda items: [grade_one(gold, text) for gold, text in items]
+    return lambda items: [grade_one(item) for item in items]
 
 
 def _math(
     rule: str = "boxed", opens_reasoning: bool = False, relative_tolerance: float = 0.0, flexible: bool = True
-) -> Callable[[Any, str], Verdict]:
+) -> Judge:
     """The reward `math_answer`'s rule and equality. `flexible` stands beside the strict score."""
     from posttrain.rewards.math_grading import AnswerFormat, canonical_answer, grade
     from posttrain.rewards.maths.fallback import prepare
@@ -35,14 +44,15 @@ def _math(
         raise ValueError(f"grader math: rule {rule!r} is none of {', '.join(get_args(AnswerFormat))}")
     prepare()
 
-    def judge(gold: Any, text: str) -> Verdict:
-        reference, tolerance = _reference(gold)
+    def judge(item: Item) -> Verdict:
+        reference, tolerance = _reference(item.gold)
         limits = {
             "rel_tol": relative_tolerance,
             "abs_tol": tolerance,
             "prompt_opens_reasoning": opens_reasoning,
+            "cut_off": item.cut_off,
         }
-        strict = grade(reference, text, rule, **limits)  # type: ignore[arg-type]  # checked by grade
+        strict = grade(reference, item.text, rule, **limits)  # type: ignore[arg-type]  # checked by grade
         verdict = {
             "score": None if strict.correct is None else float(strict.correct),
             "answer": strict.answer,
@@ -50,7 +60,7 @@ def _math(
             "reason": strict.reason,
         }
         if flexible:
-            loose = grade(reference, text, "flexible", **limits)  # type: ignore[arg-type]  # as above
+            loose = grade(reference, item.text, "flexible", **limits)  # type: ignore[arg-type]  # as above
             verdict["flexible"] = None if loose.correct is None else float(loose.correct)
         return verdict
 
@@ -66,25 +76,26 @@ def _reference(gold: Any) -> tuple[str, float]:
     return text.replace("$", ""), float(gold.get("tolerance") or 0.0)
 
 
-def _countdown(use_all: bool = True) -> Callable[[Any, str], Verdict]:
+def _countdown(use_all: bool = True) -> Judge:
     from posttrain.rewards.puzzles import countdown
 
     answers: Any = vars(countdown)["answers"]  # attached by its decorator
 
-    def judge(gold: Any, text: str) -> Verdict:
+    def judge(item: Item) -> Verdict:
+        gold, text = item.gold, item.text
         score = countdown([text], numbers=[gold["numbers"]], target=[gold["target"]], use_all=use_all)[0]
         return _puzzle_verdict(score, answers([text])[0])
 
     return judge
 
 
-def _sudoku() -> Callable[[Any, str], Verdict]:
+def _sudoku() -> Judge:
     from posttrain.rewards.puzzles import sudoku
 
     answers: Any = vars(sudoku)["answers"]
 
-    def judge(gold: Any, text: str) -> Verdict:
-        return _puzzle_verdict(sudoku([text], puzzle=[gold["puzzle"]])[0], answers([text])[0])
+    def judge(item: Item) -> Verdict:
+        return _puzzle_verdict(sudoku([item.text], puzzle=[item.gold["puzzle"]])[0], answers([item.text])[0])
 
     return judge
 
@@ -99,12 +110,12 @@ def _puzzle_verdict(score: float | None, answer: str | None) -> Verdict:
     return {"score": score, "answer": answer, "class": answer, "reason": reason}
 
 
-def _ifeval() -> Callable[[Any, str], Verdict]:
+def _ifeval() -> Judge:
     """lm-eval's instruction checkers: strict, loose, and each instruction by itself."""
     process = ifeval_checkers()
 
-    def judge(gold: Any, text: str) -> Verdict:
-        found = process(gold, [text])
+    def judge(item: Item) -> Verdict:
+        found = process(item.gold, [item.text])
         return {
             "score": float(found["prompt_level_strict_acc"]),
             "answer": None,
@@ -143,10 +154,10 @@ def ifeval_checkers() -> Callable[[Any, list[str]], dict[str, Any]]:
 
 _IFEVAL_NEEDS = "IFEval is graded by lm-eval's checkers, and {!r} is missing: pip install 'posttrain[eval]'"
 
-GRADERS: dict[str, Callable[..., Callable[[Any, str], Verdict]]] = {
+GRADERS: dict[str, Callable[..., Judge]] = {
     "math": _math,
     "countdown": _countdown,
     "sudoku": _sudoku,
     "ifeval": _ifeval,
 }
-"""name -> maker of (gold, text) -> verdict."""
+"""name -> maker of what judges one response."""

@@ -56,12 +56,35 @@ def grade_many(
 ) -> list[Grade]:
     """Grades in order. An item whose comparison takes longer than `timeout_s`, or kills its worker, gets
     `Grade(None, answer, "timeout")` or `Grade(None, answer, "error")`. `on_progress(done, of)`."""
-    grades: list[Grade | None] = [None] * len(items)
     arguments: dict[str, Any] = {
         "answer_format": answer_format,
         "prompt_opens_reasoning": prompt_opens_reasoning,
     }
+
+    def ungraded(item: Item, outcome: Outcome) -> Grade:
+        found = extract_answer(item.text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning)
+        return Grade(None, found.answer, str(outcome.failure))
+
     pool = WorkerPool("posttrain.rewards.grading_pool:grading_handler", arguments, workers, timeout_s)
+    try:
+        return in_chunks(pool, items, ungraded, on_progress=on_progress)
+    finally:
+        pool.close()
+
+
+def in_chunks(
+    pool: WorkerPool,
+    items: Sequence[Any],
+    failed: Callable[[Any, Outcome], Any],
+    *,
+    chunk: int = CHUNK,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Any]:
+    """Results of a handler that maps a list to a list, in order, `chunk` items a call.
+
+    A call that fails is repeated item by item; `failed(item, outcome)` is the result of one that fails alone.
+    """
+    results: list[Any] = [None] * len(items)
     finished = 0
 
     def submit(rows: range) -> None:
@@ -73,22 +96,15 @@ def grade_many(
             for row in rows:
                 submit(range(row, row + 1))
             return
-        for position, row in enumerate(rows):
-            if outcome.failure is None:
-                grades[row] = outcome.result[position]
-            else:
-                found = extract_answer(
-                    items[row].text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning
-                )
-                grades[row] = Grade(None, found.answer, outcome.failure)
+        if outcome.failure is None:
+            results[rows.start : rows.stop] = outcome.result
+        else:
+            results[rows.start] = failed(items[rows.start], outcome)
         finished += len(rows)
         if on_progress is not None:
             on_progress(finished, len(items))
 
-    try:
-        for start in range(0, len(items), CHUNK):
-            submit(range(start, min(start + CHUNK, len(items))))
-        run_pools([pool])
-    finally:
-        pool.close()
-    return [each for each in grades if each is not None]
+    for start in range(0, len(items), chunk):
+        submit(range(start, min(start + chunk, len(items))))
+    run_pools([pool])
+    return results

@@ -23,15 +23,21 @@ else the last number of the text."""
 REASONING_TAGS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
+    ("<reason>", "</reason>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
     ("[THINK]", "[/THINK]"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
 MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
 
-_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(
+    r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL
+)  # \\boxed: escaped once too often, as in JSON
 _OUTSIDE = re.compile(r"[\n$]|\\[\])]|[.!?]\s")  # what stands between two boxes, but not inside one
-_BOX_BEGUN = re.compile(r"(?<!\\)\\b(?:o(?:x(?:e(?:d\s*)?)?)?)?$")
+_BOX_BEGUN = re.compile(r"\\(?:b(?:o(?:x(?:e(?:d\s*)?)?)?)?|f(?:b(?:o(?:x\s*)?)?)?)$")
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
 
 
@@ -40,7 +46,7 @@ class Extraction:
     """The final answer as the text has it, or None and why there is none.
 
     reason: "boxed", "hash", "number" (how it was found); "no box", "unclosed box", "unclosed reasoning",
-    "empty box", "no ####", "no number", "too long" (why not).
+    "empty box", "no ####", "no number", "cut off", "too long" (why not).
     """
 
     answer: str | None
@@ -60,12 +66,17 @@ class Grade:
 
 
 def extract_answer(
-    text: str, answer_format: AnswerFormat = "boxed", *, prompt_opens_reasoning: bool = False
+    text: str,
+    answer_format: AnswerFormat = "boxed",
+    *,
+    prompt_opens_reasoning: bool = False,
+    cut_off: bool = False,
 ) -> Extraction:
     """The final answer of a model's text.
 
     Reasoning between tags is not searched: an answer has to stand behind it. `prompt_opens_reasoning` is for chat
     templates that put the opening tag into the prompt: then a text without a closing tag is unclosed reasoning.
+    `cut_off`: the text stopped at a token limit; a "####" or a number at its very end may be half of one.
     """
     visible = after_reasoning(text, prompt_opens_reasoning)
     if visible is None:
@@ -73,13 +84,13 @@ def extract_answer(
     if answer_format == "boxed":
         return _limited(_last_box(visible))
     if answer_format == "hash":
-        return _limited(_after_hash(visible))
+        return _limited(_after_hash(visible, cut_off))
     if answer_format != "flexible":
         raise ValueError(f"answer_format is {answer_format!r}; choose boxed, hash or flexible")
     found = _last_box(visible)
     if found.reason == "no box":
-        found = _after_hash(visible)
-    return _limited(found if found.reason != "no ####" else _last_number(visible))
+        found = _after_hash(visible, cut_off)
+    return _limited(found if found.reason != "no ####" else _last_number(visible, cut_off))
 
 
 def grade(
@@ -88,6 +99,7 @@ def grade(
     answer_format: AnswerFormat = "boxed",
     *,
     prompt_opens_reasoning: bool = False,
+    cut_off: bool = False,
     rel_tol: float = 0.0,
     abs_tol: float = 0.0,
 ) -> Grade:
@@ -97,7 +109,9 @@ def grade(
     `abs_tol` widen the comparison of numbers, for gold answers that are measurements.
     """
     expected = read_gold(gold)
-    extraction = extract_answer(text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning)
+    extraction = extract_answer(
+        text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning, cut_off=cut_off
+    )
     if expected is None:
         return Grade(None, extraction.answer, "unreadable gold")
     if extraction.answer is None:
@@ -152,7 +166,7 @@ def _last_box(text: str) -> Extraction:
     closed: dict[int, int] = {}
     last = -1
     for match in _BRACE.finditer(text):
-        if match.group().endswith("{") and match.group() != "\\{":
+        if match.group() == "{" or "box" in match.group():
             is_box = len(match.group()) > 1
             last = match.end() if is_box else last
             opened.append((match.end(), is_box))
@@ -170,20 +184,25 @@ def _last_box(text: str) -> Extraction:
     begin = min(
         (outer for outer, end in closed.items() if outer <= last and end >= closed[last]), default=last
     )
-    answer = re.sub(r"\\boxed\s*\{", "{", text[begin : closed[begin]]).strip()
+    answer = re.sub(r"\\+(?:boxed|fbox)\s*\{", "{", text[begin : closed[begin]]).strip()
     return Extraction(answer, "boxed") if answer else Extraction(None, "empty box")
 
 
-def _after_hash(text: str) -> Extraction:
+def _after_hash(text: str, cut_off: bool) -> Extraction:
     if "####" not in text:
         return Extraction(None, "no ####")
-    line = text.rpartition("####")[2].strip().partition("\n")[0].strip().strip("*")
+    line, ended, _ = text.rpartition("####")[2].lstrip().partition("\n")
+    if cut_off and not ended:
+        return Extraction(None, "cut off")
+    line = line.strip().strip("*")
     return Extraction(line, "hash") if line else Extraction(None, "no ####")
 
 
-def _last_number(text: str) -> Extraction:
-    numbers = _NUMBER.findall(text)
-    return Extraction(numbers[-1], "number") if numbers else Extraction(None, "no number")
+def _last_number(text: str, cut_off: bool) -> Extraction:
+    numbers = list(_NUMBER.finditer(text))
+    if cut_off and numbers and numbers[-1].end() == len(text.rstrip(".,")):
+        return Extraction(None, "cut off")
+    return Extraction(numbers[-1].group(), "number") if numbers else Extraction(None, "no number")
 
 
 def _limited(found: Extraction) -> Extraction:

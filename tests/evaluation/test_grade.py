@@ -7,12 +7,12 @@ import pytest
 
 from posttrain.evaluation import grade as grading
 from posttrain.evaluation import metrics, store
-from posttrain.evaluation.graders import make_grader
+from posttrain.evaluation.graders import Item, make_grader
 from posttrain.rewards.pool import WorkerPool
 
 
 def verdict(name, gold, text, **arguments):
-    return make_grader(name, arguments)([(gold, text)])[0]
+    return make_grader(name, arguments)([Item(gold, text)])[0]
 
 
 # ---- graders
@@ -32,6 +32,14 @@ def verdict(name, gold, text, **arguments):
 def test_gsm8k_is_strict_and_flexible_stands_beside(text, score, flexible, reason):
     found = verdict("math", "18", text, rule="hash")
     assert (found["score"], found["flexible"], found["reason"]) == (score, flexible, reason)
+
+
+def test_a_number_cut_off_at_the_token_limit_is_not_half_right():
+    grade_one = make_grader("math", {"rule": "hash"})
+    for text, score in (("so\n#### 1", 0), ("#### 1\nSo", 1), ("it is 1", 0), ("it is 1 egg", 0)):
+        found = grade_one([Item("1", text, cut_off=True)])[0]
+        assert found["score"] == score, text
+        assert found["flexible"] == float(score or text == "it is 1 egg"), text
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def slow_or_broken():
     right."""
 
     def handle(items):
-        for _, text in items:
+        for text in [item.text for item in items]:
             if text == "sleep":
                 time.sleep(60)
             if text == "crash":
@@ -108,7 +116,7 @@ def slow_or_broken():
                 os._exit(3)
             if text == "raise":
                 raise RuntimeError("broken")
-        return [{"score": 1.0, "answer": text, "class": text, "reason": "equal"} for _, text in items]
+        return [{"score": 1.0, "answer": i.text, "class": i.text, "reason": "equal"} for i in items]
 
     return handle
 
@@ -117,7 +125,7 @@ def test_a_hanging_response_costs_itself_alone():
     pool = WorkerPool("test_grade:slow_or_broken", {}, 1, timeout_s=1.0)
     texts = ["a", "sleep", "b", "raise", "c", "crash"]
     try:
-        found = list(grading.judge_in_workers(pool, [("", text) for text in texts]))
+        found = list(grading.judge_in_workers(pool, [Item("", text) for text in texts]))
     finally:
         pool.close()
     assert [v["score"] for v in found] == [1, 0, 1, None, 1, None]
