@@ -512,6 +512,129 @@ x\in\{1,2\} # x = 1, 2 # 1
 3 \pm \sqrt{5} # \frac{6\pm\sqrt{20}}{2} # 1
 3 \pm \sqrt{5} # \{3+\sqrt5\} # 0
 a \ge b # b \le a # 1
+money and markdown
+\text{\$}18.90 # 18.90 # 1
+18.90 # \text{\$}18.90 # 1
+\$1.50 # 150\text{ cents} # 1
+\$1.50 # 1.05 # 0
+1250 # £1250 # 1
+12 # **12** # 1
+12 # `12` # 1
+12 # \ 12 \  # 1
+5 # 5 \checkmark # 1
+12 # 12! # 0
+units again
+2\text{ hours} # 2 h # 1
+2\text{ hours} # 2 m # 0
+12 # 12 in. # 1
+12 # 12\text{ cm} = 0.12\text{ m} # 1
+9.8\text{ m/s}^2 # 9.8\ \frac{\text{m}}{\text{s}^2} # 1
+9.8\text{ m/s}^2 # 9.8\ \frac{\text{km}}{\text{s}^2} # 0
+9.8\text{ m/s}^2 # 9.8\ \mathrm{m\,s^{-2}} # 1
+3.0\times 10^8 \text{ m/s} # 3.0\times 10^5\text{ km/s} # 1
+1.2\times10^{5} # 1.2x10^5 # 1
+1.2\times10^{5} # 1.2E+05 # 1
+1.2\times10^{5} # 1.2x10^6 # 0
+0.(3) # \frac13 # 1
+0.1\overline{23} # \frac{122}{990} # 1
+numbers in words
+21 # \text{twenty-one} # 1
+30 # thirty # 1
+105 # \text{one hundred and five} # 1
+-3 # \text{negative three} # 1
+23 # \text{two three} # 0
+labels
+5 # \text{Total: } 5 # 1
+5 # Total: 5 # 1
+5 # \text{Area: } 5\text{ cm}^2 # 1
+(3,4) # \text{the point }(3,4) # 1
+(3,4) # P(3,4) # 1
+(3,4) # P(4,3) # 0
+10 # C(5,2) # 1
+5 # \text{not } 5 # 0
+5 # \text{at least } 5 # 0
+5 # 5 \text{ is wrong, the answer is } 6 # 0
+(a,b)=(2,3) # b=3, a=2 # 1
+(a,b)=(2,3) # a=3, b=2 # 0
+choices
+C # C) # 1
+C # C. 15 # 1
+C # C: 15 # 1
+C # D: 15 # 0
+15 # C: 15 # 1
+\text{(E)}\ 12 # \text{(D)}\ 12 # 0
+\text{(A)}, \text{(B)} # \text{(B)}, \text{(A)} # 1
+\text{I and III} # I, III # 1
+\text{I, II} # \text{I, II, III} # 0
+ratios and times
+10:00 # 5:00 # 0
+3:00 # 03:00 # 1
+1:10 # 2:20 # 1
+3:4 # 3 to 4 # 1
+3:4 # 4 to 3 # 0
+bases again
+11_{10} # 1011_2 # 1
+FF_{16} # ff_{16} # 1
+FF_{16} # 254_{10} # 0
+regions again
+(0,1)\cup(2,3) # (0,1),(2,3) # 1
+(0,1)\cup(2,3) # (0,1),(2,4) # 0
+(-\infty,-1)\cup(1,\infty) # \mathbb{R}\setminus[-1,1] # 1
+(-\infty,-1)\cup(1,\infty) # \mathbb{R}\setminus(-1,1) # 0
+(0,1]\cup[4,5) # (0,5)\setminus(1,4) # 1
+[0,5] # [0,10]\cap[-3,5] # 1
+[0,5] # [0,10]\cap(-3,5) # 0
+(1,2)\cup(3,4) # (1,2)\cap(3,4) # 0
+(0,\infty) # \mathbb{R}^+ # 1
+[0,\infty) # \mathbb{R}^+ # 0
+[0,\infty) # \mathbb{R}_{\ge 0} # 1
+(-\infty,0) # \mathbb{R}^{-} # 1
+\{1\} \cup (3,\infty) # x = 1, x>3 # 1
+\{1\} \cup (3,\infty) # x>3 # 0
+x \geq 0, y \geq 0 # y\ge0, x\ge0 # 1
+x \geq 0, y \geq 1 # y\ge0, x\ge1 # 0
+x > 1, y > 2 # x > 2 # 0
+\mathbb{Z} # \text{all integers} # 1
+vectors
+(1,2,3) # \mathbf{i}+2\mathbf{j}+3\mathbf{k} # 1
+(1,2,3) # \hat{i}+3\hat{j}+2\hat{k} # 0
+3\mathbf{i}-\mathbf{j} # \langle 3,-1\rangle # 1
+\begin{pmatrix}2&4\\6&8\end{pmatrix} # 2\begin{pmatrix}1&2\\3&4\end{pmatrix} # 1
+\begin{pmatrix}2&4\\6&8\end{pmatrix} # 3\begin{pmatrix}1&2\\3&4\end{pmatrix} # 0
+\begin{pmatrix}-1\\-2\end{pmatrix} # -\begin{pmatrix}1\\2\end{pmatrix} # 1
+\overline{AB} # \overline{BA} # 1
+\overline{AB} # \overline{CD} # 0
+at sample points
+\lfloor x \rfloor # \lceil x \rceil # 0
+\lfloor 2x \rfloor # 2\lfloor x \rfloor # 0
+\lfloor x \rfloor + \lfloor x+\frac12 \rfloor # \lfloor 2x \rfloor # 1
+\left\lceil\frac{n}{2}\right\rceil # \left\lfloor\frac{n+1}{2}\right\rfloor # 1
+\sqrt{x}\sqrt{y} # \sqrt{xy} # 1
+\sqrt{x}\sqrt{y} # \sqrt{x+y} # 0
+\sqrt{\frac{2gh}{m}} # \frac{\sqrt{2 g h}}{\sqrt{m}} # 1
+y=x^2+C # x^2 + c # 1
+x^2+C # x^2+D # 0
+x^2+C # x^2 # 0
+more spellings
+\frac{7}{12} # \nicefrac{7}{12} # 1
+\frac{7}{12} # 0.58\overline{3} # 1
+(-\infty,2]\cup[5,\infty) # x \notin (2,5) # 1
+(-\infty,2]\cup[5,\infty) # x \notin [2,5] # 0
+-1<x<4 # x>-1\ \&\ x<4 # 1
+(1,1),(2,4) # [(2,4),(1,1)] # 1
+(1,1),(2,4) # [(1,2),(1,4)] # 0
+-2,0,2 # x=0, x=\pm 2 # 1
+-2,0,2 # x=1, x=\pm 2 # 0
+30^\circ # 30^{o} # 1
+100\text{ m}^2 # 100 m^2 # 1
+100\text{ m}^2 # 100 m^3 # 0
+D # \text{The answer is D} # 1
+\text{Friday} # "Friday" # 1
+\text{Friday} # \text{Friday the 13th} # 0
+\log_{10} 2 # \lg 2 # 1
+\log_{10} 2 # \ln 2 # 0
+101_2 # (101)_2 # 1
+-3 # minus 3 # 1
 """
 
 

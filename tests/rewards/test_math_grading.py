@@ -46,6 +46,10 @@ LAST_BOX = [
     (r"<think>\boxed{3}</think> so \boxed{4}", "4"),
     (r"no tag was opened</think>\boxed{4}", "4"),
     (r"[THINK]\boxed{3}[/THINK]\boxed{4}", "4"),
+    (r"◁think▷\boxed{3}◁/think▷\boxed{4}", "4"),
+    (r"<|channel|>analysis<|message|>\boxed{3}<|end|><|channel|>final<|message|>\boxed{4}", "4"),
+    (r"\fbox{5}", "5"),
+    (r"\\boxed{5}", "5"),
 ]
 NO_BOX = [
     ("the answer is 5", "no box"),
@@ -56,7 +60,12 @@ NO_BOX = [
     (r"\boxed{3} then \boxed{4", "unclosed box"),
     (r"\boxed{3} then \box", "unclosed box"),
     (r"\boxed{}", "empty box"),
+    (r"\boxed{3} then \fbox{4", "unclosed box"),
+    (r"\boxed{3} then \fb", "unclosed box"),
+    (r"\\boxed{5", "unclosed box"),
     (r"<think>\boxed{5}", "unclosed reasoning"),
+    (r"<thought>\boxed{5}", "unclosed reasoning"),
+    (r"<|channel|>analysis<|message|>\boxed{5}", "unclosed reasoning"),
     (r"<think>\boxed{5}</think> so the answer is", "no box"),
     (r"<think>a</think>b<think>\boxed{5}", "unclosed reasoning"),
 ]
@@ -90,6 +99,21 @@ def test_hash_and_flexible_formats():
     assert grade("18", "<think>18", "flexible").correct is False
     with pytest.raises(ValueError, match="choose boxed, hash or flexible"):
         extract_answer("5", "box")  # type: ignore[arg-type]  # the point of the test
+
+
+@pytest.mark.parametrize("answer_format", ["hash", "flexible"])
+def test_half_a_number_at_the_token_limit_is_no_answer(answer_format):
+    for text in ("so 18\n#### 1", "so 18\n#### 18", "so 18\n####", "so 18\n#### 18."):
+        found = extract_answer(text, answer_format, cut_off=True)
+        assert (found.answer, found.reason) == (None, "cut off")
+    assert extract_answer("#### 18\nAnd", answer_format, cut_off=True).answer == "18"
+
+
+def test_half_a_number_without_a_mark():
+    assert extract_answer("it is 1", "flexible", cut_off=True).reason == "cut off"
+    assert extract_answer("it is 18.", "flexible", cut_off=True).reason == "cut off"  # 18.5, perhaps
+    assert extract_answer("it is 18 of", "flexible", cut_off=True).answer == "18"
+    assert extract_answer("it is 18", "flexible").answer == "18"
 
 
 # ---- the gold answer
@@ -158,6 +182,12 @@ def test_a_correct_text_cut_before_its_box_closes_is_never_right(gold, text):
     closes = text.rstrip("$.]\\, nodubt").rindex("}")  # the brace that ends the last box
     assert all(grade(gold, text[:end]).correct is False for end in range(closes + 1))
     assert all(grade(gold, text[:end]).correct is True for end in range(closes + 1, len(text) + 1))
+
+
+def test_no_answer_of_the_table_survives_a_cut_inside_its_box():
+    for _, _, answer, _ in cases():
+        text = rf"so \boxed{{{answer}}}"
+        assert all(extract_answer(text[:end]).answer is None for end in range(len(text))), answer
 
 
 def test_random_answers_cut_inside_their_box_are_never_right():

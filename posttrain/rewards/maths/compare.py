@@ -9,6 +9,7 @@ from posttrain.rewards.maths.value import FAILURES, Number, Value, evaluate, lif
 
 POINTS = 4
 INTEGER_POINTS = 12
+_LEAVING_REALS = frozenset(("root", "pow", "fn", "log", "log10"))
 ROUNDING = Fraction(1, 10**6)
 
 
@@ -57,7 +58,7 @@ def same_value(a: Value, b: Value, rel_tol: float = 0.0, abs_tol: float = 0.0) -
             x, y = a.at(point, integers), b.at(point, integers)
         except FAILURES:
             continue
-        if not integers and point % 3 == 2 and (_is_complex(x) or _is_complex(y)):
+        if not integers and point % 3 == 2 and not (_stays_real(a, point) and _stays_real(b, point)):
             continue  # at negative numbers only real values speak: log(x^2) is 2 log x where both exist
         if not agree(x, y, inexact):
             return False
@@ -104,6 +105,19 @@ def _vanishes(a: Value, b: Value) -> bool:
 
 def _with(name: str, x: Number, point: int) -> Callable[[str], Number]:
     return lambda other: x if other == name else sample(other, point, False)
+
+
+def _stays_real(value: Value, point: int) -> bool:
+    """Whether no part is complex: sqrt(x) sqrt(y) is real at two negative numbers, but on the way it is not."""
+
+    def real(tree: tuple) -> bool:
+        if not all(real(branch) for branch in tree[1:] if isinstance(branch, tuple)):
+            return False
+        return tree[0] not in _LEAVING_REALS or not _is_complex(
+            evaluate(tree, lambda name: sample(name, point, False))
+        )
+
+    return not _is_complex(value.at(point)) and real(value.tree)
 
 
 def _is_complex(x: Number) -> bool:

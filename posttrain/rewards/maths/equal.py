@@ -7,6 +7,7 @@ math-verify (fallback.py), so call this in a process with a deadline.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 from posttrain.rewards.maths.compare import number_of, real_of, same_curve, same_value
@@ -29,7 +30,7 @@ from posttrain.rewards.maths.shape import (
     merged,
 )
 from posttrain.rewards.maths.tree import Unreadable
-from posttrain.rewards.maths.units import Unit
+from posttrain.rewards.maths.units import Unit, read_unit
 from posttrain.rewards.maths.value import Value, read_value
 
 
@@ -72,6 +73,10 @@ class _Comparison:
         self.rel_tol, self.abs_tol = rel_tol, abs_tol
 
     def same(self, gold: Shape, answer: Shape) -> bool:
+        if isinstance(gold, Either) and isinstance(answer, Either):
+            letters = gold.options[0], answer.options[0]
+            if isinstance(letters[0], Words) and isinstance(letters[1], Words):
+                return letters[0] == letters[1]  # (E) 12 is not (D) 12
         if isinstance(gold, Either):
             return any(self.same(option, answer) for option in gold.options)
         if isinstance(answer, Either):
@@ -93,6 +98,7 @@ class _Comparison:
     # ---- equations and names
 
     def equations(self, gold: Shape, answer: Shape) -> bool:
+        gold, answer = _named_entries(gold, answer), _named_entries(answer, gold)
         if isinstance(gold, Named) and isinstance(answer, Named):
             if _same_name(gold.name, answer.name):
                 return self.same(gold.inner, answer.inner)
@@ -186,6 +192,10 @@ class _Comparison:
     def ratios(self, gold: Shape, answer: Shape) -> bool:
         if isinstance(gold, Ratio) and isinstance(answer, Ratio):
             first, second = gold.terms, answer.terms
+            if _is_clock(gold) or _is_clock(answer):
+                return [term.value and number_of(term.value) for term in first] == [
+                    term.value and number_of(term.value) for term in second
+                ]
             return len(first) == len(second) and all(
                 self.products(first[0], second[k], second[0], first[k]) for k in range(1, len(first))
             )
@@ -218,11 +228,12 @@ class _Comparison:
     def expressions(self, gold: Expr, answer: Expr) -> bool:
         if gold.base or answer.base:
             if gold.base and answer.base and gold.base != answer.base:
-                return False
+                return "10" in (gold.base, answer.base) and _in_base(gold) == _in_base(answer) is not None
             if answer.base and not gold.base and gold.value is not None:
                 return _in_base(answer) is not None and _in_base(answer) == number_of(gold.value)
             digits = [expr.text.partition("_")[0] if expr.base else expr.text for expr in (gold, answer)]
-            return digits[0].strip() == digits[1].strip()
+            return digits[0].strip().lower() == digits[1].strip().lower()
+        gold, answer = _with_short_unit(gold, answer), _with_short_unit(answer, gold)
         if not _same_dimension(gold.unit, answer.unit):
             return False
         if gold.value is None or answer.value is None:
@@ -236,7 +247,7 @@ class _Comparison:
         if gold.unit and answer.unit and gold.unit != answer.unit and gold.unit.factor and answer.unit.factor:
             factor = answer.unit.factor / gold.unit.factor
             answer = _expr(f"({answer.text})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}")
-        verdict = _same(gold, answer, self.rel_tol, self.abs_tol)
+        verdict = _same(gold, _same_constant(gold, answer), self.rel_tol, self.abs_tol)
         return gold.value == answer.value if verdict is None else verdict
 
     def percentages(self, gold: Expr, answer: Expr) -> bool:
@@ -269,6 +280,35 @@ def _same(a: Expr, b: Expr, rel_tol: float, abs_tol: float) -> bool | None:
     return same_value(a.value, b.value, rel_tol, abs_tol)
 
 
+def _with_short_unit(expr: Expr, other: Expr) -> Expr:
+    """ "2 h" beside hours: elsewhere one letter behind a number is a variable."""
+    match = re.fullmatch(r"(.*\d)\s+([A-Za-z](?:\s*\^\s*\{?[23]\}?)?)", expr.text)
+    if match is None or expr.unit is not None or other.unit is None or other.unit.dimension is None:
+        return expr
+    unit = read_unit(match[2])
+    return replace(_expr(match[1]), unit=unit) if unit.dimension == other.unit.dimension else expr
+
+
+_CONSTANT = re.compile(r"(?<![A-Za-z\\])([CcKk])(?![A-Za-z_^(])")
+
+
+def _same_constant(gold: Expr, answer: Expr) -> Expr:
+    """The answer with its constant of integration called as the gold's is: x^2 + c for x^2 + C."""
+    ours, theirs = (
+        [
+            match[1]
+            for match in _CONSTANT.finditer(expr.text)
+            if re.search(r"\+\s*$|^$", expr.text[: match.start()])
+        ]
+        for expr in (gold, answer)
+    )
+    if len(ours) != 1 or len(theirs) != 1 or ours == theirs or gold.value is None or answer.value is None:
+        return answer
+    if theirs[0] in gold.value.names or ours[0] in answer.value.names or ours[0] != "C":
+        return answer
+    return _expr(_CONSTANT.sub(ours[0], answer.text))
+
+
 def _begins_alike(a: Expr, b: Expr) -> bool:
     """0.666... and 0.667... stand for what begins so, cut off or rounded."""
     cut, other = (a, b) if a.digits else (b, a)
@@ -299,6 +339,24 @@ def _words_of(shape: Shape) -> str | None:
         letters = re.sub(r"[\s()]", "", shape.text)
         return letters.lower() if letters.isalpha() else None
     return None
+
+
+def _is_clock(ratio: Ratio) -> bool:
+    """10:05 is a time: nobody writes a ratio with a leading zero."""
+    return any(re.fullmatch(r"0\d", term.text.strip()) for term in ratio.terms)
+
+
+def _named_entries(shape: Shape, other: Shape) -> Shape:
+    """b = 3, a = 2 in the order of the other side's (a, b) = (2, 3)."""
+    if not isinstance(shape, Group) or not _distinctly_named(shape) or not isinstance(other, Named):
+        return shape
+    names = re.sub(r"[()\s{}]", "", other.name).split(",")
+    entries = {
+        re.sub(r"[\s{}]", "", item.name): item.inner for item in shape.items if isinstance(item, Named)
+    }
+    if sorted(names) != sorted(entries):
+        return shape
+    return Group("tuple", tuple(entries[name] for name in names))
 
 
 def _same_name(a: str, b: str) -> bool:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 
 from posttrain.rewards.maths.notation import CURRENCY, strip_braces
+from posttrain.rewards.maths.numerals import word_number
 from posttrain.rewards.maths.shape import Expr
 from posttrain.rewards.maths.tree import Unreadable
 from posttrain.rewards.maths.units import BARE, MULTIPLES, Unit, read_unit
 from posttrain.rewards.maths.value import Value, read_value
 
-_COUNTING = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-)
-WORD_NUMBERS = {word: str(n) for n, word in enumerate(_COUNTING.split())}
 _UNIT_WORDS = re.compile(
-    rf"(?<=[\d}})\]%.])\s*((?:{'|'.join(BARE)})(?:\s*\^\s*\{{?\d\}}?)?(?:\s*/\s*[a-z]+)?)$", re.IGNORECASE
+    rf"(?<=[\d}})\]%.])\s*((?:{'|'.join(BARE)}|(?<= )(?:in|min))(?:\s*\^\s*\{{?\d\}}?)?(?:\s*/\s*[a-z]+)?)$",
+    re.IGNORECASE,
 )
+_UNIT_SHARE = r"(\\text\s*\{[^{}]*\}(?:\s*\^\s*(?:\d|\{\s*\d\s*\}))?)"
+_UNIT_FRACTION = re.compile(rf"\\frac\s*\{{\s*{_UNIT_SHARE}\s*\}}\s*\{{\s*{_UNIT_SHARE}\s*\}}$")
 _UNIT_TAIL = re.compile(r"(?:\\text\s*\{[^{}]*\}|\^\s*\{?\s*-?\d+\s*\}?|\\cdot|\^\\circ|[/.\s{}()A-Za-z])+")
-_REPEATING = re.compile(r"(-?\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?")
-_BASE = re.compile(r"(-?[0-9][0-9A-Za-z.]*)\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(\d+|[a-z]{3,})\s*\}?\s*\}?")
+_REPEATING = re.compile(r"(-?\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?|\((\d+)\))")
+_BASE = re.compile(
+    r"\(?(-?[0-9][0-9A-Za-z.]*|[A-Fa-f][0-9A-Fa-f]+(?=\s*_\s*\{?\s*16(?!\d)))\)?\s*"
+    r"_\s*\{?\s*(?:\\text\s*\{)?\s*(\d+|[a-z]{3,})\s*\}?\s*\}?"
+)
 
 
 def read_expression(text: str) -> Expr:
@@ -38,16 +40,21 @@ def read_expression(text: str) -> Expr:
     body = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", body)
     base = _BASE.fullmatch(body)
     if base:
-        word = base[2]
+        word = word_number(base[2])
         return Expr(
-            body, _value(base[1]) if base[1].isdigit() else None, unit, percent, WORD_NUMBERS.get(word, word)
+            f"{base[1]}_{base[2]}",
+            _value(base[1]) if base[1].isdigit() else None,
+            unit,
+            percent,
+            base[2] if word is None else str(word),
         )
     digits = re.fullmatch(r"(-?\d*\.(\d{2,}))\s*(?:\\ldots|\.\.\.?)", body)
     if digits:
         return Expr(body, _value(digits[1]), unit, percent, digits=len(digits[2]))
     repeating = _REPEATING.fullmatch(body)
     if repeating:
-        body = _as_fraction(*repeating.groups())
+        whole, fixed, period, bracketed = repeating.groups()
+        body = _as_fraction(whole, fixed, period or bracketed)
     return Expr(body, _value(body), unit, percent)
 
 
@@ -73,7 +80,7 @@ def _take_unit(text: str) -> tuple[str, Unit | None, bool]:
     if multiple and multiple.start() and _value(text[: multiple.start()]) is not None:
         unit = unit or (read_unit(multiple[2]) if multiple[2].strip() else None)
         return f"({text[: multiple.start()]})\\cdot {MULTIPLES[multiple[1]]}", unit, False
-    fraction = re.search(r"\\frac\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}\s*\{\s*(\\text\s*\{[^{}]*\})\s*\}$", text)
+    fraction = _UNIT_FRACTION.search(text)
     if fraction and fraction.start():
         return text[: fraction.start()].strip(), read_unit(f"{fraction[1]}/{fraction[2]}"), False
     degrees = re.search(r"\^\\circ\s*[CF]?$", text)

@@ -30,9 +30,16 @@ _TEXT_COMMANDS = (
 _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"\\[ ]", " "),
+        (r"\\(?:[ ]|$)", " "),
+        (r"^([*`]+)(?=[^*`])(.*)\1$", r"\2"),  # markdown around the whole
+        (r'^["“]([^"“”]*)["”]$', r"\1"),
+        (r"\\lg(?![A-Za-z])", r"\\log"),
+        (r"^(?:\\text\s*\{\s*)?(?:minus|negative)\s*\}?\s*(?=\d)", "-"),
+        (r"(?<=\d)\s*\^\s*(?:\{\s*o\s*\}|o(?![A-Za-z]))", r"^\\circ "),
+        (r"\\checkmark(?![A-Za-z])", ""),
         (r"\\(?:begin|end)\{(?:align|equation|gather|aligned|gathered)\*?\}", " "),
         (r"(?:USD|US|CAD|AUD)?\s*\\\$", CURRENCY),
+        (rf"\\{_TEXT_COMMANDS}\s*\{{\s*{CURRENCY}\s*\}}", CURRENCY),
         (r"\$", " "),
         (r"\\[()\[\]]", " "),
         (r"(?<=\d)(?:\{,\}|,\s*\\!|\\!\s*,)\s*(?=\d{3}(?!\d))", ""),
@@ -45,7 +52,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\color\s*\{[^{}]*\}", ""),
         (r"\\textcolor\s*\{[^{}]*\}", ""),
         (r"\\phantom\{[^{}]*\}", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:[dtcs]|nice|x)frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
@@ -63,8 +70,11 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\lbrack(?![A-Za-z])", "["),
         (r"\\rbrack(?![A-Za-z])", "]"),
         (r"\\(?:mathbb|Bbb)\s*\{?\s*([RNZQC])\s*\}?(?![A-Za-z])", r"\\\1 "),
-        (r"\\(?:mathbf|mathit|mathcal|mathnormal|boldsymbol|bm|underline|vec|hat|overrightarrow)\s*\{([^{}]*)\}",
-         r"{\1}"),
+        (r"\\(?:mathbf|vec|hat|boldsymbol|bm|overrightarrow)\s*\{\s*(?:\\mathbf\s*\{)?\s*\\?([ijk])(?:math)?\s*\}?\s*\}",
+         r"\\unit\1 "),
+        (r"\\(?:overline|overleftrightarrow|overrightarrow)\s*\{\s*([A-Z]{2})\s*\}", r"{\1}"),
+        (r"\\(?:mathbf|mathit|mathcal|mathnormal|boldsymbol|bm|underline|vec|hat|overrightarrow|ensuremath)"
+         r"\s*\{([^{}]*)\}", r"{\1}"),
         (r"\\operatorname\*?\s*\{\s*(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp)\s*\}", r"\\\1 "),
         (rf"\\{_TEXT_COMMANDS}(?![A-Za-z])\s*\{{", r"\\text{"),
         (r"\\text\{\s*([ei])\s*\}(?=\s*\^)", r"\1"),
@@ -82,6 +92,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\([#&_])", r"\1"),
         (r"\.\.\.+|\\ldots(?![A-Za-z])|\\dots[cbmio]?(?![A-Za-z])|\\cdots(?![A-Za-z])", r"\\ldots "),
         (r"\*\*", "^"),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
         (r"(?<![A-Za-z\\])(?:np|math|numpy)\.(?=[a-z])", ""),
         (r"√\s*\(", r"\\sqrt("),
         (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),

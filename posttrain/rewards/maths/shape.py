@@ -6,7 +6,7 @@ not ordered; x > 2, (2, \\infty) and x \\in (2, \\infty) are one region.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from posttrain.rewards.maths.compare import real_of
@@ -117,6 +117,8 @@ def as_region(shape: Shape) -> Region | None:
         return as_region(shape.inner)
     if isinstance(shape, Group):
         items = [item for item in shape.items if isinstance(item, Expr)]
+        if shape.kind == "list":
+            return _listed_region(shape.items)
         if len(items) != len(shape.items):
             return None
         if shape.kind in ("tuple", "bracket") and len(items) == 2:
@@ -125,6 +127,41 @@ def as_region(shape: Shape) -> Region | None:
         if shape.kind == "set" and items:
             return Region(tuple(Piece(item, item, False, False) for item in items))
     return None
+
+
+def _listed_region(items: tuple[Shape, ...]) -> Region | None:
+    """x = 1 or x > 3, or several intervals: their union, where all speak of one variable."""
+    regions: list[Region] = []
+    for item in items:
+        inner = item.inner if isinstance(item, Named) else item
+        region = Region((Piece(inner, inner, False, False),)) if isinstance(inner, Expr) else as_region(inner)
+        if region is None:
+            return None
+        regions.append(replace(region, name=item.name) if isinstance(item, Named) else region)
+    names = {region.name for region in regions if region.name}
+    if len(names) > 1:
+        return None
+    return Region(tuple(piece for region in regions for piece in region.pieces), "".join(names))
+
+
+def complement(region: Region) -> Region | None:
+    """What of the line is left; None where an end is no number."""
+    if any(_ends(piece) is None for piece in region.pieces):
+        return None
+    left, low, low_open = [], MINUS_INFINITY, True
+    for piece in merged(region.pieces):
+        if bound(piece.low) != bound(MINUS_INFINITY):
+            left.append(Piece(low, piece.low, low_open, not piece.low_open))
+        low, low_open = piece.high, not piece.high_open
+    if bound(low) != bound(INFINITY):
+        left.append(Piece(low, INFINITY, low_open, True))
+    return Region(tuple(left))
+
+
+def intersection(first: Region, second: Region) -> Region | None:
+    """What both hold; None where that is empty or cannot be told."""
+    common = _common(first.pieces, second.pieces)
+    return Region(common, first.name or second.name) if common else None
 
 
 def without(pieces: tuple[Piece, ...], point: Expr) -> tuple[Piece, ...]:
@@ -158,10 +195,12 @@ def combined(items: tuple[Region, ...], intersect: bool, either: bool) -> Shape 
         return union
     common = items[0].pieces
     for item in items[1:]:
-        common = tuple(
-            piece for a in common for b in item.pieces if (piece := _intersection(a, b)) is not None
-        )
+        common = _common(common, item.pieces)
     return Region(common, items[0].name) if common else union
+
+
+def _common(first: tuple[Piece, ...], second: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    return tuple(piece for a in first for b in second if (piece := _intersection(a, b)) is not None)
 
 
 def _intersection(a: Piece, b: Piece) -> Piece | None:

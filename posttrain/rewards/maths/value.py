@@ -23,6 +23,7 @@ Number = Any  # Fraction, or a real or complex number of the private mpmath cont
 mp: Any = MPContext()  # private: nobody else's precision is touched
 mp.dps = 50
 
+REAL_NAMES = "tuvwxyz"  # by custom real numbers, also beside a floor
 MAX_BITS = 200_000  # an exact integer larger than this is not written out
 FAILURES = (Unreadable, ArithmeticError, ValueError, TypeError)
 """What evaluating may raise: too large, undefined, or of a kind that an operation does not take."""
@@ -54,7 +55,10 @@ def read_value(text: str) -> Value:
 def sample(name: str, point: int, integers: bool) -> Number:
     rng = random.Random(f"{name}/{point}")
     if integers:  # several sizes: a factorial or binomial may exist for some of them only
-        return Fraction(rng.randint(1, 9))
+        between = (
+            name[0] in REAL_NAMES and point % 2
+        )  # floor(x) is not ceil(x), floor((n + 1)/2) is ceil(n/2)
+        return Fraction(rng.randint(1, 90), 10) if between else Fraction(rng.randint(1, 9))
     sign = -1 if point % 3 == 2 else 1
     return mp.mpf(sign * rng.randint(2_000_000, 29_000_000)) / 10_000_019
 
