@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 _ASKED = {
@@ -13,11 +13,15 @@ _ASKED = {
 }
 
 
-def check_engine(accelerator: Accelerator) -> None:
-    """Raises RuntimeError when DeepSpeed or FSDP was asked for and plain DDP, or one process, is what came."""
+def check_engine(accelerator: Accelerator | PartialState) -> None:
+    """Raises RuntimeError when DeepSpeed or FSDP was asked for and plain DDP, or one process, is what came.
+
+    A `PartialState`, all that a run in stages has before its first stage, knows its processes but not the engine.
+    """
     for variable, wanted in _ASKED.items():
         if (
-            os.environ.get(variable, "false").lower() in ("true", "1")
+            isinstance(accelerator, Accelerator)
+            and os.environ.get(variable, "false").lower() in ("true", "1")
             and accelerator.distributed_type != wanted
         ):
             raise RuntimeError(

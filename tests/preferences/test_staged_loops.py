@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
 from posttrain.data.feedback_logs import Complaint, SeedPair
 from posttrain.rollout.base import Sampling
+from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
 from posttrain.trainers.loops.seppo import SePPOConfig, SePPOTrainer
 from posttrain.trainers.models import scratch_llama
@@ -222,6 +225,64 @@ def test_resume_wants_the_same_run(model, tokenizer, tmp_path):
         drift(model, tokenizer, tmp_path, kill=1).train()
     with pytest.raises(ValueError, match="started with beta = 0.1, not 0.2"):
         drift(model, tokenizer, tmp_path, beta=0.2).train(resume_from_checkpoint=True)
+
+
+def test_resume_wants_the_same_rows(model, tokenizer, tmp_path):
+    """Samples are kept by row number: other rows under the numbers would be paired with answers to these."""
+    with pytest.raises(Killed):
+        drift(model, tokenizer, tmp_path, kill=1).train()
+    moved = [*COMPLAINTS[1:], COMPLAINTS[0]]
+    with pytest.raises(ValueError, match="was started on other rows"):
+        drift(model, tokenizer, tmp_path, complaints=moved).train(resume_from_checkpoint=True)
+
+
+def test_a_kill_before_the_start_is_saved_resumes_too(model, tokenizer, tmp_path):
+    broken = drift(model, tokenizer, tmp_path / "broken", iterations=1)
+    broken._save_start = _dies
+    with pytest.raises(Killed):
+        broken.train()
+    drift(model, tokenizer, tmp_path / "broken", iterations=1).train(resume_from_checkpoint=True)
+    whole = drift(model, tokenizer, tmp_path / "whole", iterations=1)
+    whole.train()
+    resumed = drift(model, tokenizer, tmp_path / "broken", iterations=1)
+    assert all(same(a, b) for a, b in zip(policies(whole), policies(resumed), strict=True))
+
+
+class Remembers(TrainerCallback):
+    """Weak references to the models that train, seen through the run as through a trainer."""
+
+    def __init__(self):
+        self.run, self.models, self.alive = None, [], []
+
+    def on_step_begin(self, args, state, control, **_):
+        model = self.run.accelerator.unwrap_model(self.run.model)
+        if not any(found() is model for found in self.models):
+            self.alive.append(sum(found() is not None for found in self.models))
+            self.models.append(weakref.ref(model))
+
+
+def test_a_stage_is_forgotten_before_the_next_samples(model, tokenizer, tmp_path):
+    """An engine for the next stage needs the memory; and callbacks reach the model in training by the run itself."""
+    trainer = drift(model, tokenizer, tmp_path, iterations=3)
+    remembers = Remembers()
+    remembers.run = trainer
+    trainer.add_callback(remembers)
+    trainer.train()
+    assert len(remembers.models) == 3
+    assert remembers.alive == [0, 0, 0]
+    with pytest.raises(RuntimeError, match="no stage is training"):
+        trainer.model  # noqa: B018
+
+
+def test_the_engine_asked_for_is_checked_when_a_stage_has_one(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    trainer = drift(model, tokenizer, tmp_path)
+    assert isinstance(trainer.accelerator, PartialState)
+    check_engine(
+        trainer.accelerator
+    )  # a session asks before the first stage: not refused for what is not yet known
+    with pytest.raises(RuntimeError, match="FSDP was asked for"):
+        trainer.train()
 
 
 def test_every_complaint_is_accounted_for(model, tokenizer, tmp_path):

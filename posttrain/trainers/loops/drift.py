@@ -1,5 +1,4 @@
-"""DRIFT's loop: in each iteration new chosen answers from the policy that has seen the complaint, then DPO
-without it.
+"""DRIFT's loop: in each iteration new chosen answers from the policy that has seen the complaint, then DPO without it.
 
     seed stage (with seed pairs): DPO on logged repairs
     iteration k: y+ ~ pi_{k-1}(. | x, y-, u)  ->  pairs (x, y+, y-)  ->  DPO against pi_{k-1}  ->  pi_k
@@ -12,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from posttrain.data.feedback_logs import Complaint, SeedPair, feedback_log, read_seed_pairs
@@ -40,8 +40,7 @@ _APOLOGY = re.compile(
 class DRIFTTrainer(StagedTrainer):
     """DRIFT, see posttrain/preferences/drift.py.
 
-    `DRIFTTrainer(model, complaints, args=DRIFTConfig(output_dir=..., iterations=2),
-    processing_class=tokenizer)`.
+    `DRIFTTrainer(model, complaints, args=DRIFTConfig(output_dir=..., iterations=2), processing_class=tokenizer)`.
     `args` speaks of one iteration: its epochs or steps, its learning rate. Rows come from
     `posttrain.data.feedback_logs`.
 
@@ -91,6 +90,9 @@ class DRIFTTrainer(StagedTrainer):
         trainer.row_counts = parts.train_counts
         return trainer
 
+    def rows(self) -> Iterable[Any]:
+        return (asdict(row) for row in (*self.held_out_rows, *self.complaints, *self.seeds))
+
     def stage_names(self) -> list[str]:
         iterations = [f"iteration {k}" for k in range(1, self.settings.iterations + 1)]
         return [SEED, *iterations] if self.seeds else iterations
@@ -104,7 +106,7 @@ class DRIFTTrainer(StagedTrainer):
         per_step = (
             self.args.per_device_train_batch_size
             * self.args.gradient_accumulation_steps
-            * self.accelerator.num_processes
+            * self.ranks.num_processes
         )
         seed_steps = math.ceil(len(self.seeds) / per_step) * self.settings.seed_epochs
         one = math.ceil(math.ceil(len(self.complaints) / per_step) * self.args.num_train_epochs)

@@ -128,7 +128,12 @@ def _rollout(recipe: Recipe) -> RolloutSection:
 
 def staged_options(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> dict[str, Any]:
     """Keyword arguments every staged trainer takes from a recipe."""
-    return {
+    options: dict[str, Any] = {
         "sampling": sampling_of(recipe),
         "generator": generator_of(recipe, tokenizer, Path(str(args.output_dir)) / "base"),
     }
+    if (
+        options["generator"] is not None
+    ):  # vLLM makes its own batches, the better the more it has to choose from
+        options["generation_batch_size"] = 1024
+    return options

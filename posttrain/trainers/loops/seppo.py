@@ -1,8 +1,6 @@
-"""SePPO's loop: each round compares with a past checkpoint of the policy, which also writes the losing
-answers.
+"""SePPO's loop: each round compares with a past checkpoint of the policy, which also writes the losing answers.
 
-    round k: r ~ U{0, ..., k-1}; y_r ~ pi_r(. | x); steps on (x, winner, y_r) against pi_r; pi_k joins the
-    pool
+    round k: r ~ U{0, ..., k-1}; y_r ~ pi_r(. | x); steps on (x, winner, y_r) against pi_r; pi_k joins the pool
 
 The optimizer and its schedule run through all rounds, as in one training. The method's page is
 posttrain/preferences/seppo.py; the folders of a run are described in staged.py.
@@ -12,6 +10,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,8 @@ class RoundTrainer(PreferenceTrainer):
         if fresh and self.carried_optimizer is not None:
             state = optimizer.state_dict()
             # Only the moments: the learning rate belongs to the schedule.
-            state["state"] = torch.load(self.carried_optimizer, map_location="cpu", weights_only=True)[
-                "state"
-            ]
+            carried = torch.load(self.carried_optimizer, map_location="cpu", weights_only=True)
+            state["state"] = carried["state"]
             optimizer.load_state_dict(state)
         return optimizer
 
@@ -71,9 +69,8 @@ class SePPOTrainer(StagedTrainer):
 
     `SePPOTrainer(model, winners, args=SePPOConfig(output_dir=..., rounds=7), processing_class=tokenizer)`.
 
-    winners   a dataset with columns prompt and chosen; a column rejected is not read. Rounds walk through
-    it in an order
-              drawn from the seed, and begin it again when it is used up
+    winners   a dataset with columns prompt and chosen; a column rejected is not read. Rounds walk through it in an
+              order drawn from the seed, and begin it again when it is used up
     sampling  of the reference's answers
     """
 
@@ -129,6 +126,9 @@ class SePPOTrainer(StagedTrainer):
         trainer.row_counts = parts.train_counts
         return trainer
 
+    def rows(self) -> Iterable[Any]:
+        return ({"prompt": row["prompt"], "chosen": row["chosen"]} for row in self.winners)  # type: ignore[call-overload]  # rows are mappings
+
     def stage_names(self) -> list[str]:
         return [f"round {k}" for k in range(1, self.settings.rounds + 1)]
 
@@ -144,7 +144,7 @@ class SePPOTrainer(StagedTrainer):
     def reference_index(self, stage: Stage) -> int:
         """Which checkpoint the round compares with; the same on every rank."""
         index = [self.pool.draw(stage.number + 1, self.settings.reference)]
-        if self.accelerator.num_processes > 1:
+        if self.ranks.num_processes > 1:
             broadcast_object_list(index)
         return index[0]
 
@@ -153,7 +153,7 @@ class SePPOTrainer(StagedTrainer):
 
     def make_pairs(self, stage: Stage) -> tuple[list[Pair], PairCounts]:
         index = self.reference_index(stage)
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main_process:
             self.pool.record(stage.number + 1, index)
         rows = [self.winners[i] for i in self._rows_of(stage)]
         counts = PairCounts(rows_in=len(rows))
@@ -174,7 +174,7 @@ class SePPOTrainer(StagedTrainer):
 
     def leave_trainer(self, stage: Stage, trainer: PreferenceTrainer) -> None:
         """Keeps the optimizer's moments for the next round. Sharded optimizers start each round anew."""
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not self.accelerator.is_main_process:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not self.ranks.is_main_process:
             return
         optimizer: Any = trainer.optimizer
         if optimizer is not None:
@@ -191,7 +191,7 @@ class SePPOTrainer(StagedTrainer):
         per_step = (
             self.args.per_device_train_batch_size
             * self.args.gradient_accumulation_steps
-            * self.accelerator.num_processes
+            * self.ranks.num_processes
         )
         size = per_step * self.settings.steps_per_round
         generator = random.Random(self.args.seed)

@@ -14,10 +14,12 @@ seed alone, so a run killed anywhere continues with the numbers it would have ha
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +38,7 @@ from transformers import (
     TrainerState,
     set_seed,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -43,7 +46,9 @@ from posttrain.preferences.base import PairLoss
 from posttrain.references.pool import ReferencePool
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.trainers.generating import EngineGenerator, Generator, stop_ids, transformers_engine_of
+from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.loops.callbacks import InRun
+from posttrain.trainers.loops.disk import drop_torso, fingerprint, read_samples, write_json, write_lines
 from posttrain.trainers.pair_rows import PairCounts
 from posttrain.trainers.policy_folder import holds_adapter, load_adapter_into, load_policy, save_policy
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
@@ -52,6 +57,8 @@ Pair = dict[str, Any]
 """prompt, chosen, rejected: texts, or lists of messages."""
 
 _RUN = "run.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,14 +71,14 @@ class Stage:
 
 
 class StagedTrainer:
-    """Base of DRIFT and SePPO. To a session it looks like a trainer: `train`, `state`, `row_counts`,
-    callbacks.
+    """Base of DRIFT and SePPO. To a session it looks like a trainer: `train`, `state`, `row_counts`, callbacks;
+    `model` and `accelerator` are those of the stage that is training.
 
-    model       the policy to start from, in memory or a local path or hub name; it is saved into the run's
-    folder and
-                from then on only read from there
+    model       the policy to start from, in memory or a local path or hub name; it is saved into the run's folder
+                and from then on only read from there
     generator   answers of a policy folder; by default transformers in this process
     sampling    how it samples; its stop tokens are filled in
+    generation_batch_size  prompts between two writes of what was sampled
     """
 
     def __init__(
@@ -91,13 +98,19 @@ class StagedTrainer:
             raise ValueError(
                 f"{type(self).__name__}: sync_ref_model has no place here: each stage has its reference"
             )
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                f"{type(self).__name__}: under ZeRO-3 no process holds a policy that could be saved whole and sampled "
+                "from between stages; use FSDP2, ZeRO-2 or DDP"
+            )
         self.args = args
         self.method = method
         self.processing_class = processing_class
         self.peft_config = peft_config
         self.output_dir = Path(str(args.output_dir))
-        self.accelerator = PartialState()
+        self.ranks = PartialState()
         self.state = TrainerState()
+        self._training: PreferenceTrainer | None = None
         self.eval_dataset = None
         self.row_counts: Any = None
         self.pool = ReferencePool(self.output_dir / "policies", seed=args.seed)
@@ -115,6 +128,9 @@ class StagedTrainer:
 
     def stage_names(self) -> list[str]:
         raise NotImplementedError  # the method's stages, in order
+
+    def rows(self) -> Iterable[Any]:
+        raise NotImplementedError  # what the run trains on, as plain data: compared on resume
 
     def make_pairs(self, stage: Stage) -> tuple[list[Pair], PairCounts]:
         raise NotImplementedError  # samples, if the stage needs any, and the pairs made of them
@@ -159,9 +175,20 @@ class StagedTrainer:
         if not pairs:
             raise ValueError(f"{stage.name}: no pair to train on: {counts.in_words()}")
         trainer = self._stage_trainer(stage, pairs, counts, InRun(self.state, first=first, last=last))
-        if self.accelerator.is_main_process:
-            _write_lines(stage.folder / "pairs.jsonl", pairs)
-            _write_json(stage.folder / "counts.json", {"stage": stage.name, **asdict(self.row_counts)})
+        self._training = trainer
+        try:
+            return self._train_stage(stage, trainer, pairs)
+        finally:
+            self._training = None
+            del trainer
+            gc.collect()  # trainers hold themselves in cycles; the next stage's engine needs their memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _train_stage(self, stage: Stage, trainer: PreferenceTrainer, pairs: list[Pair]) -> bool:
+        if self.ranks.is_main_process:
+            write_lines(stage.folder / "pairs.jsonl", pairs)
+            write_json(stage.folder / "counts.json", {"stage": stage.name, **asdict(self.row_counts)})
         checkpoint = get_last_checkpoint(str(trainer.args.output_dir))
         if checkpoint is not None and _is_complete(Path(checkpoint)):
             # Killed between the last step and the saved policy; asked to train, transformers might add a step.
@@ -197,6 +224,7 @@ class StagedTrainer:
             processing_class=self.processing_class,
             callbacks=[run.around(callback) for callback in self.callbacks],
         )
+        check_engine(trainer.accelerator)
         if adapter and reference != start:
             load_adapter_into(self._unwrapped(trainer), reference, "ref")
         for unwanted in self._unwanted:
@@ -220,20 +248,20 @@ class StagedTrainer:
         self.leave_trainer(stage, trainer)
         staging = self.pool.staging()
         trainer.save_model(str(staging))
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait_for_everyone()
         self.state.global_step += trainer.state.global_step
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main_process:
             self.processing_class.save_pretrained(staging)
             shutil.rmtree(staging / "ref", ignore_errors=True)
-            _write_json(stage.folder / "done.json", {"steps": trainer.state.global_step})
+            write_json(stage.folder / "done.json", {"steps": trainer.state.global_step})
             self.pool.publish()
             shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait_for_everyone()
 
     # Start and resume
 
     def _open(self, *, resume: bool) -> None:
-        """Saves the starting policy, or checks that the folder holds this very run."""
+        """Notes what this run is and saves the starting policy, or checks that the folder holds this very run."""
         identity = {
             "method": type(self.method).__name__,
             "settings": asdict(self.method),  # type: ignore[call-overload]  # every pair loss is a dataclass
@@ -241,6 +269,7 @@ class StagedTrainer:
             "beta": self.args.beta,
             "seed": self.args.seed,
             "adapter": None if self.peft_config is None else str(self.peft_config.peft_type),
+            "rows": fingerprint(self.rows()),
         }
         identity = json.loads(json.dumps(identity))
         path = self.output_dir / _RUN
@@ -248,10 +277,12 @@ class StagedTrainer:
             self._check_same_run(path, identity)
         elif path.exists():
             raise ValueError(f"{self.output_dir} already holds a run; resume it, or choose another folder")
+        self.ranks.wait_for_everyone()  # all have looked before one writes
+        if self.ranks.is_main_process and not path.exists():
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(path, identity)
         if len(self.pool) == 0:
             self._save_start()
-        if self.accelerator.is_main_process and not path.exists():
-            _write_json(path, identity)
         self._model = None  # from here on the folder's copy is the only one
 
     @staticmethod
@@ -260,14 +291,19 @@ class StagedTrainer:
             raise ValueError(f"{path.parent}: nothing to resume; start without resuming")
         before = json.loads(path.read_text(encoding="utf-8"))
         for key, value in identity.items():
-            if before[key] != value:
+            if before[key] == value:
+                continue
+            if key == "rows":
                 raise ValueError(
-                    f"{path.parent} was started with {key} = {before[key]}, not {value}; resume it as it was"
+                    f"{path.parent} was started on other rows; resume it with the data it began with"
                 )
+            raise ValueError(
+                f"{path.parent} was started with {key} = {before[key]}, not {value}; resume it as it was"
+            )
 
     def _save_start(self) -> None:
-        if not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
+        if not self.ranks.is_main_process:
+            self.ranks.wait_for_everyone()
             return
         model: Any = self._model
         if isinstance(model, str):
@@ -284,7 +320,7 @@ class StagedTrainer:
             self.pool.publish()
         else:
             self.pool.add(lambda folder: save_policy(model, self.processing_class, folder))
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait_for_everyone()
 
     @property
     def base(self) -> Path:
@@ -300,7 +336,7 @@ class StagedTrainer:
     @property
     def generator(self) -> Generator:
         if self._generator is None:
-            device = self.accelerator.device if not self.args.use_cpu else torch.device("cpu")
+            device = self.ranks.device if not self.args.use_cpu else torch.device("cpu")
             engine_of = transformers_engine_of(self.processing_class, base=self.base, device=device)
             self._generator = EngineGenerator(self.processing_class, engine_of)
         return self._generator
@@ -319,11 +355,15 @@ class StagedTrainer:
 
     def sample(self, stage: Stage, policy: Path, prompts: list[list[int]]) -> list[str]:
         """One answer a prompt, batches shared out over ranks. Those on disk from before a kill are taken over."""
-        file = stage.folder / f"samples-{self.accelerator.process_index}.jsonl"
-        found = _read_samples(stage.folder)
+        file = stage.folder / f"samples-{self.ranks.process_index}.jsonl"
+        drop_torso(file)
+        found = read_samples(stage.folder)
+        missing = [row for row in range(len(prompts)) if row not in found]
+        if missing and self.ranks.is_main_process:
+            logger.warning("%s: sampling %d answers", stage.name, len(missing))
         first_seed = stable_seed(type(self.method).__name__, self.args.seed, stage.number)
         batches = range(0, len(prompts), self.generation_batch_size)
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = batches[self.ranks.process_index :: self.ranks.num_processes]
         with file.open("a", encoding="utf-8") as out:
             for start in mine:
                 rows = list(range(start, min(start + self.generation_batch_size, len(prompts))))
@@ -337,11 +377,25 @@ class StagedTrainer:
                 out.write("\n".join(lines) + "\n")
                 out.flush()
                 os.fsync(out.fileno())
-        self.accelerator.wait_for_everyone()
-        found = _read_samples(stage.folder)
+        self.ranks.wait_for_everyone()
+        found = read_samples(stage.folder)
         return [found[row] for row in range(len(prompts))]
 
     # What a session asks of a trainer
+
+    @property
+    def accelerator(self) -> Any:
+        """The training stage's; between stages, what is known of the processes."""
+        return self.ranks if self._training is None else self._training.accelerator
+
+    @property
+    def model(self) -> Any:
+        """The model in training; RuntimeError between stages, when the policy lies on disk only."""
+        if self._training is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: no stage is training; the policies lie in {self.pool.folder}"
+            )
+        return self._training.model
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         self.callbacks.append(callback() if isinstance(callback, type) else callback)
@@ -352,9 +406,9 @@ class StagedTrainer:
 
     def save_model(self, folder: str) -> None:
         """Copies the newest policy; of an adapter run, the adapter."""
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main_process:
             shutil.copytree(self.pool.path(len(self.pool) - 1), folder, dirs_exist_ok=True)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait_for_everyone()
 
     @staticmethod
     def _unwrapped(trainer: PreferenceTrainer) -> Any:
@@ -364,37 +418,3 @@ class StagedTrainer:
 def _is_complete(checkpoint: Path) -> bool:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return state["global_step"] >= state["max_steps"]
-
-
-def _read_samples(folder: Path) -> dict[int, str]:
-    """Row -> text over all ranks' files; a line that a kill cut short is left out."""
-    found: dict[int, str] = {}
-    for file in sorted(folder.glob("samples-*.jsonl")):
-        for sample in _whole_lines(file):
-            found[sample["row"]] = sample["text"]
-    return found
-
-
-def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
-    if rest:  # the next line must not be glued to the torso
-        file.write_text(whole + "\n" if whole else "", encoding="utf-8")
-    for line in whole.splitlines():
-        yield json.loads(line)
-
-
-def _write_lines(path: Path, rows: Iterable[Any]) -> None:
-    _replace(
-        path, lambda file: file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _replace(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    aside = path.with_name(f".{path.name}")
-    write(aside)
-    os.replace(aside, path)

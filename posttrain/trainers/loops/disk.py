@@ -1,0 +1,53 @@
+"""The files of a run in stages: whole or absent, whenever it is killed; only samples are appended line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def read_samples(folder: Path) -> dict[int, str]:
+    """Row -> text over all ranks' files; a line that a kill cut short is left out."""
+    found: dict[int, str] = {}
+    for file in sorted(folder.glob("samples-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines():
+            sample = json.loads(line)
+            found[sample["row"]] = sample["text"]
+    return found
+
+
+def drop_torso(file: Path) -> None:
+    """Takes away a last line that a kill cut short: the next one must not be glued to it."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if text and not text.endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+
+
+def fingerprint(rows: Iterable[Any]) -> str:
+    """A short name for plain rows in their order, to tell one data set from another."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """JSON lines, written aside first."""
+    _replace(
+        path, lambda file: file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written aside first."""
+    _replace(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    aside = path.with_name(f".{path.name}")
+    write(aside)
+    os.replace(aside, path)
