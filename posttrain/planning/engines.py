@@ -27,6 +27,8 @@ def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:
         yield from (f"rollout.vllm: {problem}" for problem in problems)
     if rollout.engine == "vllm" and recipe.model.path is None:
         yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
+    if settings.sleep and recipe.train.use_cpu:
+        yield "rollout.vllm: 'sleep' does nothing on a CPU (train.use_cpu); remove it"
     if rollout.partial_budget is not None and not batch.whole_groups_per_process:
         yield (
             f"rollout: partial_budget needs whole groups on every process, and {batch.completions_per_process} "

@@ -14,7 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from posttrain.rollout.base import Completion, EngineError, EngineLost, NamedTensors, Sampling, rows
+from posttrain.rollout.base import (
+    Completion,
+    EngineError,
+    EngineLost,
+    EngineRefused,
+    NamedTensors,
+    Sampling,
+    rows,
+)
 from posttrain.rollout.checksum import signature
 from posttrain.rollout.spreading import merge_rows
 from posttrain.rollout.vllm_reload import renew_tied_heads
@@ -62,7 +70,11 @@ class VLLMColocated:
         self._on_cpu = current_platform.is_cpu()
         if self._on_cpu:
             check_cpu_model(model_path, trust_remote_code)
-        self._sleeps = sleep and not self._on_cpu
+            if sleep:
+                raise EngineRefused(
+                    "rollout.vllm.sleep: on a CPU vLLM cannot give its memory back; remove it"
+                )
+        self._sleeps = sleep
         limits = {"max_num_seqs": max_num_seqs} if max_num_seqs is not None else {}
         with _explained(f"vllm could not load {model_path}", gpu_memory_utilization):
             self._llm = LLM(

@@ -159,6 +159,11 @@ def test_the_length_of_the_run(load: Load) -> None:
         (POLICY, {"rollout": {"engine": "vllm"}}, "engine 'vllm' loads a model folder"),
         (
             POLICY,
+            {"rollout": {"engine": "vllm", "vllm": {"sleep": True}}, "train": {"use_cpu": True}},
+            "rollout.vllm: 'sleep' does nothing on a CPU",
+        ),
+        (
+            POLICY,
             {
                 "rollout": {"engine": "vllm_server", "partial_budget": 2},
                 "train": {"per_device_train_batch_size": 2},
