@@ -86,6 +86,15 @@ def engine_of(process: ServerProcess, folder: Path, sync: str = "gloo", key: str
     return VLLMServer(servers, transfer, dtype="float32", max_length=64, start_timeout_s=5.0)
 
 
+def test_before_any_sync_it_agrees_by_the_checkpoint_it_loaded(
+    process: ServerProcess, folder: Path, model
+) -> None:
+    """The first test here: the others send weights."""
+    found = agreement(engine_of(process, folder), model)
+    assert found["greedy"]
+    assert found["gap"] < 1e-4
+
+
 @pytest.mark.parametrize("sync", ["gloo", "disk"])
 def test_it_agrees_with_transformers_before_and_after_every_sync(
     sync: str, process: ServerProcess, folder: Path, model
