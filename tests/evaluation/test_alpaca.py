@@ -8,7 +8,6 @@ import gzip
 import json
 import math
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from posttrain.evaluation import alpaca, judge, store, tasks
 from posttrain.evaluation.tasks import Problem
-from posttrain.evaluation.transport import JudgeRefused, Server, Transport
+from posttrain.evaluation.transport import Server
 
 pytest.importorskip("alpaca_eval")
 pytest.importorskip("openai")
@@ -319,6 +318,34 @@ def test_length_controlled_rate_of_equal_files_is_equal_and_nothing_is_written(p
     assert package_files() == before
 
 
+def test_rates_are_the_packages_own(pairs, gamed, monkeypatch):
+    """Against a direct call of the package on the same annotations, failed judgements among them."""
+    import pandas as pd
+
+    rng = np.random.default_rng(7)
+    preferences = (1 + rng.random(alpaca.COUNT)).tolist()
+    preferences[5] = preferences[700] = math.nan
+    package = alpaca.import_package()
+    monkeypatch.setattr(package.glm, "hf_hub_download", lambda **_: str(gamed))
+    frame = pd.DataFrame(
+        {
+            "instruction": [p.instruction for p in pairs],
+            "output_1": [p.reference for p in pairs],
+            "output_2": [p.output for p in pairs],
+            "generator_1": "gpt",
+            "generator_2": "mine",
+            "annotator": "fake",
+            "preference": preferences,
+        }
+    )
+    with alpaca.quiet():
+        direct = package.metrics.get_length_controlled_winrate(frame, save_weights_dir=None)
+    found = rates(pairs, preferences, gamed)
+    assert found.length_controlled == pytest.approx(direct["length_controlled_winrate"], abs=1e-9)
+    assert (found.win_rate, found.standard_error) == (direct["win_rate"], direct["standard_error"])
+    assert found.judged == direct["n_total"] == 803
+
+
 def test_without_the_hub_file_the_message_says_where_to_put_it(pairs, monkeypatch):
     package = alpaca.import_package()
 
@@ -371,67 +398,6 @@ def test_stage_resumes_reports_and_shuffled_outputs_give_the_same_rates(
     )
 
 
-def ask(url, tmp_path, prompts=6, **settings):
-    transport = Transport(at(url, **settings), tmp_path / "judgements.jsonl")
-    template = '<|im_start|>user\n{} "output": """a""" "output": """b"""\n<|im_end|>'
-    out = transport([template.format(i) for i in range(prompts)], model_name="gpt", max_tokens=1)
-    return transport, out["completions"]
-
-
-def test_too_many_requests_are_waited_for(tmp_path):
-    def busy(n, text):
-        return (
-            (429, {"Retry-After": "0.01"}, json.dumps({"error": {"message": "slow down"}}))
-            if n % 2
-            else honest(text)
-        )
-
-    with server(busy) as (url, _):
-        transport, texts = ask(url, tmp_path, retries=8)
-    assert None not in texts
-    assert transport.errors == {}
-
-
-@pytest.mark.parametrize(
-    ("behave", "reason"),
-    [
-        (lambda n, text: (429, {}, "{}"), "429"),
-        (lambda n, text: (503, {}, "{}"), "status 503"),
-        (lambda n, text: (200, {"Content-Type": "text/html"}, "<html>gateway</html>"), "malformed answer"),
-        (lambda n, text: (200, {}, '{"choices": ['), "malformed answer"),
-        (lambda n, text: (200, {}, '{"choices": []}'), "malformed answer"),
-        (lambda n, text: (400, {}, '{"error": {"message": "context too long"}}'), "status 400"),
-        (lambda n, text: time.sleep(0.4) or honest(text), "time-out"),
-    ],
-)
-def test_failures_are_counted_by_reason_and_asked_again_next_time(behave, reason, tmp_path):
-    with server(behave) as (url, _):
-        transport, texts = ask(
-            url, tmp_path, prompts=3, retries=1, timeout_s=0.2 if reason == "time-out" else 5.0
-        )
-    assert texts == [None] * 3
-    assert transport.errors == {reason: 3}
-    with server(lambda n, text: honest(text)) as (url, count):
-        transport, texts = ask(url, tmp_path, prompts=3)
-        assert None not in texts
-        assert count[0] == 3
-
-
-def test_nobody_there_is_no_connection(tmp_path):
-    transport, texts = ask("http://127.0.0.1:9/v1", tmp_path, prompts=2, retries=0)
-    assert transport.errors == {"no connection": 2}
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_or_model_stops_at_once(status, tmp_path):
-    with (
-        server(lambda n, text: (status, {}, '{"error": {"message": "no"}}')) as (url, count),
-        pytest.raises(JudgeRefused, match="check --judge, --base-url and the key"),
-    ):
-        ask(url, tmp_path, prompts=50, workers=2)
-    assert count[0] <= 4
-
-
 # ---- stored annotations
 
 
@@ -462,36 +428,3 @@ def test_stored_annotations_give_the_rates_of_judging(tmp_path, pairs, gamed, be
     assert values == [expected.win_rate, expected.length_controlled]
     assert found["preference"]["swap_agreement"] is None
     assert "weighted_alpaca_eval_gpt4_turbo" in next(iter(found["metrics"]))
-
-
-@pytest.mark.parametrize(
-    ("model", "lc_gap"), [("gpt4_1106_preview_verbose", 0.1), ("gpt4_1106_preview_concise", 0.2)]
-)
-def test_shared_data_published_rates_come_back(model, lc_gap, tmp_path, shared_data):
-    """The gamed rows hold preferences and length differences of two published models, enough to write their
-    annotation files again. Their soft preferences were solved for, which costs up to 0.19 points of LC
-    here."""
-    folder = shared_data / "alpaca_eval"
-    made = tasks.load("alpaca_eval")
-    problems = tasks.problems(made, shared_data)
-    with gzip.open(folder / "df_gamed_surrogate.csv.gz", "rt") as file:
-        rows = sorted((r for r in csv.DictReader(file) if r["model"] == model), key=lambda r: int(r["index"]))
-    with (folder / "leaderboard_weighted_alpaca_eval_gpt4_turbo.csv").open() as file:
-        published = next(r for r in csv.DictReader(file) if r[""] == model)
-    delta = np.array([float(r["std_delta_len"]) for r in rows])
-    steps = np.diff(np.unique(delta))
-    characters = np.rint(delta / steps[steps > 1e-9].min()).astype(int)
-    pairs = [
-        alpaca.Pair(p.gold["instruction"], p.gold["reference"], "x" * (len(p.gold["reference"]) - n))
-        for p, n in zip(problems, characters.tolist(), strict=True)
-    ]
-    given = annotations_file(
-        tmp_path / "annotations.json", pairs, [1 + float(r["preference"]) for r in rows], model=model
-    )
-    found = judge.judge_stored(
-        given, made, problems, tmp_path / "out", gamed=folder / "df_gamed_surrogate.csv.gz", resamples=0
-    )
-    win_rate, lc = (m["value"] for m in found["metrics"].values())
-    assert win_rate == pytest.approx(float(published["win_rate"]), abs=1e-6)
-    assert lc == pytest.approx(float(published["length_controlled_winrate"]), abs=lc_gap)
-    assert int(found["preference"]["mean_length"]) == int(published["avg_length"])
