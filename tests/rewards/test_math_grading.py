@@ -13,6 +13,7 @@ from math_cases import cases
 
 from posttrain.rewards.grading_pool import Item, grade_many
 from posttrain.rewards.math_grading import Grade, canonical_answer, extract_answer, grade, read_gold
+from posttrain.rewards.maths import reading
 from posttrain.rewards.maths.equal import equal_answers
 
 TABLE = [pytest.param(*case[1:], id=f"{case[0]}: {case[1]} | {case[2]}") for case in cases()]
@@ -262,6 +263,15 @@ def test_ordinary_gradings_never_import_sympy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "False", "False"]
+
+
+@pytest.mark.parametrize("answer", ["72", r"\frac{1}{2}", "x^2+3x-1", r"3\sqrt{2}"])
+def test_one_answer_is_read_once(answer, monkeypatch):
+    calls = []
+    read = reading._read
+    monkeypatch.setattr(reading, "_read", lambda text, depth: calls.append(text) or read(text, depth))
+    reading.read_shape.__wrapped__(answer)
+    assert len(calls) == 1
 
 
 def test_speed_is_printed(capsys):
