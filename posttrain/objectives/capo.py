@@ -5,8 +5,8 @@ is predicted to move the objective or the policy too far are left out, of the su
 prediction is a second-order model of the LM head alone (eq. 7 to 10).
 Departures from the released code, which pairs a token's logits with the next position's hidden state: here
 both are those of the position that predicts the token. Logits are after sampling temperature, the sampled id
-is always a candidate, and moments are updated once an optimizer step over all micro-batches. `calibrate`, and
-bases other than the paper's three, are ours.
+is always a candidate, and moments are updated once an optimizer step over all micro-batches. `calibrate`, with
+`calibration_holds`, and bases other than the paper's three are ours.
 """
 
 from __future__ import annotations
@@ -197,6 +197,7 @@ class CAPO(Objective):
     moment_epsilon: Annotated[float, Gt(0)] = 1e-8  # epsilon of the Adam model
     calibrate: bool = False  # first steps with the tests off, then the thresholds they propose
     calibration_steps: Annotated[int, Ge(1)] = 2  # optimizer steps measured, once the Adam model acts
+    calibration_holds: bool = False  # no token counts while calibrating, so that the policy stays as it is
     target_rejection: Annotated[float, Gt(0), Lt(1)] = 0.06  # share of tokens the proposed thresholds reject
 
     def __post_init__(self) -> None:
@@ -207,6 +208,8 @@ class CAPO(Objective):
             )
         if self.calibrate and not self.symmetric:
             raise ValueError("CAPO: calibrate proposes thresholds for |m_H|; it needs symmetric: true")
+        if self.calibration_holds and not self.calibrate:
+            raise ValueError("CAPO: calibration_holds has no effect without calibrate; leave it out")
         if not self.calibrate:
             objective, policy = _THRESHOLDS.get(self.base, _THRESHOLDS["grpo"])
             if self.objective_threshold is None:
@@ -293,7 +296,14 @@ class CAPO(Objective):
         shifts = {"objective_shift": objective_shift, "policy_shift": policy_shift}
         return replace(batch, forward={**batch.forward, **shifts})
 
+    @property
+    def calibrating(self) -> bool:
+        """Whether the thresholds are still to be found."""
+        return self.calibrate and self.calibration.thresholds is None
+
     def keep(self, batch: TokenBatch) -> Tensor:  # (B, T)
+        if self.calibrating and self.calibration_holds:
+            return torch.zeros_like(batch.mask, dtype=torch.bool)
         objective_threshold, policy_threshold = self.thresholds
         return keep_tokens(
             *self._shifts(batch),
@@ -313,7 +323,7 @@ class CAPO(Objective):
         measures = self.optimizer_model == "sgd" or self.moments.acts
         if self.optimizer_model == "adam":
             self.moments.update([self._row_gradients(self._kept(batch)) for batch in batches], all_sum)
-        if self.calibrate and self.calibration.thresholds is None and measures:
+        if self.calibrating and measures:
             shifts = [(*self._shifts(batch), batch.mask) for batch in batches]
             counts = torch.stack([joint_counts(m_h.abs(), m_f, mask) for m_h, m_f, mask in shifts]).sum(dim=0)
             self.calibration.add(all_sum(counts))
@@ -370,7 +380,8 @@ class CAPO(Objective):
             self.calibration.load_state_dict(state["calibration"])
 
     def _kept(self, batch: TokenBatch) -> TokenBatch:
-        return replace(batch, mask=batch.mask * self.keep(batch))
+        """The tokens that pass the tests: all of them while calibrating, whether or not the loss has them."""
+        return batch if self.calibrating else replace(batch, mask=batch.mask * self.keep(batch))
 
     @torch.no_grad()
     def _shifts(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -406,9 +417,8 @@ class CAPO(Objective):
         return RowGradients(ids, coefficients, forward["hidden"].flatten(0, 1), batch.mask.reshape(-1))
 
     def _learning_rate(self, batch: TokenBatch) -> float | Tensor:
-        calibrating = self.calibrate and self.calibration.thresholds is None
         # thresholds must hold where the schedule peaks, and warm-up has not been there yet
-        name = "peak_learning_rate" if calibrating else "learning_rate"
+        name = "peak_learning_rate" if self.calibrating else "learning_rate"
         if name not in batch.step:
             raise ValueError(f"CAPO: TokenBatch.step has no {name!r}; the trainer has to put it there")
         return batch.step[name]

@@ -420,6 +420,7 @@ def test_thresholds_default_to_the_papers_for_the_base():
     [
         ({"calibrate": True, "policy_threshold": 1e-3}, "leave"),
         ({"calibrate": True, "symmetric": False}, "symmetric"),
+        ({"calibration_holds": True}, "without calibrate"),
         ({"optimizer_model": "sgd", "cold_start": "adam"}, "no effect"),
         ({"moment_decay": (0.9, 1.0)}, "moment_decay"),
     ],
@@ -518,6 +519,29 @@ def test_calibration_measures_with_the_tests_off_and_proposes():
     rejected = [1 - sum(float(m.sum()) for m in r.masks) / tokens for r in (at_peak, at_half)]
     assert 0.05 < rejected[0] <= 0.1
     assert rejected[1] < rejected[0]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_calibration_can_hold_the_policy(base):
+    """Same thresholds and moments as with the tests off, but no loss until they are found."""
+    settings = {"base": base, "calibrate": True, "calibration_steps": 2, "num_candidates": 6}
+    holding, moving = CAPO(calibration_holds=True, **settings), CAPO(**settings)
+    for seed in range(3):  # one cold step, two measured
+        batches = [make_batch(seed), make_batch(seed + 10)]
+        held, moved = run(holding, batches), run(moving, batches)
+        assert all((mask == 0).all() for mask in held.masks)
+        assert sum(held.losses).item() == 0.0
+        gradients = torch.autograd.grad(sum(held.losses), [b.logprobs for b in held.batches])
+        assert all((gradient == 0).all() for gradient in gradients)
+        assert sum(moved.losses).item() != 0.0
+        holding.finish_step(held.batches, one_rank)
+        moving.finish_step(moved.batches, one_rank)
+    assert not holding.calibrating
+    assert holding.thresholds == moving.thresholds
+    assert_close(holding.moments.state_dict(), moving.moments.state_dict())
+    found = run(holding, [make_batch(5)])
+    assert torch.equal(found.masks[0], run(moving, [make_batch(5)]).masks[0])
+    assert found.masks[0].sum() > 0
 
 
 def test_calibration_waits_for_the_adam_model_to_act():

@@ -167,6 +167,22 @@ def test_the_run_rejects_once_calibrated(whole_run):
     assert all(0.3 < share < 1.0 for share in kept[3:])
 
 
+def test_a_held_calibration_leaves_the_weights_alone(whole_run, tokenizer, tmp_path):
+    model, *_ = whole_run
+    settings = {**RESUMED, "calibration_holds": True, "save_strategy": "no", "weight_decay": 0.0}
+    trainer, _ = spied("CAPO", model, tokenizer, tmp_path, **(settings | {"max_steps": 3}))
+    trainer.train()
+    for mine, before in zip(weights(trainer), model.parameters(), strict=True):
+        assert torch.equal(mine, before)
+    h, f = trainer.objective.thresholds
+    assert h > 0
+    assert f > 0
+    trainer, _ = spied("CAPO", model, tokenizer, tmp_path, **(settings | {"max_steps": 4}))
+    trainer.train()
+    pairs = zip(weights(trainer), model.parameters(), strict=True)
+    assert any(not torch.equal(mine, before) for mine, before in pairs)
+
+
 @pytest.mark.parametrize("step", [2, 4], ids=["while_calibrating", "calibrated"])
 def test_capo_resumes_bit_equal(step, whole_run, tokenizer, tmp_path):
     model, folder, whole = whole_run
