@@ -82,7 +82,8 @@ class ShiftMeter(TrainerCallback):
         trainer._compute_loss = computed
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = state.global_step % self.every == 0 and state.global_step > 0
+        moves = not self.trainer.objective.calibrating
+        due = state.global_step % self.every == 0 and state.global_step > 0 and moves
         self.before = self._policy() if due else None
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -40,6 +40,8 @@ ADAPTIVE = {"low": [0.8, 0.9, 0.02], "high": [1.2, 2.0, 0.05], "target": 0.5}
 SIZED = {"rho": 1.16}  # the paper's rho .58 of log2 G, for G = 4
 FILL_IN = {"selective": "degenerate", "gamma": 20.0, "rho": 0.3}
 
+CALIBRATED = {"calibrate": True, "calibration_steps": 8, "calibration_holds": True}
+
 FAMILY = {
     "grpo": Cell("grpo"),
     "dr_grpo": Cell("dr_grpo"),
@@ -48,10 +50,11 @@ FAMILY = {
     "cispo": Cell("cispo"),
     "reinforce": Cell("reinforce"),
     "bnpo": Cell("bnpo"),
+    "bnpo_per_response": Cell("bnpo", {"aggregate": "per_response"}),  # GRPO's divisor: gradients compare
     "bapo": Cell("bapo", ADAPTIVE),
     "bapo_paper": Cell("bapo"),
     "copo": Cell("copo"),
-    "capo": Cell("capo", {"calibrate": True}),
+    "capo": Cell("capo", CALIBRATED),
 }
 CLIPPED = {
     **FAMILY,
@@ -59,7 +62,12 @@ CLIPPED = {
         "dapo", {"clip_low": 0.1, "clip_high": 1.0}
     ),  # what BAPO is when its bounds do not move
 }
-SGD = {"optimizer_model": "sgd", "calibrate": True}
+AGGRESSIVE = {
+    "capo_sgd_model": Cell("capo", {"optimizer_model": "sgd", **CALIBRATED}),
+    "capo_random": Cell("capo", CALIBRATED, random_rejection=True),
+    "grpo_clip_0.2": Cell("grpo", train={"max_grad_norm": 0.2}),
+}
+SGD = {"optimizer_model": "sgd", **CALIBRATED}
 
 REGIMES: dict[str, Regime] = {
     "on_policy": Regime(
@@ -97,14 +105,14 @@ REGIMES: dict[str, Regime] = {
         warmup="long_wrong",
     ),
     "aggressive_adamw": Regime(
-        "one update a rollout, learning rate 8e-4, AdamW",
+        "one update a rollout, learning rate 8e-4, AdamW: plain GRPO ends below its start",
         {"train.max_steps": 120, "train.learning_rate": 8e-4},
-        {
-            **FAMILY,
-            "capo_sgd_model": Cell("capo", SGD),
-            "capo_random": Cell("capo", {"calibrate": True}, random_rejection=True),
-            "grpo_clip_0.2": Cell("grpo", train={"max_grad_norm": 0.2}),
-        },
+        {**FAMILY, **AGGRESSIVE},
+    ),
+    "aggressive_adamw_5e-4": Regime(
+        "one update a rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
+        {"train.max_steps": 120, "train.learning_rate": 5e-4},
+        {name: {**FAMILY, **AGGRESSIVE}[name] for name in ("grpo", "capo", *AGGRESSIVE)},
     ),
     "plain_sgd": Regime(
         "one update a rollout, plain SGD at .06, gradients not clipped",

@@ -96,8 +96,10 @@ def collect(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
 def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float | None]:
     """The report's numbers of one run; None where there was nothing to measure."""
 
+    held = {step for step, kept in curves.get("kept_share", []) if kept == 0}  # CAPO's calibration
+
     def values(name: str) -> list[float]:
-        return [value for _, value in curves.get(name, [])]
+        return [value for step, value in curves.get(name, []) if step not in held]
 
     def mean(found: Sequence[float]) -> float | None:
         return statistics.fmean(found) if found else None
