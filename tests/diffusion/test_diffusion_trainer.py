@@ -9,14 +9,16 @@ import pytest
 import torch
 from crc_reward import judged
 from diffusion_helpers import LENGTH, config, fixed, model, rows, train, trainer_class, weights
+from remote_double import remote_checkpoint
 from torch.testing import assert_close
+from transformers import BertConfig, BertForMaskedLM
 from transformers.trainer_callback import TrainerCallback
 
 from posttrain.objectives.base import StepTotals
 from posttrain.objectives.bgpo import BGPO
 from posttrain.objectives.diffusion_base import DiffusionBatch, reduced_loss
 from posttrain.rollout.canvas import Canvas, lay_canvas
-from posttrain.rollout.mask_predictor import MaskPredictor
+from posttrain.rollout.mask_predictor import MaskPredictor, load_mask_model
 from posttrain.trainers.diffusion_likelihood import (
     all_terms,
     draw_noise,
@@ -304,6 +306,52 @@ def test_evaluation_is_greedy_repeatable_and_moves_no_training(tmp_path):
         metrics = watched.evaluate()
         results.append([metrics["eval_reward"], *watched.held_out[0].completions])
     assert results[0] == results[1]
+
+
+def test_an_encoder_trains_like_a_decoder(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    tokenizer = tokenizer_of()
+    net = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    before = weights_of(net)
+    args = config("BGPO", tmp_path, samples=2, noise="count", num_iterations=2, beta=0.05)
+    run = trainer_class("BGPO")(net, judged, args, rows(), processing_class=tokenizer)
+    run.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, weights_of(net), strict=True))
+    first, second = [h for h in run.state.log_history if "loss" in h]
+    assert first["largest_drift"] < 1e-4 < second["largest_drift"]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert second["kl"] > 0
+
+
+@pytest.mark.parametrize("kind", ["llada", "Dream"])
+def test_a_checkpoint_with_its_own_code_trains_and_is_saved_whole(kind, tmp_path, monkeypatch):
+    """Doubles in the shape of the releases: one ignores the padding mask, the other shifts its logits."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / f"{kind.lower()}_trained"
+    folder.mkdir()
+    tokenizer = tokenizer_of()
+    options = {"ignores": True} if kind == "llada" else {"list_of_tied": True, "post_init": True}
+    remote_checkpoint(folder, kind, vocabulary=len(tokenizer), **options)
+    net = load_mask_model(str(folder), trust_remote_code=True, dtype="float32")
+    args = config(
+        "BGPO",
+        tmp_path / "run",
+        samples=2,
+        noise="count",
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    run = trainer_class("BGPO")(net, judged, args, rows(), processing_class=tokenizer)
+    run.train()
+    assert run.predictor.logit_shift is (kind == "Dream")
+    again = load_mask_model(str(tmp_path / "run" / "checkpoint-2"), trust_remote_code=True, dtype="float32")
+    assert MaskPredictor.of(again, 4).logit_shift is (kind == "Dream")
+    start = load_mask_model(str(folder), trust_remote_code=True, dtype="float32").state_dict()
+    for name, value in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert not torch.equal(start["head.weight"], net.state_dict()["head.weight"])
 
 
 # Refusals
