@@ -197,7 +197,8 @@ def paired_difference(
 ) -> Difference:
     """Mean of second - first over the same problems, (P,) each, in the same order.
 
-    Interval: bootstrap over problems. p value: the share of sign flips of the differences with a mean at
+    Interval: bootstrap over problems; where every problem differs alike it would be a point, and right/wrong gets
+    Newcombe's (`paired_shares_interval`). p value: the share of sign flips of the differences with a mean at
     least as far from zero; exact for scores on a lattice (any avg@n), McNemar's exact test for right/wrong.
     """
     a, b = _samples(first), _samples(second)
@@ -205,7 +206,11 @@ def paired_difference(
         raise ValueError(f"{len(a)} and {len(b)} problems: a paired difference needs the same ones")
     d = b - a
     p_value, method = sign_flip_p_value(d, seed=seed)
-    low, high = _shifted_bootstrap(d, confidence, seed)
+    shares = np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()
+    if shares and np.ptp(d) == 0:
+        low, high = paired_shares_interval(a, b, confidence=confidence)
+    else:
+        low, high = _shifted_bootstrap(d, confidence, seed)
     return Difference(
         value=float(d.mean()),
         standard_error=standard_error(d),
@@ -217,6 +222,36 @@ def paired_difference(
         better=int((d > 0).sum()),
         worse=int((d < 0).sum()),
     )
+
+
+def paired_shares_interval(
+    first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the difference of two paired shares, second - first. Problems right or wrong, (P,) each.
+
+    Newcombe 1998, https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C, method 10:
+    each share's Wilson interval, squares added, less what the two have in common (their phi coefficient, with
+    his continuity correction).
+    """
+    a, b = _samples(first), _samples(second)
+    n = len(a)
+    both, only_b, only_a = float((a * b).sum()), float(((1 - a) * b).sum()), float((a * (1 - b)).sum())
+    neither = n - both - only_a - only_b
+    margins = (both + only_b) * (only_a + neither) * (both + only_a) * (only_b + neither)
+    product = both * neither - only_a * only_b
+    if product > 0:
+        product = max(product - n / 2, 0.0)
+    phi = product / np.sqrt(margins) if margins else 0.0
+    p1, p2 = float(a.mean()), float(b.mean())
+    low1, high1 = wilson_interval(p1 * n, n, confidence=confidence)
+    low2, high2 = wilson_interval(p2 * n, n, confidence=confidence)
+    below = _joined(p2 - low2, high1 - p1, phi)
+    above = _joined(high2 - p2, p1 - low1, phi)
+    return max(-1.0, p2 - p1 - below), min(1.0, p2 - p1 + above)
+
+
+def _joined(x: float, y: float, phi: float) -> float:
+    return float(np.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)))
 
 
 def _shifted_bootstrap(d: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:

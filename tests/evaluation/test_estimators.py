@@ -151,6 +151,31 @@ def test_difference_has_a_sign_and_pairing_shrinks_it():
 def test_same_run_twice_differs_by_nothing():
     diff = est.paired_difference([0, 1, 1], [0, 1, 1])
     assert (diff.value, diff.p_value, diff.p_method) == (0.0, 1.0, "no problem differs")
+    assert diff.low < 0 < diff.high  # three problems prove nothing
+    assert est.paired_difference([0.5, 0.5], [0.5, 0.5]).low == 0.0
+
+
+def paired(both, only_first, only_second, neither):
+    first = [1] * both + [1] * only_first + [0] * only_second + [0] * neither
+    second = [1] * both + [0] * only_first + [1] * only_second + [0] * neither
+    return first, second
+
+
+# both right, only the first, only the second, neither. (0, 0, 0, 50): Wilson's upper end of 0 in 50, 0.0713, either
+# way. (30, 0, 0, 20): Wilson 0.6 -0.1382 +0.1239, phi (600 - 25) / 600, so sqrt(0.1382^2 - 2 phi 0.1382 0.1239
+# + 0.1239^2) = 0.0404. (36, 12, 2, 0): more discordant than chance, so phi is negative and uncorrected.
+NEWCOMBE = [
+    ((36, 12, 2, 0), (0.0569, 0.3404)),
+    ((0, 0, 0, 50), (-0.0713, 0.0713)),
+    ((30, 0, 0, 20), (-0.0404, 0.0404)),
+]
+
+
+@pytest.mark.parametrize(("cells", "interval"), NEWCOMBE)
+def test_interval_of_paired_shares_is_newcombes(cells, interval):
+    first, second = paired(*cells)
+    low, high = est.paired_shares_interval(second, first)
+    assert (low, high) == pytest.approx(interval, abs=1e-4)
 
 
 def test_refusals():
