@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain.evaluation import store, tasks
+from posttrain.evaluation.results import model_name
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
 _DATA_HELP = "folder of the benchmark files (default: $POSTTRAIN_DATA, else the hub)"
@@ -57,7 +58,9 @@ def _add_tasks(parser: ArgumentParser) -> None:
 def _add_generate(parser: ArgumentParser) -> None:
     parser.add_argument("model", help="model folder or hub name")
     parser.add_argument("benchmarks", nargs="+", help="names (`posttrain eval tasks`), or YAMLs of your own")
-    parser.add_argument("--out", help="results go to OUT/BENCHMARK (default: runs/eval/MODEL)")
+    parser.add_argument(
+        "--out", help="results go to OUT/BENCHMARK (default: runs/eval/NAME of the model or its run)"
+    )
     parser.add_argument("--data", help=_DATA_HELP)
     parser.add_argument("--adapter", help="LoRA adapter to merge in")
     parser.add_argument(
@@ -168,7 +171,7 @@ def _generate(args: Namespace) -> int:
     folder = tasks.data_folder(args.data)
     # everything that can be wrong with the data is said before a model is loaded
     problems = [tasks.problems(benchmark, folder, args.limit) for benchmark in benchmarks]
-    out = Path(args.out or Path("runs") / "eval" / Path(args.model.rstrip("/")).name)
+    out = Path(args.out or Path("runs") / "eval" / model_name(args.model))
 
     from posttrain.evaluation import engine as engines
     from posttrain.evaluation.generate import generate

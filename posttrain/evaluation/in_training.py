@@ -91,7 +91,8 @@ def evaluate_checkpoint(
     """Generates and grades every benchmark with the model as it is; {"benchmarks/NAME/METRIC": value} to log.
 
     Called on one process that holds the whole model, or with the rollout `engine` that holds its weights.
-    Evaluated again (after a resume), a finished benchmark is read and an interrupted one continued.
+    Evaluated again (after a resume), a finished benchmark is read and an interrupted one continued; where the resumed
+    run came to this step with other weights, the benchmark is measured anew.
     Benchmarks that need a judge are generated only. `progress(name, done, of)`.
     """
     from posttrain.evaluation.engine import Generator, end_tokens, positions, tensors_hash
@@ -119,6 +120,7 @@ def evaluate_checkpoint(
             sampling=settings.sampling(benchmark),
             seed=settings.seed,
             batch_size=settings.batch_size,
+            overwrite=_of_other_weights(out, weights),
             progress=report,
         )
         if benchmark.answer.grader == "judge":
@@ -127,6 +129,12 @@ def evaluate_checkpoint(
         metrics = store.read_json(done) if done.exists() else grade(out, workers=grade_workers)
         values |= flat_metrics(benchmark.name, metrics)
     return values
+
+
+def _of_other_weights(out: Path, weights: str) -> bool:
+    """A run killed after an evaluation and resumed before it need not repeat itself bit for bit on a GPU."""
+    run = out / store.RUN
+    return run.exists() and store.read_json(run)["model"]["weights"] != weights
 
 
 def checkpoint_folder(run_dir: str | Path, step: int) -> Path:

@@ -14,6 +14,8 @@ from posttrain.evaluation.estimators import Difference
 from posttrain.evaluation.metrics import compare
 
 _STEP = re.compile(r"(?:checkpoint|step)-0*(\d+)/?$")
+_SAVED = ("model", "checkpoints")
+"""What a run calls the folders of what it saves: they tell no models apart."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,18 @@ def _series(model: Mapping[str, Any]) -> str:
     return _STEP.sub("", str(model["path"])) or str(model["path"])
 
 
+def model_name(path: str) -> str:
+    """A name for the model at `path`, the run's for what a run saves: r1 for runs/r1/model, r1-checkpoint-200 for
+    runs/r1/checkpoints/checkpoint-200."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")] or [path]
+    last = parts.pop()
+    while parts and parts[-1] in _SAVED:
+        parts.pop()
+    if not parts or not (last in _SAVED or _STEP.fullmatch(last)):
+        return last
+    return parts[-1] if last in _SAVED else f"{parts[-1]}-{last}"
+
+
 def _step(model: Mapping[str, Any]) -> int | None:
     if model.get("step") is not None:
         return int(model["step"])
@@ -163,11 +177,12 @@ def _labels(models: Sequence[Mapping[str, Any]]) -> list[str]:
     short: dict[str, str] = {}
     for path in paths:
         parts = path.split("/")
-        for length in range(1, len(parts) + 1):
+        least = next((n for n in range(1, len(parts)) if parts[-n] not in _SAVED), len(parts))
+        for length in range(least, len(parts) + 1):
             tail = "/".join(parts[-length:])
             if sum(other == tail or other.endswith("/" + tail) for other in paths) == 1:
                 break
-        short[path] = tail
+        short[path] = re.sub(rf"(?:/(?:{'|'.join(_SAVED)}))+$", "", tail)
     labels = []
     for model in models:
         step, adapter = _step(model), model.get("adapter")

@@ -136,14 +136,21 @@ def test_checkpoints_write_the_same_files_and_join_the_run_page(sums_folder, tmp
     assert "Over checkpoints" in page
 
 
-def test_a_checkpoint_changed_under_the_same_step_is_refused(sums_folder, tmp_path, tiny_model, tokenizer):
+def test_a_resumed_run_that_comes_back_with_other_weights_is_measured_anew(
+    sums_folder, tmp_path, tiny_model, tokenizer
+):
     import torch
 
-    evaluate_checkpoint(tiny_model, tokenizer, settings(sums_folder), tmp_path / "run", step=0)
+    evaluate_checkpoint(tiny_model, tokenizer, settings(sums_folder), tmp_path / "run", step=10)
+    folder = in_training.checkpoint_folder(tmp_path / "run", 10) / "sums"
+    texts = [row["text"] for row in store.read_lines(folder / store.GENERATIONS)]
     with torch.no_grad():
-        tiny_model.lm_head.weight.add_(1.0)
-    with pytest.raises(ValueError, match=r"model\.weights"):
-        evaluate_checkpoint(tiny_model, tokenizer, settings(sums_folder), tmp_path / "run", step=0)
+        tiny_model.lm_head.weight.copy_(-tiny_model.lm_head.weight)
+    evaluate_checkpoint(tiny_model, tokenizer, settings(sums_folder), tmp_path / "run", step=10)
+    after = store.read_lines(folder / store.GENERATIONS)
+    assert len(after) == len(texts)
+    assert [row["text"] for row in after] != texts
+    assert len(store.read_lines(folder / store.GRADES)) == len(texts)
 
 
 def test_what_is_wrong_is_known_before_training(sums_folder):
