@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -32,10 +34,12 @@ def join(
     world_size: int,
     timeout_s: float,
     listener: socket.socket | None = None,
+    called_off: threading.Event | None = None,
 ) -> Any:
     """Meets the others at address:port; rank 0 brings the listening socket. Blocks until all are there.
 
-    Raises torch's DistStoreError or RuntimeError when somebody stays away for `timeout_s`.
+    Raises torch's DistStoreError or RuntimeError when somebody stays away for `timeout_s`, and RuntimeError soon after
+    `called_off` is set.
     """
     timeout = timedelta(seconds=timeout_s)
     store = dist.TCPStore(
@@ -47,6 +51,7 @@ def join(
         wait_for_workers=False,
         master_listen_fd=None if listener is None else listener.detach(),
     )
+    _wait_for_all(store, world_size, timeout_s, called_off)
     gloo: Any = dist.ProcessGroupGloo  # torch's stubs leave most of it out
     options = gloo._Options()
     options._timeout = timeout
@@ -54,6 +59,19 @@ def join(
     group = gloo(dist.PrefixStore("posttrain", store), rank, world_size, options)
     group.barrier().wait()
     return group
+
+
+def _wait_for_all(store: Any, world_size: int, timeout_s: float, called_off: threading.Event | None) -> None:
+    """Gloo waits for its peers where no exception reaches it, and a process that ends meanwhile is aborted; so it is
+    asked only once all are there."""
+    store.add("arrived", 1)
+    end = time.monotonic() + timeout_s
+    while (arrived := store.add("arrived", 0)) < world_size:
+        if called_off is not None and called_off.is_set():
+            raise RuntimeError("the meeting was called off")
+        if time.monotonic() >= end:
+            raise RuntimeError(f"{arrived} of {world_size} processes came within {timeout_s:.0f} s")
+        time.sleep(0.02)
 
 
 def _device(address: str) -> Any:

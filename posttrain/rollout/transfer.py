@@ -94,7 +94,9 @@ class GroupTransfer(Transfer):
     device = torch.device("cpu")
 
     @abstractmethod
-    def _meet(self, address: str, listener: socket.socket, world_size: int) -> None: ...
+    def _meet(
+        self, address: str, listener: socket.socket, world_size: int, called_off: threading.Event
+    ) -> None: ...
 
     @abstractmethod
     def _init_info(self, address: str, port: int) -> dict[str, Any]: ...
@@ -115,7 +117,10 @@ class GroupTransfer(Transfer):
             ) from error
         port = listener.getsockname()[1]
         base = {"world_size": 1 + sum(sizes), **self._init_info(address, port)}
-        tasks: list[Callable[[], Any]] = [lambda: self._meet(address, listener, base["world_size"])]
+        called_off = threading.Event()
+        tasks: list[Callable[[], Any]] = [
+            lambda: self._meet(address, listener, base["world_size"], called_off)
+        ]
         offset = 1
         for server, size in zip(self.servers, sizes, strict=True):
             body = {"init_info": {**base, "rank_offset": offset}}
@@ -132,6 +137,8 @@ class GroupTransfer(Transfer):
                 f"{error} The servers were to meet the trainer at {address}:{port}: can they reach that address, and "
                 "does no firewall hold it? Set rollout.vllm.sync_host to one they can reach, or sync: disk."
             ) from error
+        finally:
+            called_off.set()
         self._opened = True
 
     def send(self, named_tensors: NamedTensors, version: str) -> None:
@@ -174,9 +181,11 @@ class GlooTransfer(GroupTransfer):
     def _init_info(self, address: str, port: int) -> dict[str, Any]:
         return {"master_address": address, "master_port": port, "timeout_s": self.timeout_s}
 
-    def _meet(self, address: str, listener: socket.socket, world_size: int) -> None:
+    def _meet(
+        self, address: str, listener: socket.socket, world_size: int, called_off: threading.Event
+    ) -> None:
         port = listener.getsockname()[1]
-        self._group = gloo_group.join(address, port, 0, world_size, self.timeout_s, listener)
+        self._group = gloo_group.join(address, port, 0, world_size, self.timeout_s, listener, called_off)
 
     def _broadcast(self, data: Tensor) -> None:
         gloo_group.broadcast(self._group, data)
@@ -206,7 +215,9 @@ class NCCLTransfer(GroupTransfer):
             "packed_buffer_size_bytes": CHUNK_BYTES,
         }
 
-    def _meet(self, address: str, listener: socket.socket, world_size: int) -> None:
+    def _meet(
+        self, address: str, listener: socket.socket, world_size: int, called_off: threading.Event
+    ) -> None:
         from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
         port = listener.getsockname()[1]

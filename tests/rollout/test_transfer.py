@@ -73,8 +73,18 @@ def test_a_group_of_three_on_loopback() -> None:
 def test_a_peer_that_stays_away_is_not_waited_for_beyond_the_limit() -> None:
     listener = gloo_group.listen("127.0.0.1")
     begin = time.monotonic()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="1 of 2 processes came within 1 s"):
         gloo_group.join("127.0.0.1", listener.getsockname()[1], 0, 2, 1.0, listener)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_meeting_can_be_called_off() -> None:
+    listener = gloo_group.listen("127.0.0.1")
+    called_off = threading.Event()
+    threading.Timer(0.2, called_off.set).start()
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="called off"):
+        gloo_group.join("127.0.0.1", listener.getsockname()[1], 0, 2, 60.0, listener, called_off)
     assert time.monotonic() - begin < 10
 
 
@@ -115,6 +125,29 @@ def engine_at(urls: list[str], sync: str, folder, **options) -> VLLMServer:
     return VLLMServer(
         servers, make_transfer(sync, servers, 20.0, folder=str(folder)), dtype="float32", **options
     )
+
+
+def test_a_server_that_hangs_holds_a_rollout_no_longer_than_one_call(tmp_path) -> None:
+    """More requests than are sent at once: those that waited are not sent to it any more."""
+    pretended = PretendVLLM(small_model())
+    stuck = threading.Event()
+
+    def answer(method, path, body, headers):
+        if path == "/v1/completions":
+            stuck.wait(20)
+        return pretended.answer(method, path, body, headers)
+
+    with http_server(answer) as url:
+        servers = servers_at([url], timeout_s=1.0, retries=3)
+        engine = VLLMServer(
+            servers, make_transfer("disk", servers, 5.0, folder=str(tmp_path)), dtype="float32"
+        )
+        engine.connect()
+        begin = time.monotonic()
+        with pytest.raises(EngineLost, match=f"{url}.*timed out.*rollout.vllm.timeout_s"):
+            engine.generate([[5 + i] for i in range(150)], Sampling(max_new_tokens=2))
+        assert time.monotonic() - begin < 2.9  # three waves of 64 would take three seconds
+        stuck.set()
 
 
 @pytest.mark.parametrize("sync", ["gloo", "disk"])
