@@ -36,7 +36,7 @@ def write(paths: Sequence[str | Path], out: Path, *, responses: int = FAILED) ->
     title = models[0] if len(models) == 1 else f"{len(models)} models"
     header = (
         f"<header><h1>Evaluation: {escape(title)}</h1><p>{escape(', '.join(benchmarks))}</p></header>"
-        f'<section class="facts">{"".join(_facts(results, models, benchmarks))}</section>'
+        f'<section class="facts">{"".join(_facts(results, models))}</section>'
     )
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Evaluation: {title}"),
@@ -64,11 +64,11 @@ def section(results: Sequence[Result], *, responses: int = FAILED) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _facts(results: Sequence[Result], models: Sequence[str], benchmarks: Sequence[str]) -> list[str]:
+def _facts(results: Sequence[Result], models: Sequence[str]) -> list[str]:
     responses = sum(r.metrics["samples"] for r in results)
     values = [
         ("models", str(len(models))),
-        ("benchmarks", str(len(benchmarks))),
+        ("benchmarks", str(len({r.benchmark for r in results}))),
         ("responses", f"{responses:,}"),
     ]
     best = [r for r in results if r.headline[1]["value"] is not None]
@@ -141,7 +141,13 @@ def warnings(result: Result) -> list[tuple[str, float, str]]:
 
 def _scores(results: Sequence[Result]) -> str:
     """The first metric of each result, and the others folded below."""
-    head = _row(["benchmark", "model", "metric"], [*_ENTRY_HEAD, *_COUNT_HEAD], "th")
+    # a column of zeros would push the others out of sight
+    kept = [
+        i
+        for i, name in enumerate(_COUNT_HEAD)
+        if name != "not judged" or any(r.metrics["cannot_judge"] for r in results)
+    ]
+    head = _row(["benchmark", "model", "metric"], [*_ENTRY_HEAD, *(_COUNT_HEAD[i] for i in kept)], "th")
     first, others = [], []
     for group in by_benchmark(results):
         for result in group:
@@ -150,7 +156,8 @@ def _scores(results: Sequence[Result]) -> str:
             shown_first = 2 if result.metrics.get("preference") else 1
             for i, (name, entry) in enumerate(entries[:shown_first]):
                 row = [result.title, result.label, name] if i == 0 else ["", "", name]
-                first.append(_row(row, [*_cells(entry), *(counts(result) if i == 0 else [""] * 5)]))
+                counted = counts(result) if i == 0 else [""] * len(_COUNT_HEAD)
+                first.append(_row(row, [*_cells(entry), *(counted[k] for k in kept)]))
             others += [_row([result.title, result.label, n], _cells(e)) for n, e in entries[shown_first:]]
     if not others:
         return _card(head, first)
@@ -198,13 +205,13 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+_FOLDED_FROM = 28  # characters
+
+
 def _row(texts: Sequence[str], numbers: Sequence[str] = (), tag: str = "td") -> str:
-    # a judge's long name may fold; names and steps may not
+    # what is long (a judge's name, a run's) may fold, so that the numbers stay in sight; steps may not
     cells = [
-        f"<{tag}>{escape(t)}</{tag}>"
-        if "[" in t
-        else f'<{tag} style="white-space:nowrap">{escape(t)}</{tag}>'
-        for t in texts
+        f'<{tag} class="{"long" if len(t) > _FOLDED_FROM else "name"}">{escape(t)}</{tag}>' for t in texts
     ]
     cells += [f'<{tag} class="number">{escape(n)}</{tag}>' for n in numbers]
     return f"<tr>{''.join(cells)}</tr>"
@@ -342,6 +349,7 @@ def _item(grade: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if isinstance(gold, dict):
         gold = gold.get("reference") or ", ".join(f"{k}: {v}" for k, v in gold.items())
     ending = ", cut off" if grade.get("truncated") else ""
+    why = str(reason) if reason == "cut off" else f"{reason}{ending}"
     title = figures.short(" ".join(row["prompt"].split()), 110)
     sides = [
         _side(f"problem {row['id']}, sample {row['sample']}", row["prompt"], wide=True),
@@ -350,7 +358,7 @@ def _item(grade: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         _side("reference", figures.short(gold, 1500)),
     ]
     return (
-        f'<details class="card"><summary>{escape(title)}<span class="tag wrong">{escape(str(reason))}{ending}</span>'
+        f'<details class="card"><summary>{escape(title)}<span class="tag wrong">{escape(why)}</span>'
         f'</summary><div class="pair">{"".join(sides)}</div></details>'
     )
 
