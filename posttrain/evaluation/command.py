@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.evaluation import store, tasks
+from posttrain.evaluation import masked, store, tasks
 from posttrain.evaluation.results import model_name
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
@@ -71,7 +71,7 @@ def _add_generate(parser: ArgumentParser) -> None:
     for name in ("temperature", "top_p", "min_p"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="instead of the benchmark's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--engine", choices=("transformers", "vllm", masked.ENGINE), default="transformers")
     parser.add_argument("--batch-size", type=int, help="responses at a time (default: 16, vllm 512)")
     parser.add_argument(
         "--gpu-memory-utilization",
@@ -80,8 +80,9 @@ def _add_generate(parser: ArgumentParser) -> None:
         help="share vllm may take (default: %(default)s)",
     )
     parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--device", help="default: cuda where there is one; transformers only")
+    parser.add_argument("--device", help="default: cuda where there is one; not with vllm")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where OUT holds another run")
+    masked.add_arguments(parser)
 
 
 def _add_judge(parser: ArgumentParser) -> None:
@@ -199,8 +200,14 @@ def _load(args: Namespace, engines: Any) -> Any:
 
     cuda = torch.cuda.is_available()
     dtype = args.dtype or ("bfloat16" if cuda else "float32")
+    device = args.device or ("cuda" if cuda else "cpu")
+    if args.engine == masked.ENGINE:
+        if args.adapter:
+            raise ValueError("--adapter goes with --engine transformers; merge the adapter first")
+        return masked.load(args, dtype=dtype, device=device)
+    if masked.given(args):
+        raise ValueError(f"{', '.join(masked.given(args))}: only with --engine {masked.ENGINE}")
     if args.engine == "transformers":
-        device = args.device or ("cuda" if cuda else "cpu")
         return engines.load_generator(args.model, dtype=dtype, device=device, adapter=args.adapter)
     if args.adapter or args.device:
         raise ValueError("--adapter and --device go with --engine transformers; merge the adapter for vllm")

@@ -91,6 +91,11 @@ def load_generator(
     """A model folder (or hub name), optionally with a LoRA adapter merged in, ready to generate."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    if model.config.to_dict().get("is_causal") is False:
+        raise ValueError(
+            f"{path} looks both ways and cannot be read from left to right; "
+            "a masked-diffusion model wants --engine masked_diffusion"
+        )
     if adapter is not None:
         from peft import PeftModel
 

@@ -1,0 +1,80 @@
+"""Benchmarks of masked-diffusion models: `posttrain eval generate MODEL TASK --engine masked_diffusion`.
+
+A diffusion model's score depends on its sampler as much as on its weights, so the schedule is asked for and stored in
+run.json. No torch at import time: the command's help is made from here.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from posttrain.rollout.diffusion_options import DiffusionSampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.evaluation.engine import Generator
+
+ENGINE = "masked_diffusion"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "diffusion_steps": {"type": int, "help": "forward passes a canvas (default: one a token)"},
+    "block_length": {"type": int, "help": "the canvas is filled in blocks of this size (default: one block)"},
+    "remasking": {"choices": ("low_confidence", "random", "entropy", "margin")},
+    "cfg_scale": {"type": float, "help": "weight of classifier-free guidance"},
+    "end_rule": {"choices": ("free", "last", "never"), "help": "when an end token may be revealed"},
+}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("with --engine masked_diffusion")
+    for name, words in _OPTIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", **words)
+    group.add_argument("--mask-token", help="where the tokenizer does not name it")
+    group.add_argument(
+        "--end-token", action="append", default=[], help="besides the tokenizer's own; may be repeated"
+    )
+    group.add_argument("--trust-remote-code", action="store_true", help="run the code the checkpoint brings")
+
+
+def given(args: Namespace) -> list[str]:
+    """Flags of this engine that were written."""
+    values = vars(args)
+    names = [*_OPTIONS, "mask_token", "end_token", "trust_remote_code"]
+    return [f"--{name.replace('_', '-')}" for name in names if values[name]]
+
+
+def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTrainedTokenizerBase]:
+    """The model bidirectional, probed, with the sampler's options."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from posttrain.evaluation.engine import Generator, end_tokens, positions
+    from posttrain.rollout.mask_predictor import (
+        MaskPredictor,
+        check_mask_predictor,
+        load_mask_model,
+        mask_id_of,
+        own_code,
+    )
+    from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine
+
+    own_code(args.model, trust_remote_code=args.trust_remote_code)
+    tokenizer: Any = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    mask_id = mask_id_of(tokenizer, args.mask_token)
+    vocabulary = tokenizer.get_vocab()
+    unknown = [token for token in args.end_token if token not in vocabulary]
+    if unknown:
+        raise ValueError(f"--end-token {unknown[0]!r} is not in the tokenizer's vocabulary")
+    model: Any = load_mask_model(args.model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+    model.to(torch.device(device))
+    predictor = MaskPredictor.of(model, mask_id)
+    check_mask_predictor(predictor)
+    chosen = {name: vars(args)[name] for name in _OPTIONS if vars(args)[name] is not None}
+    options = DiffusionSampling(**chosen)
+    ends = end_tokens(model, tokenizer) | {vocabulary[token] for token in args.end_token}
+    pad = tokenizer.pad_token_id
+    engine = MaskedDiffusionEngine.of(predictor, options, pad_token_id=pad if pad is not None else min(ends))
+    described = {"dtype": engine.dtype, "device": device, **asdict(options)}
+    return Generator(engine, frozenset(ends), positions(model), described), tokenizer
