@@ -27,7 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     """Train what a recipe says; start it alone or under accelerate launch or torchrun.
 
-    Exits with 3 when the rollout engine cannot be reached or is lost; what was trained is saved by then.
+    Exits with 3 when the rollout engine cannot be reached or is lost; what was trained is saved by then. With 130 after
+    Ctrl-C.
     """
     # Every process of a launch sees the same fault; one of them says it.
     speaks = os.environ.get("RANK", "0") == "0"
@@ -46,6 +47,15 @@ def main(args: Namespace) -> int:
         if speaks:
             print(f"{args.recipe}: {error}", file=sys.stderr)
         return 3
+    except (
+        KeyboardInterrupt
+    ):  # before or after the steps, where nothing is in hand that a checkpoint would save
+        if speaks:
+            print(
+                f"{args.recipe}: stopped; --resume continues the last checkpoint, if there is one",
+                file=sys.stderr,
+            )
+        return 130
 
 
 def _checked(args: Namespace, speaks: bool) -> Recipe:
