@@ -20,10 +20,9 @@ StateDict = Mapping[str, Tensor]
 def average(state_dicts: Sequence[StateDict], weights: Sequence[float]) -> dict[str, Tensor]:
     """The convex combination sum_i w_i * theta_i of dense weights (SALSA, theta_soup).
 
-    Floating tensors are summed in float64 and rounded once, to the dtype of the first model; a model of
-    weight 0
-    takes no part, so weights (1, 0) give back the first one bit for bit. Integer and boolean tensors must be
-    equal. Tensors that share memory in the first model (tied embeddings) are averaged once and stay shared.
+    Floating tensors are summed in float64 and rounded once, to the dtype of the first model; a model of weight 0
+    takes no part, so weights (1, 0) give back the first one bit for bit. Integer and boolean tensors must be equal.
+    Tensors that share memory in the first model (tied embeddings) are averaged once and stay shared.
 
     Raises ValueError, naming the tensor, on different keys or shapes (another architecture or vocabulary), on
     adapters that are not merged, on quantised tensors, and on weights that do not match or do not sum to 1.
@@ -55,11 +54,35 @@ def _average_tensor(name: str, tensors: Sequence[Tensor], weights: Sequence[floa
                     f"{index}; counts, tables and quantised weights cannot be averaged"
                 )
         return first.clone()
-    total = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        if weight != 0.0:
-            total += weight * tensor.to(device=first.device, dtype=torch.float64)
+    terms = [
+        weight * tensor.to(device=first.device, dtype=torch.float64)
+        for tensor, weight in zip(tensors, weights, strict=True)
+        if weight != 0.0
+    ]
+    total = terms[0]  # not zeros to add to: 0.0 + -0.0 is 0.0
+    for term in terms[1:]:
+        total += term
     return total.to(first.dtype)
+
+
+UNRELATED = 1.0
+"""A `distance` from which on models hardly share their start: two independent draws lie about sqrt(2) apart, two
+fine-tunings of one model at a small fraction of 1."""
+
+
+def distance(first: StateDict, other: StateDict) -> float:
+    """|theta_1 - theta_2| over the larger of |theta_1| and |theta_2|, of all floating matrices together. No unit.
+
+    Vectors are left out: a norm's weights lie near 1 in every model and would hide how the rest differs.
+    """
+    apart, sizes = 0.0, [0.0, 0.0]
+    for name, tensor in first.items():
+        if tensor.is_floating_point() and tensor.dim() > 1:
+            one, two = tensor.double(), other[name].to(tensor.device).double()
+            apart += float((one - two).square().sum())
+            sizes[0] += float(one.square().sum())
+            sizes[1] += float(two.square().sum())
+    return math.sqrt(apart / max(sizes)) if max(sizes) > 0 else 0.0
 
 
 def _check_weights(weights: Sequence[float], num_models: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from posttrain.methods import METHODS
@@ -18,21 +20,21 @@ from posttrain.trainers.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.forward import model_inputs
 from posttrain.trainers.policy import PolicyTrainer
 from posttrain.trainers.reference import copy_of_policy, frozen_reference
-from posttrain.trainers.soups import soup_with
+from posttrain.trainers.soups import check_vocabulary, soup_with
 from posttrain.trainers.trl_seam import use_adapter
 
 SALSAConfig = flat_config("SALSAConfig", PolicyConfig, SALSA, __name__)
+
+logger = logging.getLogger(__name__)
 
 _START = "start_per_token_logps"
 
 
 class SALSATrainer(PolicyTrainer):
-    """`SALSATrainer(model, reward_funcs, args=SALSAConfig(output_dir=..., beta=0.05, others=["sft2"]),
-    ...)`.
+    """`SALSATrainer(model, reward_funcs, args=SALSAConfig(output_dir=..., beta=0.05, others=["sft2"]), ...)`.
 
-    The policy starts at `model`, which is also the first model of the soup. Weights [1, 0] train exactly
-    as the
-    objective does with its usual reference.
+    The policy starts at `model`, which is also the first model of the soup. Weights [1, 0] train exactly as the
+    objective does with its usual reference. With a `processing_class`, the others' vocabularies are compared with it.
     """
 
     config_class = SALSAConfig
@@ -58,6 +60,7 @@ class SALSATrainer(PolicyTrainer):
         self.settings = settings
         self._start_model: Any = None
         named.setdefault("objective", base_objective(settings))
+        _check_vocabularies(named.get("processing_class"), settings.others)
         soup = soup_with(model, settings.others, settings.weights)
         super().__init__(model, reward_funcs, args, *more, ref_model=soup, **named)
         if settings.kl_to_start and self._makes_reference:  # an adapter run has its start in the base
@@ -90,6 +93,18 @@ class SALSATrainer(PolicyTrainer):
                 total, tokens = self._all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double()).tolist()
                 self._metrics["train"][name].append(total / max(tokens, 1.0))
         return super()._account(batch, inputs, *more)
+
+
+def _check_vocabularies(tokenizer: Any, others: list[str]) -> None:
+    if tokenizer is None:
+        return
+    for path in others:
+        try:
+            other: Any = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError):
+            logger.warning("SALSA: %s holds no tokenizer, so its vocabulary could not be compared", path)
+            continue
+        check_vocabulary(tokenizer, "the policy", other, path)
 
 
 def base_objective(settings: SALSA) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.references.soup import average
+from posttrain.references.soup import UNRELATED, StateDict, average, distance
 from posttrain.trainers.policy_folder import load_dense
+
+logger = logging.getLogger(__name__)
 
 
 class SoupError(ValueError):
@@ -28,30 +31,46 @@ def soup_with(model: PreTrainedModel, others: Sequence[str], weights: Sequence[f
     `model` is left as it is; of a PEFT model the adapter is merged in a copy.
     """
     first = copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model  # type: ignore[operator]  # peft's
-    rest = [load_dense(path, dtype=first.dtype) for path in others]
-    device = first.device
-    states = [first.state_dict(), *[other.to(device).state_dict() for other in rest]]  # type: ignore[arg-type]  # as torch
+    rest = [load_dense(path) for path in others]  # as saved: rounded once, after the sum
+    states = [first.state_dict(), *[other.to(first.device).state_dict() for other in rest]]  # type: ignore[arg-type]  # as torch
     soup = average(states, weights)
-    reference = rest[0]
+    warn_of_strangers(["the policy", *others], states)
+    reference = rest[0].to(first.dtype)  # type: ignore[arg-type]  # as torch
     reference.load_state_dict(soup)
     return reference.requires_grad_(False).eval()
 
 
+def warn_of_strangers(names: Sequence[str], states: Sequence[StateDict]) -> None:
+    """Says so when a model lies as far from the first as if they had nothing in common; data would have to prove it."""
+    for name, state in zip(names[1:], states[1:], strict=True):
+        apart = distance(states[0], state)
+        if apart >= UNRELATED:
+            logger.warning(
+                "soup: %s lies %.2f times its size away from %s, as models of different starts do; their average is "
+                "likely garbage: check it with posttrain soup --check-data",
+                name, apart, names[0],
+            )  # fmt: skip
+
+
 def check_tokenizers(paths: Sequence[str]) -> PreTrainedTokenizerBase:
     """The first folder's tokenizer, if all map the same tokens to the same numbers."""
-    tokenizers = [AutoTokenizer.from_pretrained(path) for path in paths]
-    vocabulary = tokenizers[0].get_vocab()
-    for path, tokenizer in zip(paths[1:], tokenizers[1:], strict=True):
-        other = tokenizer.get_vocab()
-        if other != vocabulary:
-            differing = sorted(
-                t for t in vocabulary.keys() | other.keys() if vocabulary.get(t) != other.get(t)
-            )
-            raise SoupError(
-                f"{path} has another vocabulary than {paths[0]} ({len(differing)} tokens differ, {differing[:3]} ...): "
-                "their weights do not mean the same tokens"
-            )
-    return tokenizers[0]
+    first = AutoTokenizer.from_pretrained(paths[0])
+    for path in paths[1:]:
+        check_vocabulary(first, paths[0], AutoTokenizer.from_pretrained(path), path)
+    return first
+
+
+def check_vocabulary(
+    first: PreTrainedTokenizerBase, name: str, other: PreTrainedTokenizerBase, path: str
+) -> None:
+    """SoupError unless both map the same tokens to the same numbers: equal shapes do not say so."""
+    vocabulary, found = first.get_vocab(), other.get_vocab()
+    if found != vocabulary:
+        differing = sorted(t for t in vocabulary.keys() | found.keys() if vocabulary.get(t) != found.get(t))
+        raise SoupError(
+            f"{path} has another vocabulary than {name} ({len(differing)} tokens differ, {differing[:3]} ...): "
+            "their weights do not mean the same tokens"
+        )
 
 
 @torch.no_grad()
@@ -98,7 +117,10 @@ def save_soup(
     """
     tokenizer = check_tokenizers(paths)
     models = [load_dense(path) for path in paths]
-    soup = average([model.state_dict() for model in models], weights)
+    states = [model.state_dict() for model in models]
+    soup = average(states, weights)
+    if check_texts is None:
+        warn_of_strangers(paths, states)
     measured: dict[str, Any] = {}
     if check_texts is not None:
         if tokenizer.pad_token is None:

@@ -16,7 +16,7 @@ from posttrain.objectives.bapo import BAPO
 from posttrain.references.salsa import SALSA
 from posttrain.trainers.bindings import GRPOConfig, GRPOTrainer
 from posttrain.trainers.salsa import SALSAConfig, SALSATrainer
-from posttrain.trainers.soups import SoupError, check_perplexity
+from posttrain.trainers.soups import SoupError, check_perplexity, soup_with
 
 ROWS = Dataset.from_list([{"prompt": f"{i}>"} for i in range(8)])
 
@@ -141,6 +141,40 @@ def test_what_makes_no_sense_is_refused(changes, message, tiny_model, tokenizer,
     arguments = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "beta": 0.1, **changes}
     with pytest.raises(ValueError, match=message):
         SALSATrainer(tiny_model, judged, SALSAConfig(**arguments), ROWS, processing_class=tokenizer)
+
+
+def test_a_soup_of_another_vocabulary_is_refused(tiny_model, tokenizer, tmp_path):
+    """The same shapes, but the numbers mean other tokens."""
+    from posttrain.trainers.models import character_tokenizer
+
+    alphabet = sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+    other = saved(tiny_model, character_tokenizer("".join(reversed(alphabet))), tmp_path / "other")
+    args = options(SALSAConfig, tmp_path, others=[other])
+    with pytest.raises(SoupError, match="another vocabulary than the policy"):
+        SALSATrainer(tiny_model, judged, args, ROWS, processing_class=tokenizer)
+
+
+def test_models_without_a_common_start_are_pointed_out(tiny_model, tokenizer, tmp_path, caplog):
+    from posttrain.trainers.models import scratch_llama
+
+    stranger = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=9)
+    paths = [saved(tiny_model, tokenizer, tmp_path / "one"), saved(stranger, tokenizer, tmp_path / "two")]
+    assert main(["soup", *paths, "--out", str(tmp_path / "soup")]) == 0
+    assert "as models of different starts do" in caplog.text
+    caplog.clear()
+    kin = saved(moved(tiny_model, 1, by=0.01), tokenizer, tmp_path / "kin")
+    assert main(["soup", paths[0], kin, "--out", str(tmp_path / "soup2")]) == 0
+    assert caplog.text == ""
+
+
+def test_the_soup_is_rounded_once_whatever_the_files_hold(tiny_model, sft2):
+    """A bfloat16 policy and a float32 file: the file's last bits count until the sum is rounded."""
+    policy = copy.deepcopy(tiny_model).to(torch.bfloat16)
+    soup = soup_with(policy, [str(sft2)], [0.5, 0.5])
+    second = AutoModelForCausalLM.from_pretrained(sft2, dtype=torch.float32).state_dict()
+    for name, value in policy.state_dict().items():
+        expected = (0.5 * value.double() + 0.5 * second[name].double()).bfloat16()
+        assert torch.equal(soup.state_dict()[name], expected), name
 
 
 def test_settings_have_a_default_soup_of_equal_halves():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from posttrain.references.soup import average
+from posttrain.references.soup import UNRELATED, average, distance
 
 
 def test_average_by_hand():
@@ -36,11 +36,26 @@ def test_vectors_of_a_tabular_policy():
 
 def test_weight_one_gives_the_first_model_back_bit_for_bit():
     first = {"w": torch.randn(50, generator=torch.Generator().manual_seed(0)).bfloat16()}
+    first["w"][0] = -0.0
     other = {"w": torch.full((50,), math.inf).bfloat16()}
     soup = average([first, other], [1.0, 0.0])
-    assert torch.equal(soup["w"], first["w"])
+    assert torch.equal(soup["w"].view(torch.int16), first["w"].view(torch.int16))  # the sign of a zero too
     assert soup["w"].dtype == torch.bfloat16
     assert soup["w"].data_ptr() != first["w"].data_ptr()
+
+
+def test_distance_tells_kin_from_strangers():
+    def draw(seed: int) -> dict[str, torch.Tensor]:
+        weights = torch.randn(80, 50, generator=torch.Generator().manual_seed(seed))
+        return {"w": weights, "norm": torch.full((50,), 100.0), "n": torch.tensor([seed])}
+
+    base, stranger = draw(0), draw(1)
+    kin = base | {"w": base["w"] + 0.1 * stranger["w"]}
+    assert distance(base, kin) == pytest.approx(0.1, rel=0.05)
+    assert distance(base, stranger) == pytest.approx(math.sqrt(2), rel=0.05)
+    assert distance(base, kin) < UNRELATED < distance(base, stranger)
+    # by hand: |(3, 4) - (0, 0)| = 5, the larger size is 5
+    assert distance({"w": torch.tensor([[3.0, 4.0]])}, {"w": torch.zeros(1, 2)}) == 1.0
 
 
 def test_sums_are_taken_in_float64_and_rounded_once():
