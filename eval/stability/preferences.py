@@ -4,7 +4,7 @@
 
     drift   rate of rule violations after each iteration, guided and unguided, on requests that were not trained on
     rpo     log-prob of the chosen answers under DPO and under RPO with growing eta
-    seppo   flip rate in each round, for each way to choose the reference
+    seppo   flip rate in each round, for each way to choose the reference; the same of all winners against the start
     salsa   reward at matched KL to the first SFT model, soup against plain reference
 
 The models are character-level Llamas of 0.1 and 0.4 million parameters, trained by the recipes in recipes/smoke and
@@ -129,7 +129,7 @@ def rpo(seed: int, folder: Path) -> Numbers:
     """Mean log-prob of the chosen answers of all pairs, before and after 100 steps; eta 0 is DPO."""
     need(CALM)
     pairs = grammar().pair_rows(160, 2)
-    found: Numbers = {"before": chosen_logp(ROOT / CALM, pairs)}
+    found: Numbers = {"before": statistics.fmean(chosen_logps(ROOT / CALM, pairs))}
     for eta in ETAS:
         done = train(
             "recipes/smoke/rpo_calm.yaml",
@@ -138,7 +138,7 @@ def rpo(seed: int, folder: Path) -> Numbers:
             **{"objective": {"eta": eta}, "train.max_steps": 100, "train.seed": seed},
         )
         found[str(eta)] = {
-            "after": chosen_logp(done / "model", pairs),
+            "after": statistics.fmean(chosen_logps(done / "model", pairs)),
             "margin": statistics.fmean(curve(done, "rewards/margins")[-10:]),
             "curve": curve(done, "logps/chosen"),
         }
@@ -146,25 +146,31 @@ def rpo(seed: int, folder: Path) -> Numbers:
 
 
 @torch.no_grad()
-def chosen_logp(model_folder: Path, pairs: Sequence[dict[str, str]]) -> float:
-    """Mean over pairs of log pi(chosen | prompt), end token included, in nats."""
+def chosen_logps(model_folder: Path, pairs: Sequence[dict[str, str]]) -> list[float]:
+    """log pi(chosen | prompt) of each pair, end token included, in nats."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = load_dense(model_folder).eval()
-    total = 0.0
+    found = []
     for row in pairs:
         start = len(tokenizer(row["prompt"])["input_ids"])
         ids = torch.tensor([tokenizer(row["prompt"] + row["chosen"] + tokenizer.eos_token)["input_ids"]])
         logps = model(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])
-        total += float(logps[start - 1 :].sum())
-    return total / len(pairs)
+        found.append(float(logps[start - 1 :].sum()))
+    return found
 
 
 # SePPO
 
 
 def seppo(seed: int, folder: Path) -> Numbers:
-    """Flip rate of each round of 15 steps, and the violation rate at the end."""
+    """Flip rate of each round of 15 steps, and the violation rate at the end.
+
+    A tie is no flip, so the first step of a run, where policy and reference are one, says nothing and is left out.
+    `below_start` is free of batches: the share of all winners that the policy after each round explains less well
+    than the policy before the first.
+    """
     need(CALM)
+    winners = grammar().pair_rows(160, 2)
     found: Numbers = {}
     for reference in REFERENCES:
         done = train(
@@ -179,16 +185,20 @@ def seppo(seed: int, folder: Path) -> Numbers:
             },
         )
         flips = curve(done, "seppo/flip_rate")
-        draws = json.loads((done / "checkpoints" / "policies" / "pool.json").read_text(encoding="utf-8"))[
-            "draws"
-        ]
+        pool = done / "checkpoints" / "policies"
+        start, *later = [chosen_logps(policy, winners) for policy in sorted(pool.glob("[0-9]*"))]
         found[reference] = {
             "flip_rate": [statistics.fmean(part) for part in chunks(flips, 6)],
-            "after_first_step": statistics.fmean(flips[1:6]),
-            "draws": draws,
+            "steps": flips,
+            "below_start": [share_below(logps, start) for logps in later],
+            "draws": json.loads((pool / "pool.json").read_text(encoding="utf-8"))["draws"],
             "violations": violation_rate(done / "model", seed),
         }
     return found
+
+
+def share_below(values: Sequence[float], others: Sequence[float]) -> float:
+    return sum(a < b for a, b in zip(values, others, strict=True)) / len(values)
 
 
 # SALSA
@@ -212,17 +222,19 @@ def salsa(seed: int, folder: Path) -> Numbers:
                 "rollout.eval_temperature": 0.0,
             },
         )
+        # The first of a rollout's two steps: reward and distances of the policy that sampled it.
+        rows = [row for row in read_metrics(done) if row.get("reward") is not None]
         found[str(alpha)] = {
-            "reward": curve(done, "reward"),
-            "kl_to_start": curve(done, "salsa/kl_to_start"),
-            "kl_to_soup": curve(done, "salsa/kl_to_soup"),
+            "reward": [row["reward"] for row in rows],
+            "kl_to_start": [row["salsa/kl_to_start"] for row in rows],
+            "kl_to_soup": [row["salsa/kl_to_soup"] for row in rows],
         }
     return found
 
 
 def reward_at(kl: Sequence[float], reward: Sequence[float], target: float, window: int = 8) -> float | None:
     """Mean reward of the `window` rollouts whose KL lies nearest to `target`; None where the run never came near."""
-    pairs = sorted(zip(kl, reward, strict=False), key=lambda pair: abs(pair[0] - target))[:window]
+    pairs = sorted(zip(kl, reward, strict=True), key=lambda pair: abs(pair[0] - target))[:window]
     if not pairs or max(kl) < target:
         return None
     return statistics.fmean(value for _, value in pairs)
@@ -260,11 +272,20 @@ def table(results: dict[str, list[Numbers]]) -> str:
     if "seppo" in results:
         for reference in REFERENCES:
             runs = [run[reference] for run in results["seppo"]]
-            early = [run["after_first_step"] for run in runs]
-            lines.append(f"| SePPO {reference}: flip rate in steps 2 to 6 | {spread(early, 2)} |")
+            for first, last in ((2, 3), (4, 6)):
+                early = [statistics.fmean(run["steps"][first - 1 : last]) for run in runs]
+                lines.append(
+                    f"| SePPO {reference}: flip rate in steps {first} to {last} | {spread(early, 2)} |"
+                )
             for k in range(6):
                 rates = [run["flip_rate"][k] for run in runs]
                 lines.append(f"| SePPO {reference}: flip rate in round {k + 1} | {spread(rates, 2)} |")
+            for k in (0, 2, 5):
+                below = [run["below_start"][k] for run in runs]
+                lines.append(
+                    f"| SePPO {reference}: share of all winners below the start, after round {k + 1} | "
+                    f"{spread(below, 2)} |"
+                )
             lines.append(
                 f"| SePPO {reference}: violation rate at the end | {spread([r['violations'] for r in runs])} |"
             )
@@ -309,6 +330,7 @@ def _draw_drift(axis: Any, runs: list[Numbers]) -> None:
         axis.plot(_mean([run[name] for run in runs]), style, label=name)
         for run in runs:
             axis.plot(run[name], style[:-1], color="grey", alpha=0.3, linewidth=0.8)
+    axis.set_xticks(range(DRIFT_ITERATIONS + 1))
     axis.set(title="DRIFT", xlabel="iteration", ylabel="rate of rule violations", ylim=(0, None))
 
 
@@ -321,8 +343,11 @@ def _draw_rpo(axis: Any, runs: list[Numbers]) -> None:
 
 
 def _draw_seppo(axis: Any, runs: list[Numbers]) -> None:
-    for reference in REFERENCES:
-        axis.plot(range(1, 7), _mean([run[reference]["flip_rate"] for run in runs]), "-o", label=reference)
+    for reference, colour in zip(REFERENCES, ("tab:blue", "tab:orange", "tab:green"), strict=True):
+        flips = _mean([run[reference]["flip_rate"] for run in runs])
+        axis.plot(range(1, 7), flips, "-o", color=colour, label=f"{reference}: flips")
+        below = _mean([run[reference]["below_start"] for run in runs])
+        axis.plot(range(1, 7), below, ":", color=colour, label=f"{reference}: winners below the start")
     axis.axhline(0.5, color="grey", linewidth=0.8)
     axis.set(title="SePPO", xlabel="round", ylabel="flip rate", ylim=(0, 1))
 
