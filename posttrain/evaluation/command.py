@@ -136,6 +136,12 @@ def main(args: Namespace) -> int:
     except (ValueError, ImportError, LookupError, FileNotFoundError, RuntimeError) as error:
         print(f"posttrain eval {args.stage}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            f"posttrain eval {args.stage}: stopped; the same command goes on where it stopped",
+            file=sys.stderr,
+        )
+        return 130
 
 
 def _tasks(args: Namespace) -> int:
@@ -177,7 +183,16 @@ def _generate(args: Namespace) -> int:
     from posttrain.evaluation import engine as engines
     from posttrain.evaluation.generate import generate
 
-    generator, tokenizer = _load(args, engines)
+    wanted = (
+        f"cannot load {args.model!r}: give a folder with config.json, weights and tokenizer, or a hub name"
+    )
+    if Path(args.model).is_dir() and not (Path(args.model) / "config.json").is_file():
+        raise ValueError(wanted)
+    try:
+        generator, tokenizer = _load(args, engines)
+    except OSError as error:  # transformers: neither a folder nor a name of the hub
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{wanted} ({reason})") from None
     weights = engines.weights_hash(args.model)
     named: dict[str, Any] = {"path": args.model, "weights": weights}
     if args.adapter:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from posttrain.cli import main
+from posttrain.evaluation import command, in_training, store
 from posttrain.evaluation import grade as grading
-from posttrain.evaluation import in_training, store
 from posttrain.evaluation.graders import make_grader
 from posttrain.evaluation.in_training import EvaluationSettings, evaluate_checkpoint, evaluation_section
 
@@ -97,6 +97,23 @@ def test_limit_is_another_task(model_folder, sums_folder, tmp_path, capsys):
     assert generate(model_folder, sums_folder, tmp_path / "a", "--limit", "3") == 0
     assert generate(model_folder, sums_folder, tmp_path / "a") == 2
     assert "task.hash" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_one_line(sums_folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert generate(tmp_path / "empty", sums_folder, tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "give a folder with config.json" in shown
+    assert shown.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_130(sums_folder, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_load", stop)
+    assert generate("m", sums_folder, sums_folder / "out") == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
 
 
 # ---- in training
