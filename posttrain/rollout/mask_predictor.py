@@ -130,7 +130,7 @@ def load_mask_model(
     config.is_causal = False
     config.use_cache = False
     config.logit_shift = has_logit_shift(config) if logit_shift is None else logit_shift
-    model_class = _model_class(path, config, remote, revision)
+    model_class = _model_class(path, config, remote, options.get("revision"))
     model = model_class.from_pretrained(path, config=config, dtype=dtype, **options)
     return with_generation_config(model)
 
@@ -144,9 +144,7 @@ def own_code(path: str, *, trust_remote_code: bool, revision: str | None = None)
     return remote
 
 
-def _model_class(
-    path: str, config: PretrainedConfig, remote: dict[str, str], revision: dict[str, str]
-) -> Any:
+def _model_class(path: str, config: PretrainedConfig, remote: dict[str, str], revision: str | None) -> Any:
     if remote:
         # Dream and LLaDA register AutoModel, which is the whole model, head included.
         name = (
@@ -156,7 +154,7 @@ def _model_class(
         )
         if name is None:
             raise ValueError(f"{path}: its code registers no AutoModel, only {', '.join(sorted(remote))}")
-        return adapt_to_transformers_5(get_class_from_dynamic_module(name, path, **revision))
+        return adapt_to_transformers_5(get_class_from_dynamic_module(name, path, revision=revision))
     architecture = (config.architectures or [""])[0]
     return AutoModelForMaskedLM if architecture.endswith("MaskedLM") else AutoModelForCausalLM
 
