@@ -20,7 +20,7 @@ def check_engine(accelerator: Accelerator | PartialState) -> None:
     """
     for variable, wanted in _ASKED.items():
         if (
-            isinstance(accelerator, Accelerator)
+            not isinstance(accelerator, PartialState)
             and os.environ.get(variable, "false").lower() in ("true", "1")
             and accelerator.distributed_type != wanted
         ):
