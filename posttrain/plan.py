@@ -77,6 +77,7 @@ def make_plan(
     plan.refusals += engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
     found = _plan_data(plan, countable=not faults)
+    plan.warnings += checks.benchmark_overlaps(recipe, found)
     plan.refusals += reward_faults(recipe, checks.visible_columns(recipe, found))
     plan.rewards = reward_lines(recipe)
     if not faults:

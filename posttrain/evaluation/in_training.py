@@ -7,13 +7,14 @@ the section.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict
 
+from posttrain.data.overlap import overlap
 from posttrain.evaluation import store, tasks
 
 if TYPE_CHECKING:
@@ -74,6 +75,24 @@ class EvaluationSettings(BaseModel):
                     tasks.problems(benchmark, None)
             except ValueError as error:
                 found.append(f"evaluation: {error}")
+        return found
+
+    def overlaps(self, training: Sequence[str]) -> list[str]:
+        """Warnings about benchmarks whose problems share 13 words in a row with these training prompts."""
+        folder = tasks.data_folder(self.data)
+        found = []
+        for name in self.benchmarks if folder is not None else ():
+            try:
+                benchmark = tasks.load(name)
+                asked = tasks.questions(benchmark, tasks.problems(benchmark, folder, self.limit))
+            except ValueError:  # `wrong` says it
+                continue
+            shared = overlap(training, asked)
+            if shared.hits:
+                found.append(
+                    f"{len(shared.hits)} of {shared.tests} problems of {benchmark.name} share a run of 13 words with "
+                    "training prompts: its score measures memory too"
+                )
         return found
 
 

@@ -219,6 +219,13 @@ def problems(benchmark: Benchmark, folder: Path | None, limit: int | None = None
     return found[:limit] if limit else found
 
 
+def questions(benchmark: Benchmark, found: Sequence[Problem]) -> list[str]:
+    """What each problem asks, without the template's own words: those may stand in training prompts too."""
+    literals = _PLACEHOLDER.split(benchmark.prompt.template)[::2]
+    asked = re.compile("(.*)".join(map(re.escape, literals)), re.DOTALL)
+    return [" ".join(match.groups()) if (match := asked.fullmatch(p.prompt)) else p.prompt for p in found]
+
+
 def task_hash(benchmark: Benchmark, found: Sequence[Problem]) -> str:
     """Equal where two runs asked the same questions in the same words and judge by the same rule."""
     return _digest([benchmark.fingerprint(), content_hash(found)])

@@ -136,6 +136,13 @@ def held_out_overlap(train: Survey, held_out: Survey, section: DataSection) -> O
     )
 
 
+def benchmark_overlaps(recipe: Recipe, train: Survey | None) -> list[str]:
+    """Warnings about benchmarks of the `evaluation` section that the training prompts contain."""
+    if recipe.evaluation is None or train is None or train.counts is None or recipe.data.name in TASKS:
+        return []
+    return recipe.evaluation.overlaps([_words(row["prompt"]) for row in train.rows])
+
+
 def _words(prompt: str | Messages) -> str:
     return (
         prompt

@@ -132,6 +132,24 @@ def test_when_an_evaluation_is_due(sums_folder):
     assert not settings(sums_folder, at_start=False).is_due(0)
 
 
+def test_training_prompts_that_hold_a_benchmark_are_told(tmp_path):
+    words = [f"w{i}" for i in range(40)]
+    rows = [{"question": " ".join(words[i : i + 14]), "answer": "5"} for i in (0, 20)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suffix = "Reason step by step and then write your final answer alone on the last line"
+    (tmp_path / "long.yaml").write_text(
+        "{name: long, title: Long, licence: MIT, source: here, data: {file: long.jsonl, rows: 2, sha256: null}, "
+        f'gold: {{rule: text, column: answer}}, prompt: {{template: "{{question}} {suffix}"}}, '
+        "sampling: {samples: 1, max_new_tokens: 8}, answer: {grader: math}}"
+    )
+    made = EvaluationSettings(every=1, benchmarks=[str(tmp_path / "long.yaml")], data=str(tmp_path))
+    assert made.wrong() == []
+    # the template's own words are no contamination
+    assert made.overlaps([f"something else. {suffix}"]) == []
+    (told,) = made.overlaps([f"{rows[1]['question']} {suffix}"])
+    assert told.startswith("1 of 2 problems of long share a run of 13 words")
+
+
 def test_checkpoints_write_the_same_files_and_join_the_run_page(sums_folder, tmp_path, tiny_model, tokenizer):
     run_dir = tmp_path / "run"
     assert evaluation_section(run_dir) == ""
