@@ -24,7 +24,11 @@ from posttrain.trainers.weights import policy_weights
 
 KIND = sys.argv[1]
 REWARD = f"{Path(__file__).with_name('sharded_reward.py')}:partly_right"
-SETTINGS: dict[str, dict[str, Any]] = {"GRPO": {"beta": 0.05}, "BAPO": {"target": 0.55}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "GRPO": {"beta": 0.05},
+    "BAPO": {"target": 0.55},
+    "CAPO": {"objective_threshold": 0.0, "policy_threshold": 80.0, "num_candidates": 8},  # some tokens go
+}
 WANTED = {
     "ddp": DistributedType.MULTI_CPU,
     "fsdp2": DistributedType.FSDP,
@@ -88,6 +92,7 @@ def train(method: str, folder: Path) -> dict[str, Any]:
         "weights": weights,
         "moved": max((weights[name] - tensor).abs().max().item() for name, tensor in before.items()),
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "kept": [log["kept_share"] for log in trainer.state.log_history if "kept_share" in log],
     }
 
 
@@ -96,7 +101,7 @@ def main(out: Path) -> None:
         shard_on_cpus()
     found = {}
     # Under ZeRO-3 the KL reference is loaded from the model's folder, and this model has none.
-    for method in ["BAPO"] if KIND == "zero3" else SETTINGS:
+    for method in ["BAPO", "CAPO"] if KIND == "zero3" else SETTINGS:
         found[method] = train(method, out.parent / f"run-{KIND}")
         AcceleratorState._reset_state()  # the second trainer brings its own plugin
     if PartialState().is_main_process:

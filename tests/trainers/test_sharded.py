@@ -39,9 +39,9 @@ def replicated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.parametrize(
     ("kind", "engine", "methods"),
     [
-        pytest.param("fsdp2", "FSDP", {"GRPO", "BAPO"}, marks=pytest.mark.distributed),
-        pytest.param("zero2", "DeepSpeedEngine", {"GRPO", "BAPO"}, marks=DEEPSPEED),
-        pytest.param("zero3", "DeepSpeedEngine", {"BAPO"}, marks=DEEPSPEED),
+        pytest.param("fsdp2", "FSDP", {"GRPO", "BAPO", "CAPO"}, marks=pytest.mark.distributed),
+        pytest.param("zero2", "DeepSpeedEngine", {"GRPO", "BAPO", "CAPO"}, marks=DEEPSPEED),
+        pytest.param("zero3", "DeepSpeedEngine", {"BAPO", "CAPO"}, marks=DEEPSPEED),
     ],
 )
 def test_sharding_moves_nothing(
@@ -58,3 +58,6 @@ def test_sharding_moves_nothing(
             assert_close(tensor, whole["weights"][name], rtol=0, atol=1e-5, msg=f"{method}: {name}")
         assert sharded["losses"] == pytest.approx(whole["losses"], abs=1e-5)
         assert max(map(abs, whole["losses"])) > 1e-2
+        assert sharded["kept"] == whole["kept"]
+        # CAPO reads the head's product as it is made; what it rejects must not hang on how the head is stored
+        assert any(0.2 < share < 0.95 for share in whole["kept"]) == (method == "CAPO")
