@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from crc_reward import judged
+from datasets import Dataset
 from diffusion_helpers import LENGTH, config, fixed, model, rows, train, trainer_class, weights
 from remote_double import remote_checkpoint
 from torch.testing import assert_close
@@ -26,6 +27,7 @@ from posttrain.trainers.diffusion_likelihood import (
     gradients_held_back,
     pass_terms,
 )
+from posttrain.trainers.diffusion_sft import MaskedSFTConfig, MaskedSFTTrainer
 from posttrain.trainers.models import scratch_llama
 
 RATE = 0.1
@@ -363,6 +365,34 @@ def test_a_causal_model_is_refused(tmp_path):
         trainer_class("BGPO")(
             causal, judged, config("BGPO", tmp_path), rows(), processing_class=tokenizer_of()
         )
+
+
+def test_a_causal_model_whose_weights_come_later_is_refused_before_its_first_step(tmp_path, monkeypatch):
+    # as under ZeRO-3, where no rank holds the weights when the trainer is made
+    monkeypatch.setattr("posttrain.trainers.diffusion.whole_on_this_rank", lambda: False)
+    causal = scratch_llama(tokenizer_of(), hidden_size=32, layers=2, heads=2, max_positions=64)
+    args = config("BGPO", tmp_path, samples=2)
+    run = trainer_class("BGPO")(causal, judged, args, rows(), processing_class=tokenizer_of())
+    with pytest.raises(ValueError, match="attends to the left only"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_fine_tuning_refuses_it_in_its_first_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr("posttrain.trainers.diffusion_sft.whole_on_this_rank", lambda: False)
+    causal = scratch_llama(tokenizer_of(), hidden_size=32, layers=2, heads=2, max_positions=64)
+    args = MaskedSFTConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        max_steps=1,
+    )
+    pairs = Dataset.from_list([{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(8)])
+    run = MaskedSFTTrainer(causal, args, pairs, processing_class=tokenizer_of())
+    with pytest.raises(ValueError, match="attends to the left only"):
+        run.train()
 
 
 @pytest.mark.parametrize(
