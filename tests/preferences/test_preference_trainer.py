@@ -12,9 +12,11 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
+from posttrain.data import load_rows
 from posttrain.preferences.dpo import DPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.simpo import SimPO
+from posttrain.sections import DataSection
 from posttrain.trainers.pair_rows import drop_oldest_turns
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.preference_bindings import DPOTrainer, RPOConfig, RPOTrainer
@@ -180,6 +182,25 @@ def test_ultrafeedback_rows_are_accounted_for(shared_data, tiny_model, tokenizer
     assert counts.identical == sum(
         row["chosen"] == row["rejected"] and len(row["prompt"]) < 512 for row in rows
     )
+
+
+def test_dpo_demo_conversations_keep_their_last_question(shared_data, tiny_model, tokenizer, tmp_path):
+    """ShareGPT's shape, many turns, one character a token: most lose turns, none loses what was asked last."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = CHAT
+    file = shared_data / "dpo_kto_demo" / "dpo_en_demo.json.gz"
+    section = DataSection(path=str(file), prompt="conversations", chat=True, limit=80)
+    rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in load_rows(section).rows]
+    trainer = build(tiny_model, rows, tokenizer, tmp_path, method=DPO(), max_length=600)
+    counts = trainer.row_counts
+    assert counts.rows_in == 80 == counts.trained + sum(counts.dropped.values())
+    assert set(counts.dropped) == {"prompt fills max_length"}
+    assert counts.turns_dropped > 10
+    asked = {tokenizer.apply_chat_template(row["prompt"][-1:], tokenize=False) for row in rows}
+    # A character that the alphabet lacks becomes <unk>: compare as tokens.
+    asked = {tuple(tokenizer(text + "[assistant]")["input_ids"]) for text in asked}
+    for ids in trainer.train_dataset["prompt_ids"]:
+        assert any(tuple(ids[-len(tail) :]) == tail for tail in asked)
 
 
 # The reference
