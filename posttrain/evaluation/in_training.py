@@ -181,7 +181,9 @@ def evaluation_section(run_dir: str | Path) -> str:
     folder = Path(run_dir) / BENCHMARKS
     if not any(folder.rglob(store.METRICS)):
         return ""
-    return f'<section id="benchmarks">{section(collect([folder]))}</section>'
+    return (
+        f'<section id="benchmarks"><h2>Benchmarks at checkpoints</h2>{section(collect([folder]))}</section>'
+    )
 
 
 def _named(progress: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:

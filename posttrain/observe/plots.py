@@ -305,7 +305,7 @@ def _scale(ax: Any, panel: Panel) -> None:
         if not panel.spec.zoom:
             ax.set_ylim(0, 1.0 if top > 0.5 else max(0.02, top * 1.15))
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.05 else 1))
-    elif len(set(values)) == 1:  # a flat curve must not be drawn as noise
+    elif max(values) - min(values) <= 1e-3 * max(map(abs, values)):  # a flat curve must not be drawn as noise
         spread = abs(values[0]) * 0.1 or 0.1
         ax.set_ylim(values[0] - spread, values[0] + spread)
     elif min(values) >= 0 and min(values) < 0.5 * max(values):

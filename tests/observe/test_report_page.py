@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -238,3 +239,12 @@ def test_the_report_reads_a_run_without_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_curve_that_hardly_moves_is_not_drawn_as_noise():
+    panel = plots.Panel(
+        plots.Spec("Policy", "Entropy", (("entropy", ""),)), [plots.Curve("", [1, 2], [6.9180, 6.9185])]
+    )
+    image = plots.draw(panel)
+    assert "6.918" not in image  # matplotlib's offset above the axis
+    assert re.search(r">\s*7\.2\s*<", image)  # ten percent above and below
