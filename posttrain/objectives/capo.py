@@ -5,8 +5,8 @@ is predicted to move the objective or the policy too far are left out, of the su
 prediction is a second-order model of the LM head alone (eq. 7 to 10).
 Departures from the released code, which pairs a token's logits with the next position's hidden state: here
 both are those of the position that predicts the token. Logits are after sampling temperature, the sampled id
-is always a candidate, and moments are updated once an optimizer step over all micro-batches. `calibrate`, with
-`calibration_holds`, and bases other than the paper's three are ours.
+is always a candidate, and moments are updated once an optimizer step over all micro-batches. `calibrate` and the
+settings that begin with calibration, and bases other than the paper's three, are ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from posttrain.objectives.copo import COPO
 from posttrain.objectives.dr_grpo import DrGRPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.objectives.reinforce import REINFORCE
-from posttrain.ops.histogram import joint_counts, joint_thresholds, quantile
+from posttrain.ops.calibration import Calibration
+from posttrain.ops.histogram import joint_counts
 from posttrain.ops.logprobs import top_candidates
 from posttrain.ops.moments import Moments, RowGradients
 
@@ -49,8 +50,6 @@ _THRESHOLDS: dict[str, tuple[float, float]] = {
 }
 """The paper's (objective, policy) thresholds by base; GRPO's stand in for the bases the paper does not
 have."""
-
-CALIBRATION_LEVELS = (0.5, 0.9, 0.95, 0.99)
 
 
 def predicted_shifts(
@@ -141,40 +140,6 @@ def keep_tokens(
     return keep
 
 
-class _Calibration:
-    """Counts of (|objective shift|, policy shift) over the first steps, and the thresholds they propose."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.counts: Tensor | None = None
-        self.thresholds: tuple[float, float] | None = None
-
-    def add(self, counts: Tensor) -> None:
-        self.counts = counts if self.counts is None else self.counts.to(counts.device) + counts
-        self.steps += 1
-
-    def propose(self, rejection: float) -> dict[str, Tensor]:
-        """Fixes the thresholds; returns them and the quantiles behind them."""
-        assert self.counts is not None
-        objective, policy = joint_thresholds(self.counts, rejection)
-        self.thresholds = float(objective), float(policy)
-        found = {"proposed_objective_threshold": objective, "proposed_policy_threshold": policy}
-        for level in CALIBRATION_LEVELS:
-            found[f"calibration/objective_shift_abs_q{100 * level:g}"] = quantile(self.counts.sum(1), level)
-            found[f"calibration/policy_shift_q{100 * level:g}"] = quantile(self.counts.sum(0), level)
-        return found
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"steps": self.steps, "thresholds": list(self.thresholds or ())}
-        return state if self.counts is None else {**state, "counts": self.counts}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.steps, self.counts = int(state["steps"]), state.get("counts")
-        self.thresholds = (
-            (float(state["thresholds"][0]), float(state["thresholds"][1])) if state["thresholds"] else None
-        )
-
-
 @dataclass(frozen=True)
 class CAPO(Objective):
     """Thresholds left at None are the paper's for the base (`_THRESHOLDS`), or, with `calibrate`, the
@@ -198,6 +163,7 @@ class CAPO(Objective):
     calibrate: bool = False  # first steps with the tests off, then the thresholds they propose
     calibration_steps: Annotated[int, Ge(1)] = 2  # optimizer steps measured, once the Adam model acts
     calibration_holds: bool = False  # no token counts while calibrating, so that the policy stays as it is
+    calibration_follows: bool = False  # thresholds rise where later steps would reject more than the target
     target_rejection: Annotated[float, Gt(0), Lt(1)] = 0.06  # share of tokens the proposed thresholds reject
 
     def __post_init__(self) -> None:
@@ -208,8 +174,9 @@ class CAPO(Objective):
             )
         if self.calibrate and not self.symmetric:
             raise ValueError("CAPO: calibrate proposes thresholds for |m_H|; it needs symmetric: true")
-        if self.calibration_holds and not self.calibrate:
-            raise ValueError("CAPO: calibration_holds has no effect without calibrate; leave it out")
+        for name in ("calibration_holds", "calibration_follows"):
+            if getattr(self, name) and not self.calibrate:
+                raise ValueError(f"CAPO: {name} has no effect without calibrate; leave it out")
         if not self.calibrate:
             objective, policy = _THRESHOLDS.get(self.base, _THRESHOLDS["grpo"])
             if self.objective_threshold is None:
@@ -280,8 +247,8 @@ class CAPO(Objective):
         return Moments(decay=decay, epsilon=self.moment_epsilon, cold_start=self.cold_start)
 
     @cached_property
-    def calibration(self) -> _Calibration:
-        return _Calibration()
+    def calibration(self) -> Calibration:
+        return Calibration()
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -323,10 +290,13 @@ class CAPO(Objective):
         measures = self.optimizer_model == "sgd" or self.moments.acts
         if self.optimizer_model == "adam":
             self.moments.update([self._row_gradients(self._kept(batch)) for batch in batches], all_sum)
-        if self.calibrating and measures:
+        if self.calibrate and measures and (self.calibrating or self.calibration_follows):
             shifts = [(*self._shifts(batch), batch.mask) for batch in batches]
             counts = torch.stack([joint_counts(m_h.abs(), m_f, mask) for m_h, m_f, mask in shifts]).sum(dim=0)
-            self.calibration.add(all_sum(counts))
+            counts = all_sum(counts)
+            if not self.calibrating:
+                return found | self.calibration.follow(counts, self.target_rejection)
+            self.calibration.add(counts)
             if self.calibration.steps >= self.calibration_steps:
                 found |= self.calibration.propose(self.target_rejection)
         return found

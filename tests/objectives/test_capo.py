@@ -421,6 +421,7 @@ def test_thresholds_default_to_the_papers_for_the_base():
         ({"calibrate": True, "policy_threshold": 1e-3}, "leave"),
         ({"calibrate": True, "symmetric": False}, "symmetric"),
         ({"calibration_holds": True}, "without calibrate"),
+        ({"calibration_follows": True}, "without calibrate"),
         ({"optimizer_model": "sgd", "cold_start": "adam"}, "no effect"),
         ({"moment_decay": (0.9, 1.0)}, "moment_decay"),
     ],
@@ -542,6 +543,34 @@ def test_calibration_can_hold_the_policy(base):
     found = run(holding, [make_batch(5)])
     assert torch.equal(found.masks[0], run(moving, [make_batch(5)]).masks[0])
     assert found.masks[0].sum() > 0
+
+
+def test_thresholds_can_follow_rising_shifts_but_never_fall():
+    settings = {"num_candidates": 6, "optimizer_model": "sgd", "calibrate": True, "calibration_steps": 1}
+    following = CAPO(calibration_follows=True, target_rejection=0.1, **settings)
+    batches = [make_batch(seed, rows=20, columns=20) for seed in (8, 9)]
+    tokens = sum(float(b.mask.sum()) for b in batches)
+
+    def step(lr: float) -> float:
+        result = run(following, batches, lr=lr)
+        following.finish_step(result.batches, one_rank)
+        return 1 - sum(float(mask.sum()) for mask in result.masks) / tokens
+
+    step(0.05)  # calibrates at the peak, which `run` puts at twice the rate: 0.1
+    first = following.thresholds
+    assert step(0.02) < 0.05
+    assert following.thresholds == first
+    rejected = [step(0.3) for _ in range(90)]  # until the first steps' counts have faded
+    assert rejected[0] > 0.15
+    assert 0.05 < rejected[-1] <= 0.1
+    assert all(new > old for new, old in zip(following.thresholds, first, strict=True))
+    raised = following.thresholds
+    restored = CAPO(calibration_follows=True, target_rejection=0.1, **settings)
+    restored.load_state_dict(following.state_dict())
+    for objective in (following, restored):
+        objective.finish_step(run(objective, batches, lr=0.4).batches, one_rank)
+    assert restored.thresholds == following.thresholds
+    assert following.thresholds > raised
 
 
 def test_calibration_waits_for_the_adam_model_to_act():

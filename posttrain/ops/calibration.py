@@ -1,0 +1,59 @@
+"""Thresholds at which a given share of tokens is rejected, found from counts of two shifts (CAPO's `calibrate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from posttrain.ops.histogram import joint_thresholds, quantile
+
+LEVELS = (0.5, 0.9, 0.95, 0.99)
+
+FOLLOWING_DECAY = 0.9
+"""Weight a step's counts keep from one step to the next while thresholds follow: a memory of about ten steps."""
+
+
+class Calibration:
+    """Counts of (|objective shift|, policy shift) over the first steps, and the thresholds they propose."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.counts: Tensor | None = None
+        self.thresholds: tuple[float, float] | None = None
+
+    def add(self, counts: Tensor) -> None:
+        self.counts = counts if self.counts is None else self.counts.to(counts.device) + counts
+        self.steps += 1
+
+    def propose(self, rejection: float) -> dict[str, Tensor]:
+        """Fixes the thresholds; returns them and the quantiles behind them."""
+        assert self.counts is not None
+        objective, policy = joint_thresholds(self.counts, rejection)
+        self.thresholds = float(objective), float(policy)
+        found = {"proposed_objective_threshold": objective, "proposed_policy_threshold": policy}
+        for level in LEVELS:
+            found[f"calibration/objective_shift_abs_q{100 * level:g}"] = quantile(self.counts.sum(1), level)
+            found[f"calibration/policy_shift_q{100 * level:g}"] = quantile(self.counts.sum(0), level)
+        return found
+
+    def follow(self, counts: Tensor, rejection: float) -> dict[str, Tensor]:
+        """Lets the thresholds rise to what recent steps propose, never fall; returns them."""
+        assert self.counts is not None
+        assert self.thresholds is not None
+        self.counts = FOLLOWING_DECAY * self.counts.to(counts.device) + counts
+        proposed = joint_thresholds(self.counts, rejection)
+        raised = [new.clamp(min=old) for new, old in zip(proposed, self.thresholds, strict=True)]
+        self.thresholds = float(raised[0]), float(raised[1])
+        return {"objective_threshold": raised[0], "policy_threshold": raised[1]}
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"steps": self.steps, "thresholds": list(self.thresholds or ())}
+        return state if self.counts is None else {**state, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps, self.counts = int(state["steps"]), state.get("counts")
+        self.thresholds = (
+            (float(state["thresholds"][0]), float(state["thresholds"][1])) if state["thresholds"] else None
+        )
