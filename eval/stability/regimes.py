@@ -42,6 +42,9 @@ FILL_IN = {"selective": "degenerate", "gamma": 20.0, "rho": 0.3}
 
 CALIBRATED = {"calibrate": True, "calibration_steps": 8, "calibration_holds": True}
 
+FOLLOWING = {**CALIBRATED, "calibration_follows": True}
+SPARING = {**FOLLOWING, "target_rejection": 0.01}
+
 FAMILY = {
     "grpo": Cell("grpo"),
     "dr_grpo": Cell("dr_grpo"),
@@ -55,6 +58,8 @@ FAMILY = {
     "bapo_paper": Cell("bapo"),
     "copo": Cell("copo"),
     "capo": Cell("capo", CALIBRATED),
+    "capo_follows": Cell("capo", FOLLOWING),
+    "capo_1_percent": Cell("capo", SPARING),
 }
 CLIPPED = {
     **FAMILY,
@@ -112,7 +117,10 @@ REGIMES: dict[str, Regime] = {
     "aggressive_adamw_5e-4": Regime(
         "one update a rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
         {"train.max_steps": 120, "train.learning_rate": 5e-4},
-        {name: {**FAMILY, **AGGRESSIVE}[name] for name in ("grpo", "capo", *AGGRESSIVE)},
+        {
+            name: {**FAMILY, **AGGRESSIVE}[name]
+            for name in ("grpo", "capo", "capo_follows", "capo_1_percent", *AGGRESSIVE)
+        },
     ),
     "plain_sgd": Regime(
         "one update a rollout, plain SGD at .06, gradients not clipped",
@@ -123,7 +131,7 @@ REGIMES: dict[str, Regime] = {
             "train.max_grad_norm": 0.0,
         },
         {
-            **{name: cell for name, cell in FAMILY.items() if name != "capo"},
+            **{name: cell for name, cell in FAMILY.items() if cell.method != "capo"},
             "capo": Cell("capo", SGD),
             "capo_random": Cell("capo", SGD, random_rejection=True),
             "grpo_clip_1.4": Cell("grpo", train={"max_grad_norm": 1.4}),
