@@ -1,10 +1,11 @@
 """What CAPO's statistics cost: whole training steps of CAPO against GRPO's, in alternating runs.
 
-    python eval/speed/capo_overhead.py [--vocabulary 32000 --hidden 256 --layers 4 --responses 8 --tokens 24]
+    python eval/speed/capo_overhead.py [--vocabulary 32000 --hidden 512 --layers 8 --responses 16 --tokens 64]
 
 Both train the same model on the same prompts; CAPO's tests are off, so that both have the same loss and differ in
 the statistics alone. Generation is timed apart: the overhead is given as a share of the whole step and of the update
-without generation. Prints a table and writes eval/speed/results/capo_overhead-*.json. The two first steps of a run
+without generation. Ratios are of CPU seconds of the process, which other work on the machine hardly moves, and of
+seconds on the clock. Prints a table and writes eval/speed/results/capo_overhead-*.json. The two first steps of a run
 are not counted: they warm up, and the Adam model starts cold.
 """
 
@@ -40,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "CAPO adam": {"objective_threshold": 0.0, "policy_threshold": 0.0},
 }
 WARM_UP = 2
+CLOCKS = ("cpu", "clock")
+PARTS = tuple(f"{clock} {part}" for clock in CLOCKS for part in ("step", "update"))
 
 
 def by_length(completions: list[str], **_: Any) -> list[float]:
@@ -47,27 +50,30 @@ def by_length(completions: list[str], **_: Any) -> list[float]:
     return [float(index % 2) for index, _ in enumerate(completions)]
 
 
-def measure(
-    name: str, model: LlamaForCausalLM, tokenizer: Any, args: argparse.Namespace
-) -> tuple[float, float]:
-    """Mean seconds a step: (whole, without generation)."""
+def clocks() -> tuple[float, float]:
+    """(CPU seconds of this process, seconds on the clock)."""
+    return time.process_time(), time.perf_counter()
+
+
+def measure(name: str, model: LlamaForCausalLM, tokenizer: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Mean seconds a step, whole and without generation, by either clock."""
     method = name.split()[0]
     settings = dict(METHODS[name])
     if method == "CAPO":
         settings["num_candidates"] = args.candidates
-    ends: list[float] = []
-    generating: list[float] = []
+    ends: list[tuple[float, float]] = []
+    generating: list[tuple[float, ...]] = []
 
     class Timed(vars(bindings)[f"{method}Trainer"]):
         def _generate_and_score_completions(self, inputs: Any) -> Any:
-            begun = time.perf_counter()
+            begun = clocks()
             output = super()._generate_and_score_completions(inputs)
-            generating.append(time.perf_counter() - begun)
+            generating.append(tuple(b - a for a, b in zip(begun, clocks(), strict=True)))
             return output
 
         def training_step(self, *arguments: Any, **named: Any) -> Any:
             loss = super().training_step(*arguments, **named)
-            ends.append(time.perf_counter())
+            ends.append(clocks())
             return loss
 
     with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +97,13 @@ def measure(
         rows = Dataset.from_list([{"prompt": f"{i}+{i}="} for i in range(64)])
         trainer = Timed(copy.deepcopy(model), by_length, config, rows, processing_class=tokenizer)
         trainer.train()
-    # from the end of one step's backward to the next: the optimizer's work counts, generation is taken out
-    whole = (ends[-1] - ends[WARM_UP - 1]) / args.steps
-    return whole, whole - statistics.fmean(generating[WARM_UP:])
+    found = {}
+    for place, clock in enumerate(CLOCKS):
+        # from the end of one step's backward to the next: the optimizer's work counts, generation is taken out
+        whole = (ends[-1][place] - ends[WARM_UP - 1][place]) / args.steps
+        found[f"{clock} step"] = whole
+        found[f"{clock} update"] = whole - statistics.fmean(g[place] for g in generating[WARM_UP:])
+    return found
 
 
 def main() -> None:
@@ -101,8 +111,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for flag, value in (
-        *(("vocabulary", 32000), ("hidden", 256), ("layers", 4), ("responses", 8)),
-        *(("tokens", 24), ("candidates", 50), ("steps", 4), ("rounds", 3)),
+        *(("vocabulary", 32000), ("hidden", 512), ("layers", 8), ("responses", 16)),
+        *(("tokens", 64), ("candidates", 50), ("steps", 2), ("rounds", 3)),
     ):
         parser.add_argument(f"--{flag}", type=int, default=value)
     args = parser.parse_args()
@@ -113,30 +123,33 @@ def main() -> None:
         hidden_size=args.hidden,
         intermediate_size=3 * args.hidden,
         num_hidden_layers=args.layers,
-        num_attention_heads=4,
+        num_attention_heads=8,
         bos_token_id=None,
         eos_token_id=args.vocabulary - 1,
         pad_token_id=0,
     )
     model, tokenizer = LlamaForCausalLM(config), character_tokenizer()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
-    for _ in range(args.rounds):
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
+    for done in range(args.rounds):
         for name in METHODS:
-            seconds[name].append(measure(name, model, tokenizer, args))
+            runs[name].append(measure(name, model, tokenizer, args))
+            print(f"round {done + 1}, {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
+    print("medians of", args.rounds, "rounds; over GRPO of the same round, by CPU seconds and by the clock")
+    print(f"{'':10} {'step, CPU s':>12} {'step':>8} {'update':>8} {'step, clock':>12} {'update, clock':>14}")
     found: dict[str, Any] = {}
-    print(
-        f"{'':10} {'step s':>8} {'update s':>9} {'of a step':>10} {'of an update':>13}   (medians of {args.rounds})"
-    )
-    for name, runs in seconds.items():
-        whole, update = (statistics.median(part) for part in zip(*runs, strict=True))
-        # ratios within a round, so that a machine that slows down meets both
-        ratios = [
-            [mine[part] / its[part] - 1 for mine, its in zip(runs, seconds["GRPO"], strict=True)]
-            for part in (0, 1)
-        ]
-        of_step, of_update = (statistics.median(part) for part in ratios)
-        print(f"{name:10} {whole:8.3f} {update:9.3f} {of_step:10.1%} {of_update:13.1%}")
-        found[name] = {"runs": runs, "overhead_step": of_step, "overhead_update": of_update}
+    for name, mine in runs.items():
+        over = {
+            part: statistics.median(
+                its[part] / base[part] - 1 for its, base in zip(mine, runs["GRPO"], strict=True)
+            )
+            for part in PARTS
+        }
+        seconds = statistics.median(run["cpu step"] for run in mine)
+        values = [over[part] for part in PARTS]
+        print(
+            f"{name:10} {seconds:12.2f} {values[0]:8.1%} {values[1]:8.1%} {values[2]:12.1%} {values[3]:14.1%}"
+        )
+        found[name] = {"runs": mine, "overhead": over}
     RESULTS.mkdir(exist_ok=True)
     out = RESULTS / f"capo_overhead-hidden{args.hidden}-layers{args.layers}.json"
     hardware = f"{os.cpu_count()} CPU cores, one thread, load {os.getloadavg()[0]:.1f}"
