@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import signal
 import weakref
 
 import pytest
@@ -22,6 +23,7 @@ from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
 from posttrain.trainers.loops.seppo import SePPOConfig, SePPOTrainer
 from posttrain.trainers.models import scratch_llama
 from posttrain.trainers.policy_folder import load_dense, load_policy, save_policy
+from posttrain.trainers.stopping import StopOnSignal
 
 WORDS = ["red", "green", "blue", "pink", "grey", "teal", "gold"]
 COMPLAINTS = [
@@ -199,6 +201,53 @@ def test_a_kill_between_the_last_checkpoint_and_the_saved_policy_adds_no_step(mo
 
 def _dies():
     raise Killed
+
+
+class CtrlC(TrainerCallback):
+    """Sends the process a real SIGINT at the run's global step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step - 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("step", "done"), [(2, 0), (4, 1)], ids=["inside a stage", "at a stage's last step"])
+def test_a_ctrl_c_stops_with_all_done_saved(step, done, whole_drift, model, tokenizer, tmp_path):
+    broken = drift(model, tokenizer, tmp_path)
+    stop = StopOnSignal()
+    broken.add_callback(CtrlC(step))
+    broken.add_callback(stop)
+    broken.train()
+    assert stop.asked
+    assert broken.state.global_step == step < broken.state.max_steps
+    assert len(broken.pool) == 1 + done
+    assert not (tmp_path / "stages" / "001").exists()  # no sampling was begun after it
+    resumed = drift(model, tokenizer, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(same(a, b) for a, b in zip(policies(whole_drift), policies(resumed), strict=True))
+
+
+def test_a_ctrl_c_while_a_later_stage_samples_ends_at_once(whole_drift, model, tokenizer, tmp_path):
+    broken = drift(model, tokenizer, tmp_path)
+    broken.add_callback(StopOnSignal())
+    generator, calls = broken.generator, []
+
+    def interrupted(folder, prompts, sampling):
+        calls.append(folder)
+        if len(calls) == 5:  # in the second iteration's second batch
+            signal.raise_signal(signal.SIGINT)
+        return generator(folder, prompts, sampling)
+
+    broken._generator = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert len(lines(tmp_path / "stages" / "001" / "samples-0.jsonl")) == 3
+    resumed = drift(model, tokenizer, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(same(a, b) for a, b in zip(policies(whole_drift), policies(resumed), strict=True))
 
 
 def test_equal_prompts_get_answers_of_their_own(model, tokenizer, tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from posttrain.trainers.stopping import StopOnSignal
+
 _PASSED_ON = (
     "on_step_begin",
     "on_substep_end",
@@ -45,6 +47,8 @@ class _Around(TrainerCallback):
 
     def __init__(self, inner: TrainerCallback, run: InRun) -> None:
         self.inner, self.run = inner, run
+        # Signals are caught while a stage trains; between stages a Ctrl-C may end the run at once: samples are on disk.
+        self.each_stage = isinstance(inner, StopOnSignal)
         for event in _PASSED_ON:
             setattr(self, event, self._passing(event))
 
@@ -59,11 +63,11 @@ class _Around(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> Any:
-        if self.run.first:
+        if self.run.first or self.each_stage:
             return self.inner.on_train_begin(args, self.run.seen(state), control, **more)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> Any:
-        if self.run.last or state.global_step < state.max_steps:
+        if self.run.last or self.each_stage or state.global_step < state.max_steps:
             return self.inner.on_train_end(args, self.run.seen(state), control, **more)

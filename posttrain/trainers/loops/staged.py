@@ -52,6 +52,7 @@ from posttrain.trainers.loops.disk import drop_torso, fingerprint, read_samples,
 from posttrain.trainers.pair_rows import PairCounts
 from posttrain.trainers.policy_folder import holds_adapter, load_adapter_into, load_policy, save_policy
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.stopping import StopOnSignal
 
 Pair = dict[str, Any]
 """prompt, chosen, rejected: texts, or lists of messages."""
@@ -162,9 +163,15 @@ class StagedTrainer:
         self.state.global_step = self._steps_before(done)
         for number in range(done, len(names)):
             stage = Stage(number, names[number], self.output_dir / "stages" / f"{number:03d}")
-            if not self._run_stage(stage, first=number == done, last=number == len(names) - 1):
+            last = number == len(names) - 1
+            if not self._run_stage(stage, first=number == done, last=last):
+                return
+            if not last and self._asked_to_stop():  # with the stage's last step
                 return
         self.state.max_steps = self.state.global_step
+
+    def _asked_to_stop(self) -> bool:
+        return any(isinstance(callback, StopOnSignal) and callback.asked for callback in self.callbacks)
 
     def _run_stage(self, stage: Stage, *, first: bool, last: bool) -> bool:
         """False when training was asked to stop before the stage was done."""
