@@ -200,6 +200,8 @@ def test_options_without_effect(
 
 def test_saying_a_default_is_no_fault(load: Load) -> None:
     assert plan_of(load, train={"ref_model_sync_steps": 512, "eval_on_start": False}).refusals == []
+    ahead = {"engine": "vllm_server", "staleness": 1, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
+    assert plan_of(load, rollout=ahead).refusals == []
 
 
 # ------------------------------------------------------------------------------------ data, rewards, model
