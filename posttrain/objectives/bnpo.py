@@ -97,7 +97,9 @@ def beta_normalized_advantages(
     # p
     informative = judged & (high > low)
     centred = torch.where(informative, scaled - rates.unsqueeze(1), 0.0)
-    return torch.where(informative, weights * centred, 0.0).to(rewards.dtype)
+    # rewards of 0 and 1 may come as integers, which advantages must not become
+    kind = rewards.dtype if rewards.is_floating_point() else torch.get_default_dtype()
+    return torch.where(informative, weights * centred, 0.0).to(kind)
 
 
 def _check(rewards: Tensor, reward_range: Range) -> None:

@@ -51,7 +51,7 @@ def global_advantages(rewards: Tensor) -> Tensor:
     # 1e-6
     means = rewards.double().nanmean(dim=1)
     advantages = (means - means.nanmean()) / (nan_std(means) + STD_EPSILON)
-    return torch.where(means.isnan(), 0.0, advantages).to(rewards.dtype)
+    return torch.where(means.isnan(), 0.0, advantages).to(_floating(rewards))
 
 
 def local_weight(
@@ -72,7 +72,8 @@ def local_weight(
     "none"        nowhere
     A response is incorrect where its reward is at most `incorrect_at`, or NaN (unjudged).
     """
-    soft = torch.sigmoid(gamma * (entropy.to(rewards) - rho)).unsqueeze(1).expand_as(rewards)
+    kind = _floating(rewards)  # rewards of 0 and 1 may come as integers, which the entropy must not become
+    soft = torch.sigmoid(gamma * (entropy.to(rewards.device, kind) - rho)).unsqueeze(1).expand_as(rewards)
     correct = rewards > incorrect_at
     gates = {
         "response": correct,
@@ -80,7 +81,13 @@ def local_weight(
         "degenerate": ~degenerate_groups(rewards).unsqueeze(1),
         "none": torch.ones_like(correct),
     }
-    return soft * gates[selective].to(rewards)
+    if selective not in gates:
+        raise ValueError(f"COPO: selective is {selective!r}; it must be one of {', '.join(gates)}")
+    return soft * gates[selective].to(kind)
+
+
+def _floating(rewards: Tensor) -> torch.dtype:
+    return rewards.dtype if rewards.is_floating_point() else torch.get_default_dtype()
 
 
 def _entropy_bits(counts: Counter[Hashable | None]) -> float:

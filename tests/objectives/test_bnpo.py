@@ -250,3 +250,10 @@ def test_loss_by_hand():
         objective = BNPO(aggregate=aggregate)
         assert objective.divides_by_tokens == (aggregate == "per_token")
         assert_close(objective.reduce(expected, batch.mask, totals), expected.sum() / divisor)
+
+
+def test_rewards_may_be_integers():
+    whole = tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
+    found = beta_normalized_advantages(whole)
+    assert_close(found, beta_normalized_advantages(whole.float()))
+    assert found.abs().max() > 0.1

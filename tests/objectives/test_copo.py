@@ -308,3 +308,17 @@ def test_rollout_metrics():
     assert [found[name] for name in names] == pytest.approx(
         [float(weight.mean()), float(weight.min()), float(weight.max())]
     )
+
+
+def test_rewards_may_be_integers():
+    whole, real = tensor([[1, 1, 0], [0, 0, 0]]), tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert_close(global_advantages(whole), global_advantages(real))
+    entropy = tensor([1.5, 0.3])
+    for selective in ("response", "group", "degenerate", "none"):
+        settings = {"gamma": 5.0, "rho": 1.0, "selective": selective}
+        assert_close(local_weight(entropy, whole, **settings), local_weight(entropy, real, **settings))
+
+
+def test_an_unknown_gate_is_named():
+    with pytest.raises(ValueError, match="'groups'; it must be one of response, group"):
+        local_weight(tensor([1.5]), tensor([[1.0, 0.0]]), gamma=5.0, rho=1.0, selective="groups")
