@@ -57,9 +57,14 @@ KEY = secrets.token_hex(8)
 
 def write(name: str, args: argparse.Namespace, found: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
-    hardware = f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}"
-    settings = {key: value for key, value in vars(args).items() if key != "run"}
-    record = {"date": datetime.now(UTC).date().isoformat(), "hardware": hardware, "settings": settings}
+    settings = {key: value for key, value in vars(args).items() if key not in ("run", "seeds")}
+    record = {
+        "command": " ".join(["python", "eval/speed/rollout.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{os.cpu_count()} shared CPU cores, one thread a process, load {os.getloadavg()[0]:.1f}",
+        "seeds": args.seeds,
+        "settings": settings,
+    }
     path = RESULTS / f"rollout-{name}.json"
     path.write_text(json.dumps({**record, "found": found}, indent=1) + "\n")
 
@@ -308,11 +313,11 @@ def main() -> None:
         *(("group", 8), ("tokens", 256), ("rounds", 3)),
     ):
         engines.add_argument(f"--{flag}", type=int, default=value)
-    engines.set_defaults(run=compare_engines)
+    engines.set_defaults(run=compare_engines, seeds="round r: 1000 r")
     waiting = commands.add_parser("waiting")
     waiting.add_argument("--model", default="runs/demo-sft/model")
     waiting.add_argument("--steps", type=int, default=40)
-    waiting.set_defaults(run=compare_waiting)
+    waiting.set_defaults(run=compare_waiting, seeds="the recipe's, 0")
     colocated = commands.add_parser("colocated")
     colocated.add_argument("folder")
     for name in ("prompts", "group", "tokens"):
