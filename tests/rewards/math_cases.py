@@ -635,6 +635,28 @@ D # \text{The answer is D} # 1
 \log_{10} 2 # \ln 2 # 0
 101_2 # (101)_2 # 1
 -3 # minus 3 # 1
+decoration
+\frac{9}{4} # \boldsymbol{\dfrac{9}{4}} # 1
+\frac{9}{4} # \therefore \frac{9}{4} # 1
+\frac{9}{4} # \implies x=\frac94 # 1
+\frac{9}{4} # \frac{9}{4} \quad \blacksquare # 1
+\frac{9}{4} # {}\frac{9}{4} # 1
+\frac{9}{4} # 2{\tfrac14} # 1
+\frac{9}{4} # \text{$\frac{9}{4}$} # 1
+\frac{9}{4} # \text{$\frac{4}{9}$} # 0
+bounds
+144 # \text{144 or more} # 0
+144 # 144\text{ or more} # 0
+144 # \text{at least } 144 # 0
+144 # 144\text{ oranges} # 1
+\left[-1,\frac{1}{2}\right] # -1 \leq f(x) \leq 1/2 # 1
+\left[-1,\frac{1}{2}\right] # -1 < f(x) \leq 1/2 # 0
+(-\infty,3)\cup(3,\infty) # \text{all real numbers except }3 # 1
+(-\infty,3)\cup(3,\infty) # \text{all real numbers except }2 # 0
+(-\infty,3)\cup(3,\infty) # \mathbb{R}-\{3\} # 1
+\text{Alice and Bob} # \text{Bob and Alice} # 1
+\text{Alice and Bob} # \text{Alice} # 0
+\text{red, blue} # blue, red # 1
 """
 
 

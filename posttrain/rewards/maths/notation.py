@@ -73,8 +73,12 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:mathbf|vec|hat|boldsymbol|bm|overrightarrow)\s*\{\s*(?:\\mathbf\s*\{)?\s*\\?([ijk])(?:math)?\s*\}?\s*\}",
          r"\\unit\1 "),
         (r"\\(?:overline|overleftrightarrow|overrightarrow)\s*\{\s*([A-Z]{2})\s*\}", r"{\1}"),
-        (r"\\(?:mathbf|mathit|mathcal|mathnormal|boldsymbol|bm|underline|vec|hat|overrightarrow|ensuremath)"
-         r"\s*\{([^{}]*)\}", r"{\1}"),
+        (r"\\(?:mathbf|mathit|mathcal|mathnormal|boldsymbol|bm|underline|vec|hat|overrightarrow|ensuremath)(?![A-Za-z])",
+         ""),
+        (r"^\s*\\(?:therefore|implies|(?:Long)?[Rr]ightarrow)(?![A-Za-z])", ""),
+        (r"\\(?:blacksquare|square|Box|qed)(?![A-Za-z])\s*$", ""),
+        (r"(?:^|(?<=[\s+\-=(]))\{\s*\}", ""),
+        (r"(?<=\d)\{\s*(\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d))\s*\}", r"\1"),
         (r"\\operatorname\*?\s*\{\s*(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp)\s*\}", r"\\\1 "),
         (rf"\\{_TEXT_COMMANDS}(?![A-Za-z])\s*\{{", r"\\text{"),
         (r"\\text\{\s*([ei])\s*\}(?=\s*\^)", r"\1"),
@@ -115,7 +119,14 @@ def tidy(text: str) -> str:
     text = _brace_sqrt(text)
     text = re.sub(rf"(?:[.,;:]|{_BREAK}|\s)+$", "", text).strip()
     text = re.sub(rf"^(?:[,;:]|{_BREAK}|\s)+", "", text)
-    return strip_braces(text.replace(_BREAK, "\\\\"))
+    return _unworded(strip_braces(text.replace(_BREAK, "\\\\")))
+
+
+def _unworded(text: str) -> str:
+    r"""\text{ \frac{1}{2} } is a fraction: no word holds braces."""
+    if not text.startswith(r"\text{") or "{" not in text[6:] or closing(text, 5) != len(text) - 1:
+        return text
+    return strip_braces(text[6:-1])
 
 
 def _brace_sqrt(text: str) -> str:

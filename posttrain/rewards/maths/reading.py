@@ -29,6 +29,7 @@ _SYNONYMS = {
     "all real numbers": r"\R", "all reals": r"\R", "infinite": r"\infty", "infinity": r"\infty",
     "all integers": r"\Z", "set of all integers": r"\Z", "set of integers": r"\Z",
 }  # fmt: skip
+_BOUND = re.compile(r"\b(?:or (?:more|less|fewer|greater|higher|lower)|at (?:least|most))\b", re.IGNORECASE)
 _SHORT = "yes no odd even one two six ten all both none true dne"
 _SHORT_WORDS = frozenset(_SHORT.split())
 _PREAMBLE = re.compile(
@@ -87,6 +88,8 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str, depth: int) -> Shape | None:
+    if _BOUND.search(_connectors(text)):
+        return Words(_plain(text))
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
     bare = re.fullmatch(r"[A-Za-z](?:[A-Za-z' ]|(?<=[A-Za-z])-(?=[A-Za-z]))*[A-Za-z]", text)
     clock = re.fullmatch(r"\s*\d{1,2}(?::\d\d)?\s*[ap]\.?\s?m\b[.\s]*", _connectors(text), re.IGNORECASE)
@@ -119,6 +122,8 @@ def _words(text: str, depth: int) -> Shape | None:
     labels = [re.fullmatch(r"\(?([A-Za-z]{1,2}|[IVX]+)\)?", part) for part in connected]
     if len(connected) > 1 and all(labels):  # "A and C", "I and III": a list of choices
         return Group("list", tuple(Words(label[1].lower()) for label in labels if label))
+    if len(connected) > 1 and all(re.fullmatch(r"[A-Za-z][A-Za-z' -]+", part) for part in connected):
+        return Group("list", tuple(Words(_plain(part)) for part in connected))
     return Words(plain)
 
 

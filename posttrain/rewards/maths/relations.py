@@ -59,6 +59,13 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
         inner = read(named[2], depth)
         region = None if isinstance(inner, Group) and inner.kind == "set" else as_region(inner)
         return replace(region, name=named[1].strip()) if region else Named(named[1].strip(), inner)
+    excepted = re.fullmatch(
+        r"(?:\\text\s*\{)?\s*all real(?: number)?s except\s*\}?\s*(?:[a-z]\s*=)?\s*([^{}]+)\}?",
+        text,
+        re.IGNORECASE,
+    )
+    if excepted:
+        return Region(without((REALS,), read_expression(excepted[1])))
     outside = re.fullmatch(rf"({VARIABLE.pattern})\s*\\notin(?![A-Za-z])\s*(.*)", text, re.DOTALL)
     if outside:
         inside = as_region(read(outside[2], depth))
@@ -117,7 +124,7 @@ def _inequality(text: str) -> Shape | None:
         below = relations[0] in ("<", r"\le")
         piece = Piece(MINUS_INFINITY, bound, True, strict) if below else Piece(bound, INFINITY, strict, True)
         return Region((piece,), sides[0])
-    if len(sides) == 3 and VARIABLE.fullmatch(sides[1]):
+    if len(sides) == 3 and re.fullmatch(rf"{VARIABLE.pattern}(?:\(\w\))?", sides[1]):
         rising = [relation in ("<", r"\le") for relation in relations]
         if rising[0] == rising[1]:
             low, high = (0, 2) if rising[0] else (2, 0)
@@ -157,6 +164,7 @@ def region(text: str, depth: int, read: Read) -> Shape | None:
                 else Piece(MINUS_INFINITY, zero, True, not holds_zero),
             )
         )
+    text = re.sub(r"(?<=\\R)\s*-\s*(?=\\\{|[\[(])", r"\\setminus ", text)
     minus = [piece.strip() for piece, _ in split_top(text, (r"\setminus", r"\backslash"))]
     if len(minus) == 2:
         whole, hole = as_region(read(minus[0], depth)), read(minus[1], depth)
