@@ -1,5 +1,4 @@
-"""DRIFT and SePPO end to end at toy size: what is compared with what, what is trained on, and that a kill changes
-nothing."""
+"""DRIFT end to end at toy size: what is compared with what, what is trained on, and that a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -10,66 +9,20 @@ import signal
 import weakref
 
 import pytest
-import torch
 from accelerate import PartialState
-from datasets import Dataset
-from peft import LoraConfig
+from staged_helpers import LORA, WORDS, KillAt, Killed, lines, make_model, options, policies, same
 from transformers import TrainerCallback
 
 from posttrain.data.feedback_logs import Complaint, SeedPair
 from posttrain.rollout.base import Sampling
 from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
-from posttrain.trainers.loops.seppo import SePPOConfig, SePPOTrainer
-from posttrain.trainers.models import scratch_llama
-from posttrain.trainers.policy_folder import load_dense, load_policy, save_policy
+from posttrain.trainers.policy_folder import save_policy
 from posttrain.trainers.stopping import StopOnSignal
 
-WORDS = ["red", "green", "blue", "pink", "grey", "teal", "gold"]
 COMPLAINTS = [
     Complaint([{"role": "user", "content": f"name {w}"}], f"{w.upper()}!", "no shouting") for w in WORDS
 ]
-WINNERS = Dataset.from_list([{"prompt": f"name {w}:", "chosen": w} for w in WORDS])
-LORA = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    """Raises at the run's global step, as a kill would come; steps count over stages."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise Killed
-
-
-def options(config, folder, **changes):
-    return config(
-        **{
-            "output_dir": str(folder),
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "max_length": 240,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            "save_strategy": "steps",
-            "save_steps": 2,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            **changes,
-        }
-    )
-
-
-def make_model(tokenizer):
-    return scratch_llama(tokenizer, hidden_size=32, layers=1, heads=2, max_positions=512, seed=0)
 
 
 @pytest.fixture
@@ -106,26 +59,6 @@ class Watched(DRIFTTrainer):
         self.watched.append(
             (pairs.chosen_margin.abs().max().item(), pairs.rejected_margin.abs().max().item())
         )
-
-
-def policies(trainer):
-    return [
-        {name: value for name, value in load_policy(path, base=trainer.base).state_dict().items()}
-        for path in (trainer.pool.path(i) for i in range(len(trainer.pool)))
-    ]
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(
-        torch.equal(second[name], value) for name, value in first.items()
-    )
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-# DRIFT
 
 
 @pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
@@ -382,117 +315,3 @@ def test_the_release_keeps_identical_and_empty_answers(model, tokenizer, tmp_pat
     trainer._generator = lambda folder, prompts, sampling: ["RED!", ""]
     trainer.train()
     assert trainer.row_counts.trained == 2
-
-
-# SePPO
-
-
-class WatchedSePPO(SePPOTrainer):
-    def prepare_trainer(self, stage, trainer):
-        super().prepare_trainer(stage, trainer)
-        trainer.model.train()
-        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-        with torch.no_grad():
-            _, pairs = trainer._forward(trainer.model, batch)
-            reference = load_dense(self.reference(stage), base=self.base)
-            logps = reference(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(
-                -1
-            )
-        taken = logps[:, :-1].gather(2, batch["input_ids"][:, 1:, None]).squeeze(2)
-        direct = (taken * batch["completion_mask"][:, 1:]).sum(1)
-        scored = torch.cat([pairs.ref_chosen_logps, pairs.ref_rejected_logps])
-        self.watched.append((pairs.chosen_margin.abs().max().item(), (scored - direct).abs().max().item()))
-
-
-def seppo(model, tokenizer, folder, *, peft=None, kill=None, watch=None, **settings):
-    trainer = (WatchedSePPO if watch is not None else SePPOTrainer)(
-        copy.deepcopy(model),
-        WINNERS,
-        options(SePPOConfig, folder, **{"rounds": 3, "steps_per_round": 2, **settings}),
-        tokenizer,
-        sampling=Sampling(max_new_tokens=6),
-        peft_config=copy.deepcopy(peft),
-        callbacks=[History()] if kill is None else [KillAt(kill)],
-    )
-    trainer.watched = watch
-    return trainer
-
-
-class History(TrainerCallback):
-    def __init__(self):
-        self.logs = []
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if logs and "loss" in logs:
-            self.logs.append({"step": state.global_step, **logs})
-
-
-@pytest.mark.parametrize(
-    ("reference", "peft"),
-    [("initial", None), ("latest", LORA), ("random", None), ("random", LORA)],
-    ids=lambda v: v if isinstance(v, str) else ("full" if v is None else "lora"),
-)
-def test_the_drawn_checkpoint_is_the_reference(reference, peft, model, tokenizer, tmp_path):
-    watched = []
-    trainer = seppo(
-        model, tokenizer, tmp_path, peft=peft, watch=watched, reference=reference, seed=0, learning_rate=1e-2
-    )
-    trainer.train()
-    draws = trainer.pool.draws
-    if reference == "random":
-        assert draws[0] == 0
-        assert draws == [trainer.pool.draw(k, "random") for k in (1, 2, 3)]
-        assert draws[1:] != [1, 2]  # this seed looks back at least once
-    else:
-        assert draws == {"initial": [0, 0, 0], "latest": [0, 1, 2]}[reference]
-    for k, (margin, error) in enumerate(watched):
-        assert error < 1e-4  # scored by the checkpoint that the pool names
-        assert (margin == 0.0) == (draws[k] == k)  # and equal to the policy exactly when it is the latest
-    assert len(trainer.pool) == 4
-
-
-def test_rounds_share_one_optimizer_and_one_schedule(model, tokenizer, tmp_path):
-    trainer = seppo(model, tokenizer, tmp_path, lr_scheduler_type="linear", learning_rate=6e-3)
-    history = trainer.callbacks[0]
-    trainer.train()
-    assert [log["step"] for log in history.logs] == [1, 2, 3, 4, 5, 6]
-    assert [log["learning_rate"] for log in history.logs] == pytest.approx(
-        [6e-3, 5e-3, 4e-3, 3e-3, 2e-3, 1e-3]
-    )
-    assert all("seppo/flip_rate" in log for log in history.logs)
-    moments = torch.load(tmp_path / "stages" / "002" / "optimizer.pt", weights_only=True)["state"]
-    assert moments[0]["step"].item() == 6
-    assert not (tmp_path / "stages" / "000" / "optimizer.pt").exists()
-
-
-@pytest.mark.parametrize(("peft", "kill"), [(None, 4), (LORA, 3)], ids=["full", "lora"])
-def test_a_killed_seppo_run_continues_with_the_same_numbers(peft, kill, model, tokenizer, tmp_path):
-    whole = seppo(model, tokenizer, tmp_path / "whole", peft=peft, seed=5)
-    whole.train()
-    with pytest.raises(Killed):
-        seppo(model, tokenizer, tmp_path / "broken", peft=peft, seed=5, kill=kill).train()
-    resumed = seppo(model, tokenizer, tmp_path / "broken", peft=peft, seed=5)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.pool.draws == whole.pool.draws
-    assert all(same(a, b) for a, b in zip(policies(whole), policies(resumed), strict=True))
-
-
-def test_rounds_walk_through_the_rows(model, tokenizer, tmp_path):
-    trainer = seppo(model, tokenizer, tmp_path)
-    trainer.train()
-    prompts = [
-        row["prompt"] for i in range(3) for row in lines(tmp_path / "stages" / f"00{i}" / "pairs.jsonl")
-    ]
-    assert len(prompts) == 12
-    assert set(prompts[:7]) == {row["prompt"] for row in WINNERS}
-
-
-def test_what_would_break_the_sign_is_refused(model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="dropout-free"):
-        seppo(model, tokenizer, tmp_path, disable_dropout=False)
-    with pytest.raises(ValueError, match="precompute_ref_log_probs"):
-        seppo(model, tokenizer, tmp_path, precompute_ref_log_probs=True)
-    with pytest.raises(ValueError, match="max_steps is 5, but 3 rounds of 2 steps are 6"):
-        seppo(model, tokenizer, tmp_path, max_steps=5)
-    with pytest.raises(ValueError, match="sync_ref_model"):
-        seppo(model, tokenizer, tmp_path, sync_ref_model=True)
