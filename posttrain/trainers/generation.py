@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from posttrain.rollout.importance import importance_ratio
 from posttrain.rollout.lookahead import Ahead, Peekable, Schedule
 from posttrain.rollout.options import PROOF_LIMITS, check_ahead
 from posttrain.rollout.partial import Pool, from_plain, join, to_plain
+from posttrain.trainers.rollout_plan import RolloutPlan, Round, Rows
 from posttrain.trainers.weight_sync import WeightSync, marked_versions, together
 
 if TYPE_CHECKING:
@@ -50,36 +51,6 @@ if TYPE_CHECKING:
         _tokenizer: Any
 else:
     _Host = object
-
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """How an engine is used; the recipe's `rollout` section beyond sampling.
-
-    staleness              rounds generated ahead of training; 0 generates when samples are needed
-    importance_correction  one of options.CORRECTIONS, or None: the sampling log-probs are the old log-probs
-    importance_clip_max    bounds of the corrected ratio; None = none
-    partial_budget         tokens a completion may get a round before it is cut and continued later; None = never cut
-    proof_limit            largest |log-prob of the engine - of the trainer| after a sync, in nats; None = by dtype
-    """
-
-    staleness: int = 0
-    importance_correction: str | None = None
-    importance_clip_max: float | None = 3.0
-    importance_clip_min: float | None = None
-    partial_budget: int | None = None
-    proof_limit: float | None = None
-
-
-@dataclass
-class Round:
-    """One rank's share of a rollout batch: dataset rows, and what was sampled for each."""
-
-    rows: Rows
-    prompts: list[list[int]]
-    completions: list[Completion]
 
 
 class EngineGeneration(_Host):

@@ -1,0 +1,38 @@
+"""How a trainer uses an engine, and what one rollout of it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.rollout.base import Completion
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How an engine is used; the recipe's `rollout` section beyond sampling.
+
+    staleness              rounds generated ahead of training; 0 generates when samples are needed
+    importance_correction  one of options.CORRECTIONS, or None: the sampling log-probs are the old log-probs
+    importance_clip_max    bounds of the corrected ratio; None = none
+    partial_budget         tokens a completion may get a round before it is cut and continued later; None = never cut
+    proof_limit            largest |log-prob of the engine - of the trainer| after a sync, in nats; None = by dtype
+    """
+
+    staleness: int = 0
+    importance_correction: str | None = None
+    importance_clip_max: float | None = 3.0
+    importance_clip_min: float | None = None
+    partial_budget: int | None = None
+    proof_limit: float | None = None
+
+
+@dataclass
+class Round:
+    """One rank's share of a rollout batch: dataset rows, and what was sampled for each."""
+
+    rows: Rows
+    prompts: list[list[int]]
+    completions: list[Completion]
