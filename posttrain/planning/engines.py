@@ -25,6 +25,13 @@ def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:
             use_cpu=recipe.train.use_cpu,
         )
         yield from (f"rollout.vllm: {problem}" for problem in problems)
+        patience = max(settings.timeout_s, settings.start_timeout_s)
+        if processes > 1 and patience >= recipe.train.ddp_timeout:
+            yield (
+                f"rollout.vllm: {patience:g} s of waiting for a server are not below train.ddp_timeout "
+                f"{recipe.train.ddp_timeout}: the other processes would give up first; raise ddp_timeout or lower "
+                "timeout_s and start_timeout_s"
+            )
     if rollout.engine == "vllm" and recipe.model.path is None:
         yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
     if settings.sleep and recipe.train.use_cpu:

@@ -198,6 +198,14 @@ def test_options_without_effect(
     assert any(complaint in refusal for refusal in refusals), refusals
 
 
+def test_no_process_gives_up_before_the_one_that_waits_for_a_server(load: Load) -> None:
+    slow = {"engine": "vllm_server", "vllm": {"timeout_s": 1800}}
+    assert plan_of(load, processes=1, rollout=slow).refusals == []
+    (refusal,) = plan_of(load, processes=2, rollout=slow).refusals
+    assert "1800 s of waiting for a server are not below train.ddp_timeout 1800" in refusal
+    assert plan_of(load, processes=2, rollout=slow, train={"ddp_timeout": 3600}).refusals == []
+
+
 def test_saying_a_default_is_no_fault(load: Load) -> None:
     assert plan_of(load, train={"ref_model_sync_steps": 512, "eval_on_start": False}).refusals == []
     ahead = {"engine": "vllm_server", "staleness": 1, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
