@@ -68,7 +68,8 @@ def sides_of_outputs(outputs: Path, benchmark: Benchmark, problems: Sequence[Pro
     references = _references(problems)
     pairs = alpaca.join(references, rows)
     generators = sorted({str(row.get("generator", outputs.stem)) for row in rows})
-    _write_run(folder, ", ".join(generators), task_hash(benchmark, problems), {"outputs": _named(outputs)})
+    task = task_hash(benchmark, problems)
+    _write_run(folder, ", ".join(generators), benchmark, task, {"outputs": _named(outputs)})
     groups = [problem.group for problem in problems]
     return Sides(pairs, [p.id for p in problems], groups, references[0]["generator"])
 
@@ -184,7 +185,7 @@ def judge_stored(
         if same
         else store.digest([[p.instruction, p.reference] for p in pairs])
     )
-    run = _write_run(out, model, task, {"annotations": _named(annotations)})
+    run = _write_run(out, model, benchmark, task, {"annotations": _named(annotations)})
     sides = Sides(pairs, [p.id for p in problems], [p.group for p in problems], reference)
     metrics = _metrics(run, judge_name, sides, preferences, {}, rates, math.nan, gamed)
     store.write_lines(out / store.GRADES, _grades(sides, preferences, {}))
@@ -192,12 +193,19 @@ def judge_stored(
     return metrics
 
 
-def _write_run(folder: Path, model: str, task: str, source: dict[str, Any]) -> dict[str, Any]:
+def _write_run(
+    folder: Path, model: str, benchmark: Benchmark, task: str, source: dict[str, Any]
+) -> dict[str, Any]:
     run = {
         "format": 1,
         "benchmark": "alpaca_eval",
         "model": {"path": model, "weights": None},
-        "task": {"hash": task, "problems": alpaca.COUNT, "of": alpaca.COUNT},
+        "task": {
+            "hash": task,
+            "problems": alpaca.COUNT,
+            "of": alpaca.COUNT,
+            "definition": benchmark.model_dump(exclude={"sampling"}),
+        },
         **source,
         "versions": store.versions(),
     }

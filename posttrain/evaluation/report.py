@@ -141,12 +141,10 @@ def warnings(result: Result) -> list[tuple[str, float, str]]:
 
 def _scores(results: Sequence[Result]) -> str:
     """The first metric of each result, and the others folded below."""
-    # a column of zeros would push the others out of sight
-    kept = [
-        i
-        for i, name in enumerate(_COUNT_HEAD)
-        if name != "not judged" or any(r.metrics["cannot_judge"] for r in results)
-    ]
+    # a column without a number would push the others out of sight
+    empty = {name: {"–", "0"} if name == "not judged" else {"–"} for name in _COUNT_HEAD}
+    columns = zip(_COUNT_HEAD, zip(*map(counts, results), strict=True), strict=True)
+    kept = [i for i, (name, texts) in enumerate(columns) if not set(texts) <= empty[name]]
     head = _row(["benchmark", "model", "metric"], [*_ENTRY_HEAD, *(_COUNT_HEAD[i] for i in kept)], "th")
     first, others = [], []
     for group in by_benchmark(results):
