@@ -1,7 +1,7 @@
 """One page about the lab's runs: python eval/stability/report.py  ->  eval/stability/results/report.html
 
 Reads the stored curves only; the summaries are computed anew from them. Runs of other lengths than their regime's
-are grouped apart and say their number of steps.
+are grouped apart and say their number of steps. Steps at which a calibration holds the policy are left out.
 """
 
 from __future__ import annotations
@@ -23,20 +23,27 @@ from regimes import REGIMES  # noqa: E402  # after the path is set
 from run import RESULTS, summarise  # noqa: E402
 
 from posttrain.observe import plots, report  # noqa: E402
+from posttrain.observe.canvas import PALETTE  # noqa: E402
 
 COLUMNS = {
-    "t5": "t5",
-    "best": "best",
-    "reward_last": "reward, last 10 rollouts",
-    "entropy_last": "entropy",
-    "grad_norm_mean": "grad norm",
-    "grad_norm_spread": "its spread",
-    "clip_share": "clipped",
-    "rejected_mean": "rejected",
-    "rejected_peak": "peak",
-    "coverage": "coverage",
-    "spearman": "Spearman",
-    "kl_rejected_over_kept": "KL rejected / kept, median",
+    "t5": ("t5", "mean of the last five evaluations on 512 held-out problems"),
+    "best": ("best", "best of the evaluations"),
+    "steps_to_90": ("to .90", "first evaluated step at which held-out accuracy is at least .90"),
+    "entropy_last": ("entropy", "nats a token, mean of the last ten steps"),
+    "grad_norm_mean": ("grad norm", "gradient norm, mean over steps, before clipping"),
+    "grad_norm_spread": ("its spread", "standard deviation over steps"),
+    "clip_share": ("clipped", "tokens whose ratio is clipped, mean over steps"),
+    "rejected_mean": ("rejected", "loss tokens CAPO rejects, mean over steps"),
+    "rejected_peak": ("peak", "the same, largest step"),
+    "coverage": ("coverage", "responses with gradient on at least one token, mean over steps"),
+    "spearman": (
+        "rank corr.",
+        "Spearman of predicted policy shift and exact KL of the update, mean over every fourth step",
+    ),
+    "kl_rejected_over_kept": (
+        "KL ratio",
+        "exact KL of rejected tokens over kept ones, median over every fourth step",
+    ),
 }
 PLOTTED = (
     ("eval_accuracy", "Held-out accuracy", True),
@@ -46,6 +53,12 @@ PLOTTED = (
     ("lab/coverage", "Responses with gradient", True),
     ("kept_share", "Tokens kept", True),
 )
+STYLE = """
+.seeds { font-size: 10.5px; } .wide { overflow-x: auto; margin-bottom: 12px; } .wide td, .wide th { padding-right: 7px; font-size: 12.5px; }
+.glossary { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; font-size: 13px; margin: 0; }
+.glossary dd { margin: 0; }
+"""
+COLOURS = (*PALETTE, "#1f2937", "#a16207", "#94a3b8", "#be123c", "#4338ca", "#15803d")
 Run = dict[str, Any]
 
 
@@ -56,56 +69,82 @@ def load(folder: Path = RESULTS) -> list[Run]:
     return runs
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    """Without the leading zero of a share; a dash where nothing was measured."""
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.0f}"
+    return text[1:] if text.startswith("0.") else text
+
+
 def numbers(runs: Sequence[Run], key: str) -> str:
-    """Each seed's value, and their mean where there are several."""
+    """The mean over the seeds that have the number, and each seed's in small below."""
     found = [run["summary"][key] for run in runs]
     known = [value for value in found if value is not None]
     if not known:
         return ""
-    each = " ".join("-" if value is None else f"{value:.3g}" for value in found)
-    return each if len(known) == 1 else f"{statistics.fmean(known):.3g} ({each})"
+    # a level that some seeds never reach has no mean
+    mean = number(statistics.fmean(known)) if len(known) == len(found) else "-"
+    each = " ".join(number(value, 3 if key == "t5" else 2) for value in found)
+    return f'{mean}<br><span class="muted seeds">{each}</span>' if len(found) > 1 else mean
 
 
-def table(runs: Sequence[Run]) -> str:
-    cells = dict.fromkeys(run["cell"] for run in runs)
+def table(runs: Sequence[Run], cells: Sequence[str]) -> str:
+    shown = {key: title for key, title in COLUMNS.items() if any(r["summary"][key] is not None for r in runs)}
     rows = []
     for cell in cells:
         mine = [run for run in runs if run["cell"] == cell]
-        seeds = " ".join(str(run["seed"]) for run in mine)
-        values = "".join(f'<td class="number">{numbers(mine, key)}</td>' for key in COLUMNS)
-        rows.append(f"<tr><td>{escape(cell)}</td><td>{seeds}</td>{values}</tr>")
-    titles = "".join(f'<th class="number">{escape(title)}</th>' for title in COLUMNS.values())
+        values = "".join(f'<td class="number">{numbers(mine, key)}</td>' for key in shown)
+        rows.append(f"<tr><td>{escape(cell)}</td><td>{len(mine)}</td>{values}</tr>")
+    titles = "".join(
+        f'<th class="number" title="{escape(about)}">{escape(title)}</th>' for title, about in shown.values()
+    )
     return f"<table><tr><th>method</th><th>seeds</th>{titles}</tr>{''.join(rows)}</table>"
 
 
-def charts(runs: Sequence[Run]) -> str:
+def charts(runs: Sequence[Run], cells: Sequence[str]) -> str:
     """One panel a metric, one curve a method: the mean over the seeds at the steps they share."""
     cards = []
     for metric, title, percent in PLOTTED:
         curves = []
-        for cell in dict.fromkeys(run["cell"] for run in runs):
-            by_seed = [dict(map(tuple, run["curves"].get(metric, []))) for run in runs if run["cell"] == cell]
+        for cell in cells:
+            by_seed = [moving(run, metric) for run in runs if run["cell"] == cell]
             steps = sorted(set.intersection(*(set(curve) for curve in by_seed)))
             if steps:
                 means = [statistics.fmean(curve[step] for curve in by_seed) for step in steps]
-                curves.append(plots.Curve(cell, steps, means))
+                curves.append(plots.Curve(cell, steps, means, COLOURS[cells.index(cell) % len(COLOURS)]))
         if curves:
-            panel = plots.Panel(plots.Spec("Lab", title, (), percent=percent), curves)
+            panel = plots.Panel(
+                plots.Spec("Lab", title, (), percent=percent, zoom=metric == "kept_share"), curves
+            )
             cards.append(f'<div class="card chart"><h3>{escape(title)}</h3>{plots.draw(panel)}</div>')
     return f'<div class="charts">{"".join(cards)}</div>'
 
 
+def moving(run: Run, metric: str) -> dict[float, float]:
+    """{step: value} of the steps at which the policy was not held."""
+    held = {step for step, kept in run["curves"].get("kept_share", []) if kept == 0}
+    return {step: value for step, value in run["curves"].get(metric, []) if step not in held}
+
+
 def page(runs: Sequence[Run]) -> str:
+    glossary = "".join(
+        f"<dt>{escape(title)}</dt><dd>{escape(about)}</dd>" for title, about in COLUMNS.values()
+    )
     parts = [
-        "<header><h1>Stability lab</h1><p>Sort task, 0.43 million parameters; mean over seeds (each seed)</p></header>"
+        f"<style>{STYLE}</style><header><h1>Stability lab</h1><p>Sort task, 0.43 million parameters, equal samples "
+        "for all methods of a regime; mean over seeds, each seed below</p></header>",
+        f'<div class="card"><dl class="glossary">{glossary}</dl></div>',
     ]
     for name, regime in REGIMES.items():
+        order = list(regime.cells)
         for steps in sorted({run["steps"] for run in runs if run["regime"] == name}):
             mine = [run for run in runs if (run["regime"], run["steps"]) == (name, steps)]
+            cells = sorted({run["cell"] for run in mine}, key=order.index)
             starts = ", ".join(sorted({run["start"] for run in mine}))
             parts.append(f"<h2>{escape(name)}: {escape(regime.about)}</h2>")
             parts.append(f'<p class="muted">{steps} steps, started from {escape(starts)}</p>')
-            parts += [f'<div class="card">{table(mine)}</div>', charts(mine)]
+            parts += [f'<div class="card wide">{table(mine, cells)}</div>', charts(mine, cells)]
     hardware = "; ".join(sorted({f"{run['hardware']}, {run['date']}" for run in runs}))
     template = Path(report.__file__).with_name("report_template.html").read_text(encoding="utf-8")
     return Template(template).substitute(

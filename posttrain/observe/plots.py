@@ -148,9 +148,12 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class Curve:
+    """colour: by default the palette's, by the curve's place in its panel."""
+
     label: str
     steps: list[int]
     values: list[float]
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def draw(panel: Panel) -> str:
     figure = Figure(figsize=(5.6, 2.55), layout="constrained")
     ax = figure.add_subplot()
     for i, curve in enumerate(panel.curves):
-        colour = PALETTE[i % len(PALETTE)]
+        colour = curve.colour or PALETTE[i % len(PALETTE)]
         few = len(curve.values) < 12
         if len(curve.values) >= _SMOOTH_FROM and not panel.spec.raw:
             ax.plot(curve.steps, curve.values, color=colour, alpha=0.28, linewidth=1.0)
