@@ -657,6 +657,23 @@ bounds
 \text{Alice and Bob} # \text{Bob and Alice} # 1
 \text{Alice and Bob} # \text{Alice} # 0
 \text{red, blue} # blue, red # 1
+\frac{3}{7} # \frac{3}{7}\text{ not }\frac{7}{3} # 0
+\frac{3}{7} # \frac{3}{7}\text{ where }n\text{ is not even} # 1
+\text{does not exist} # \text{DNE} # 1
+25 # 25.0000000001 # 0
+0.3 # 0.30000000000000004 # 1
+25 # \text{The maximum value is }25 # 1
+2x+3 # 2x+3, x\neq 1 # 1
+(2,\infty) # \text{all real numbers greater than }2 # 1
+(2,\infty) # \text{all real numbers less than }2 # 0
+[2,\infty) # \text{all real numbers greater than or equal to }2 # 1
+(2,\infty) # \text{all } x>2 # 1
+\{2,3,5,7\} # [2,3,7,5] # 1
+\{2,3,5,7\} # [2,3,5] # 0
+4.5\text{ hours} # 4\text{ hours }30\text{ minutes} # 1
+4.5\text{ hours} # 4\text{ hours }20\text{ minutes} # 0
+\$4.50 # 4 dollars and 50 cents # 1
+1.5\text{ L} # 1500\text{ mL} # 1
 """
 
 

@@ -153,6 +153,8 @@ class _Comparison:
         if kinds & {"tuple", "bracket"}:
             if len(gold.items) == 2 and "bracket" in kinds and len(kinds) == 2:
                 return False  # [1, 2] is an interval: neither (1, 2) nor two answers
+            if kinds == {"bracket", "set"} and len(gold.items) > 2:  # [2, 3, 5]: a programmer's list
+                return self.matching(list(gold.items), list(answer.items))
             return "set" not in kinds and ordered
         if _distinctly_named(gold) != _distinctly_named(answer):
             return ordered  # x = 1, y = 2 against 1, 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -22,6 +23,7 @@ from posttrain.rewards.maths.shape import (
     Words,
     combined,
 )
+from posttrain.rewards.maths.units import read_unit
 
 _SYNONYMS = {
     "no solution": r"\emptyset", "no solutions": r"\emptyset", "none": r"\emptyset", "empty set": r"\emptyset",
@@ -29,14 +31,18 @@ _SYNONYMS = {
     "all real numbers": r"\R", "all reals": r"\R", "infinite": r"\infty", "infinity": r"\infty",
     "all integers": r"\Z", "set of all integers": r"\Z", "set of integers": r"\Z",
 }  # fmt: skip
-_BOUND = re.compile(r"\b(?:or (?:more|less|fewer|greater|higher|lower)|at (?:least|most))\b", re.IGNORECASE)
+_BOUND = re.compile(
+    r"\b(?:or (?:more|less|fewer|greater|higher|lower)|at (?:least|most)|not|wrong|incorrect)\b",
+    re.IGNORECASE,
+)
 _SHORT = "yes no odd even one two six ten all both none true dne"
 _SHORT_WORDS = frozenset(_SHORT.split())
 _PREAMBLE = re.compile(
     r"^(?:\\text\s*\{)?\s*(?:so,?\s+|thus,?\s+|therefore,?\s+)?(?:the\s+)?(?:final\s+)?"
     r"(?:answer|solution|result)s?(?:\s+(?:is|are))?\s*:?\s*(?:\}|(?=\s))\s*(?:=\s*)?"
     r"|^\\text\s*\{\s*[A-Z][A-Za-z ]+:\s*\}\s*|^[A-Z][a-z]+(?: [a-z]+)*:\s+"
-    r"|^\\text\s*\{\s*(?:the )?point\s*\}\s*(?=\()",
+    r"|^\\text\s*\{\s*(?:the )?point\s*\}\s*(?=\()|^\\text\s*\{\s*(?:for )?all\s*\}\s*(?=[^<>]+(?:[<>]|\\[lg]e))"
+    r"|^\\text\s*\{[A-Za-z ]+\b(?:is|are|equals)\s*:?\s*\}\s*",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
@@ -63,6 +69,7 @@ def _read(text: str, depth: int) -> Shape:
         _trimmed,
         _matrix,
         _unit_vectors,
+        _compound,
         _listed,
         _related,
         _placed,
@@ -88,7 +95,7 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str, depth: int) -> Shape | None:
-    if _BOUND.search(_connectors(text)):
+    if _BOUND.search(_connectors(_CONDITION.sub("", text))) and _plain(text) not in _SYNONYMS:
         return Words(_plain(text))
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
     bare = re.fullmatch(r"[A-Za-z](?:[A-Za-z' ]|(?<=[A-Za-z])-(?=[A-Za-z]))*[A-Za-z]", text)
@@ -150,6 +157,7 @@ def _choice(text: str, depth: int) -> Shape | None:
 def _trimmed(text: str, depth: int) -> Shape | None:
     """Without a preamble ("the answer is", "Total:") and without conditions ("where k is an integer")."""
     rest = _CONDITION.sub("", _PREAMBLE.sub("", text)).strip()
+    rest = re.sub(r"^([^<>=,;]*[A-Za-z][^<>=,;]*)[,;]\s*[a-z]\s*\\ne(?![A-Za-z]).*$", r"\1", rest)
     if rest != text and rest:
         return _read(tidy(rest), depth)
     return None
@@ -189,6 +197,26 @@ def _unit_vectors(text: str, depth: int) -> Shape | None:
         entry = re.sub(rf"\\unit{axis}(?![A-Za-z])", "(1)", text)
         entries.append(read_expression(re.sub(r"\\unit[ijk](?![A-Za-z])", "(0)", entry)))
     return Group("tuple", tuple(entries))
+
+
+def _compound(text: str, depth: int) -> Shape | None:
+    """4 hours 30 minutes, 4 dollars and 50 cents: one quantity in two units of one kind."""
+    match = re.fullmatch(
+        r"\s*(\d[\d.]*)\s*([a-z]+)\s*(?:,|and)?\s*(\d[\d.]*)\s*([a-z]+)\s*", _connectors(text), re.IGNORECASE
+    )
+    if match is None:
+        return None
+    large, small = read_unit(match[2]), read_unit(match[4])
+    if (
+        not large.factor
+        or not small.factor
+        or large.dimension != small.dimension
+        or large.factor <= small.factor
+    ):
+        return None
+    share = small.factor / large.factor
+    total = rf"{match[1]}+{match[3]}\cdot\frac{{{share.numerator}}}{{{share.denominator}}}"
+    return replace(read_expression(total), unit=large)
 
 
 def _point(text: str, depth: int) -> Shape | None:

@@ -66,6 +66,14 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
     )
     if excepted:
         return Region(without((REALS,), read_expression(excepted[1])))
+    beyond = re.fullmatch(
+        r"(?:\\text\s*\{)?\s*all real(?: number)?s (greater|less) than (or equal to )?\s*\}?\s*([^{}]+)\}?",
+        text, re.IGNORECASE,
+    )  # fmt: skip
+    if beyond:
+        signs = (r"\ge", r"\le") if beyond[2] else (">", "<")
+        sign = signs[beyond[1].lower() == "less"]
+        return _inequality(f"x {sign} {beyond[3]}")
     outside = re.fullmatch(rf"({VARIABLE.pattern})\s*\\notin(?![A-Za-z])\s*(.*)", text, re.DOTALL)
     if outside:
         inside = as_region(read(outside[2], depth))

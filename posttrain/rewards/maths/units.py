@@ -28,7 +28,7 @@ _NAMES: dict[str, tuple[str, str, int]] = {
     "ft foot feet": ("length", "0.3048", 1),
     "yd yard": ("length", "0.9144", 1),
     "mi mile": ("length", "1609.344", 1),
-    "l liter litre": ("length", "0.001", 3),
+    "l L liter litre": ("length", "0.001", 3),
     "ml milliliter millilitre": ("length", "0.000001", 3),
     "s sec second": ("time", "1", 1),
     "min minute": ("time", "60", 1),
