@@ -20,16 +20,22 @@ from posttrain.trainers.forward import model_inputs
 
 @dataclass(frozen=True)
 class WatchedCAPO(CAPO):
-    """CAPO that remembers, for the step under way, each loss token's predicted shift and whether it was kept."""
+    """CAPO that remembers each token's shift in the step under way, whether it was kept, whether it is a loss token, and
+    A (1 - p): how far and which way its gradient pushes its own logit."""
 
     @cached_property
-    def seen(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def seen(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         return []
 
     def finish_step(self, batches: Sequence[TokenBatch], all_sum: AllSum) -> dict[str, Any]:
         prepared = [self.prepare(batch) for batch in batches]
-        self.seen[:] = [(b.forward["policy_shift"], self.keep(b), b.mask > 0) for b in prepared]
+        self.seen[:] = [
+            (b.forward["policy_shift"], self.keep(b), b.mask > 0, self._push(b)) for b in prepared
+        ]
         return super().finish_step(batches, all_sum)
+
+    def _push(self, batch: TokenBatch) -> Tensor:
+        return self.effective_advantages(batch) * (1 - batch.logprobs.detach().exp())
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,9 @@ def watch_coverage(trainer: Any) -> None:
 class ShiftMeter(TrainerCallback):
     """Every few steps: CAPO's predicted policy shift against the exact KL of the update that followed.
 
-    Logs lab/spearman (rank correlation over loss tokens) and lab/kl_rejected_over_kept (ratio of mean KLs). One
-    micro-batch a step.
+    Logs lab/spearman (rank correlation over loss tokens), lab/kl_rejected_over_kept (ratio of mean KLs), and what
+    rejected tokens hold of the summed push, A (1 - p): lab/rejected_push of its absolute value, lab/rejected_push_down
+    of the part with A < 0, lab/rejected_push_up of the rest. One micro-batch a step.
     """
 
     def __init__(self, trainer: Any, every: int = 4) -> None:
@@ -91,12 +98,17 @@ class ShiftMeter(TrainerCallback):
             return
         after = self._policy()
         kl = (self.before.exp() * (self.before - after)).sum(dim=-1)
-        shift, kept, tokens = self.trainer.objective.seen[0]
+        shift, kept, tokens, push = self.trainer.objective.seen[0]
         log = self.trainer._metrics["train"]
         log["lab/spearman"].append(spearman(shift[tokens], kl[tokens]))
         rejected = tokens & ~kept
         if rejected.any():
             log["lab/kl_rejected_over_kept"].append((kl[rejected].mean() / kl[tokens & kept].mean()).item())
+        parts = {"": push.abs(), "_down": (-push).clamp(min=0), "_up": push.clamp(min=0)}
+        for name, part in parts.items():
+            whole = part[tokens].sum()
+            if whole > 0:
+                log[f"lab/rejected_push{name}"].append((part[rejected].sum() / whole).item())
 
     @torch.no_grad()
     def _policy(self) -> Tensor:

@@ -35,6 +35,11 @@ COLUMNS = {
     "clip_share": ("clipped", "tokens whose ratio is clipped, mean over steps"),
     "rejected_mean": ("rejected", "loss tokens CAPO rejects, mean over steps"),
     "rejected_peak": ("peak", "the same, largest step"),
+    "rejected_push_down": (
+        "of down",
+        "of the summed A (1 - p) of tokens with A < 0, what rejected tokens hold, mean over every fourth step",
+    ),
+    "rejected_push_up": ("of up", "the same of tokens with A > 0"),
     "coverage": ("coverage", "responses with gradient on at least one token, mean over steps"),
     "spearman": (
         "rank corr.",
@@ -54,7 +59,8 @@ PLOTTED = (
     ("kept_share", "Tokens kept", True),
 )
 STYLE = """
-.seeds { font-size: 10.5px; } .wide { overflow-x: auto; margin-bottom: 12px; } .wide td, .wide th { padding-right: 7px; font-size: 12.5px; }
+.seeds { font-size: 10.5px; } .wide { overflow-x: auto; margin-bottom: 12px; }
+.wide td, .wide th { padding-right: 7px; font-size: 12.5px; }
 .glossary { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; font-size: 13px; margin: 0; }
 .glossary dd { margin: 0; }
 """

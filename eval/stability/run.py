@@ -121,6 +121,8 @@ def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, floa
         "clip_share": mean(values("clip_ratio/region_mean")),
         "rejected_mean": mean(rejected),
         "rejected_peak": max(rejected, default=None),
+        "rejected_push_down": mean(values("lab/rejected_push_down")),
+        "rejected_push_up": mean(values("lab/rejected_push_up")),
         "coverage": mean(values("lab/coverage")),
         "spearman": mean(values("lab/spearman")),
         "kl_rejected_over_kept": statistics.median(ratios) if ratios else None,  # few tokens: outliers
