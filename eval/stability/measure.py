@@ -20,8 +20,8 @@ from posttrain.trainers.forward import model_inputs
 
 @dataclass(frozen=True)
 class WatchedCAPO(CAPO):
-    """CAPO that remembers each token's shift in the step under way, whether it was kept, whether it is a loss token, and
-    A (1 - p): how far and which way its gradient pushes its own logit."""
+    """CAPO that remembers each token's shift in the step under way, whether it was kept, whether it is a loss token,
+    and A (1 - p): how far and which way its gradient pushes its own logit."""
 
     @cached_property
     def seen(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
