@@ -45,11 +45,14 @@ def main(args: Namespace) -> int:
         return 2
     try:
         texts = check_texts(args.check_data) if args.check_data else None
+        import transformers.utils.logging
+
         from posttrain.trainers.soups import save_soup
 
+        transformers.utils.logging.disable_progress_bar()
         measured = save_soup(args.models, weights, out, check_texts=texts, tolerance=args.tolerance)
     except (DataError, OSError, ValueError) as error:
-        print(f"posttrain soup: {error}", file=sys.stderr)
+        print(f"posttrain soup: {str(error).removeprefix('soup: ')}", file=sys.stderr)
         return 2
     for path, weight in zip(args.models, weights, strict=True):
         print(f"{weight:g} x {path}")
@@ -60,21 +63,21 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def check_texts(path: str) -> list[str]:
-    """The first rows' texts: column `text`, or prompt and completion (or chosen) put together."""
+def check_texts(path: str) -> list[tuple[str, str]]:
+    """Prompt and answer of the first rows: columns prompt and completion (or chosen), or `text` without a prompt."""
     from posttrain.data.files import DataError, iter_rows
 
     texts = []
     for row, _ in zip(iter_rows(path), range(CHECK_ROWS), strict=False):
         if "text" in row:
-            texts.append(row["text"])
+            texts.append(("", row["text"]))
             continue
         answer = row.get("completion", row.get("chosen"))
         if not isinstance(row.get("prompt"), str) or not isinstance(answer, str):
             raise DataError(
                 f"{path}: check data needs rows with 'text', or with 'prompt' and 'completion' as text"
             )
-        texts.append(row["prompt"] + answer)
+        texts.append((row["prompt"], answer))
     if not texts:
         raise DataError(f"{path}: no rows")
     return texts

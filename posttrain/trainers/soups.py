@@ -73,23 +73,24 @@ def check_vocabulary(
         )
 
 
+CheckText = tuple[str, str]
+"""A prompt, which may be empty, and the answer that is scored."""
+
+
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 8) -> float:
-    """exp of the mean negative log-likelihood a token, over all tokens of `texts` but each one's first."""
+def perplexity(model: PreTrainedModel, tokenizer: Any, texts: Sequence[CheckText]) -> float:
+    """exp of the mean negative log-likelihood a token of the answers given their prompts. A text's very first token,
+    which nothing precedes, is not scored; what lies beyond the tokenizer's longest input is cut."""
     nats, tokens = 0.0, 0
-    device = model.device
-    for start in range(0, len(texts), batch_size):
-        batch = tokenizer(
-            list(texts[start : start + batch_size]), return_tensors="pt", padding=True, truncation=True
-        )
-        ids: Tensor = batch["input_ids"].to(device)
-        mask: Tensor = batch["attention_mask"].to(device)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-        both = (mask[:, 1:] * mask[:, :-1]).bool()
-        nats += float(cross_entropy(logits[both], ids[:, 1:][both], reduction="sum"))
-        tokens += int(both.sum())
+    for prompt, answer in texts:
+        first = max(len(tokenizer(prompt)["input_ids"]) if prompt else 0, 1)
+        ids: Tensor = tokenizer(prompt + answer, return_tensors="pt", truncation=True)["input_ids"]
+        ids = ids.to(model.device)
+        logits = model(input_ids=ids).logits[0, first - 1 : -1].float()
+        nats += float(cross_entropy(logits, ids[0, first:], reduction="sum"))
+        tokens += len(logits)
     if tokens == 0:
-        raise SoupError("the check texts hold no two tokens in a row")
+        raise SoupError("the check texts hold no token to score")
     return math.exp(nats / tokens)
 
 
@@ -108,7 +109,7 @@ def save_soup(
     weights: Sequence[float],
     out: Path,
     *,
-    check_texts: Sequence[str] | None = None,
+    check_texts: Sequence[CheckText] | None = None,
     tolerance: float = 0.1,
 ) -> dict[str, Any]:
     """Writes the soup of `paths` as a model folder, with the first one's config and tokenizer.
@@ -123,8 +124,6 @@ def save_soup(
         warn_of_strangers(paths, states)
     measured: dict[str, Any] = {}
     if check_texts is not None:
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         measured["models"] = [perplexity(model.eval(), tokenizer, check_texts) for model in models]
     first = models[0]
     first.load_state_dict(soup)

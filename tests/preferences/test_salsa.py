@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from posttrain.objectives.bapo import BAPO
 from posttrain.references.salsa import SALSA
 from posttrain.trainers.bindings import GRPOConfig, GRPOTrainer
 from posttrain.trainers.salsa import SALSAConfig, SALSATrainer
-from posttrain.trainers.soups import SoupError, check_perplexity, soup_with
+from posttrain.trainers.soups import SoupError, check_perplexity, perplexity, soup_with
 
 ROWS = Dataset.from_list([{"prompt": f"{i}>"} for i in range(8)])
 
@@ -187,6 +188,19 @@ def test_a_soup_worse_than_its_models_is_refused():
         check_perplexity(4.5, [3.0, 4.0], tolerance=0.1)
     with pytest.raises(SoupError):
         check_perplexity(float("nan"), [3.0, 4.0], tolerance=0.1)
+
+
+def test_perplexity_is_of_the_answers_given_their_prompts(tiny_model, tokenizer):
+    logps = tiny_model(tokenizer("sort 31213", return_tensors="pt")["input_ids"]).logits[0].log_softmax(-1)
+    ids = tokenizer("sort 31213")["input_ids"]
+    taken = [-logps[i - 1, ids[i]].item() for i in range(len(ids))]
+    answer = perplexity(tiny_model, tokenizer, [("sort 312", "13")])
+    assert answer == pytest.approx(math.exp(sum(taken[8:]) / 2), rel=1e-5)
+    # Token by token over texts of different length, not text by text; without a prompt all but the first token.
+    both = perplexity(tiny_model, tokenizer, [("sort 312", "13"), ("", "sort 31213")])
+    assert both == pytest.approx(math.exp((sum(taken[8:]) + sum(taken[1:])) / (2 + 9)), rel=1e-5)
+    with pytest.raises(SoupError, match="no token to score"):
+        perplexity(tiny_model, tokenizer, [("", "a")])
 
 
 # The command
