@@ -13,7 +13,7 @@ from math_cases import cases
 
 from posttrain.rewards.grading_pool import Item, grade_many
 from posttrain.rewards.math_grading import Grade, canonical_answer, extract_answer, grade, read_gold
-from posttrain.rewards.maths import reading
+from posttrain.rewards.maths import equal, reading
 from posttrain.rewards.maths.equal import equal_answers
 
 TABLE = [pytest.param(*case[1:], id=f"{case[0]}: {case[1]} | {case[2]}") for case in cases()]
@@ -206,12 +206,38 @@ STRANGE = [
     "9^{9^{9^{9^{9}}}}", "10^{-10^{10^{10}}}", "99999999!", r"\binom{10^9}{5}", r"\sqrt[0]{5}", r"\log_1 5", "1/0",
     "0^0", "0^{-1}", "(((((" * 60, "{" * 400 + "}" * 400, r"\frac{1}{" * 50 + "2" + "}" * 50, "x" * 900, "1" * 900,
     "," * 300, "=" * 50, "<" * 40, "|" * 31, r"\pm" * 11 + "5", r"\text{" + "a " * 400 + "}", "^", "_", "\\",
+    r"9.8\text{ m/s}^2(", "C((1,2),3)", r"4\text{ hours }3.0.1\text{ minutes}", r"\mathbf{i}\mathbf{j}",
+    r"\cap", "10:0",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", STRANGE)
 def test_strange_answers_are_wrong_and_neither_raise_nor_hang(answer):
     assert grade("5", rf"\boxed{{{answer}}}").correct is False
+
+
+def test_mutilated_answers_are_graded_without_an_error(monkeypatch):
+    monkeypatch.setattr(equal, "equal_by_math_verify", lambda gold, answer: False)  # its errors are not ours
+    monkeypatch.setattr(equal, "parsed_by_math_verify", lambda text: ())
+    rng = random.Random(4)
+    answers = [answer for _, _, answer, _ in cases()]
+    marks = [
+        *r"\{}()[]^_,;:+-/=<>|% 0x",
+        r"\frac",
+        r"\text{",
+        r"\pm",
+        r"\cup",
+        r"\le",
+        r"\mathbf{i}",
+        " and ",
+    ]
+    for _ in range(1500):
+        answer = rng.choice(answers)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(answer) + 1)
+            answer = answer[:at] + (rng.choice(marks) if rng.random() < 0.6 else "") + answer[at + 1 :]
+        grade(rng.choice(answers), rf"\boxed{{{answer}}}")
+        canonical_answer(answer)
 
 
 # ---- canonical answers

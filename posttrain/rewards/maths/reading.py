@@ -228,7 +228,7 @@ def _point(text: str, depth: int) -> Shape | None:
     if not isinstance(inner, Group):
         return None
     if match[1] == "C" and len(inner.items) == 2:
-        n, k = match[2][1:-1].split(",")
+        n, k = (piece for piece, _ in split_top(match[2][1:-1], (",", ";")))
         return Either((Named(match[1], inner), read_expression(rf"\binom{{{n}}}{{{k}}}")))
     return Named(match[1], inner)
 

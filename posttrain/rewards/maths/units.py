@@ -88,7 +88,7 @@ def read_unit(text: str) -> Unit:
             name, power, token = tokens[position - 1].lower(), str(prefix - 1), ""
         for part, direction in zip(_COMPOUND.get(name, (name,)), (1, -1), strict=False):
             known = UNITS.get(part)
-            if known is None:
+            if known is None or power and not re.fullmatch(r"-?\d", power):
                 return Unit(None, None)
             exponent = sign * direction * (int(power) if power else prefix if token else 1)
             base, size, inner = known
