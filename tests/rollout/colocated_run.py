@@ -1,6 +1,7 @@
 """vLLM in a process of its own for the tests: it takes over torch.distributed, threads and memory of its process.
 
 python tests/rollout/colocated_run.py FOLDER tied|untied -> one line of JSON, the last of its output
+torchrun --nproc_per_node 2 tests/rollout/colocated_run.py FOLDER ranks -> the same, from rank 0
 """
 
 from __future__ import annotations
@@ -13,24 +14,45 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_checks import agreement, losses_with, write_model
+from accelerate import PartialState
+from engine_checks import agreement, losses_of, losses_with, trainer_on, write_model
 from rollout_fakes import nudge
 
 from posttrain.rollout.base import WeightsDiffer
 from posttrain.rollout.vllm_colocated import VLLMColocated
 
 
-def main(folder: Path, kind: str) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    model = write_model(folder / "model", tied=kind == "tied")
-    engine = VLLMColocated(
+def engine_of(folder: Path, distributed: bool = False) -> VLLMColocated:
+    return VLLMColocated(
         str(folder / "model"),
         dtype="float32",
         gpu_memory_utilization=0.1,
         max_model_length=64,
         max_num_seqs=16,
         enforce_eager=True,
+        distributed=distributed,
     )
+
+
+def in_ranks(folder: Path) -> dict[str, Any]:
+    """Each of two ranks with an engine of its own and half the batch."""
+    state = PartialState(cpu=True)
+    if state.is_main_process:
+        write_model(folder / "model")
+    state.wait_for_everyone()
+    trainer = trainer_on(folder / "model", folder / "run", per_device_train_batch_size=4)
+    trainer.use_engine(engine_of(folder, distributed=True))
+    trainer.train()
+    gaps = [float(log["rollout/proof_gap"]) for log in trainer.state.log_history if "loss" in log]
+    return {"ranks": state.num_processes, "losses": losses_of(trainer), "gap": max(gaps)}
+
+
+def main(folder: Path, kind: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    if kind == "ranks":
+        return in_ranks(folder)
+    model = write_model(folder / "model", tied=kind == "tied")
+    engine = engine_of(folder)
     found: dict[str, Any] = {"start": agreement(engine, model), "synced": [], "stale": None}
     for version in (1, 2, 3):
         nudge(model, version)
@@ -50,4 +72,6 @@ def main(folder: Path, kind: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))
+    found = main(Path(sys.argv[1]), sys.argv[2])
+    if PartialState(cpu=True).is_main_process:
+        print(json.dumps(found))

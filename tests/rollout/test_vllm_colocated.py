@@ -17,7 +17,11 @@ SCRIPT = Path(__file__).with_name("colocated_run.py")
 
 def run(folder: Path, kind: str) -> dict:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    command = [sys.executable, str(SCRIPT), str(folder), kind]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if kind == "ranks" else []
+    )
+    env["ACCELERATE_USE_CPU"] = "true"
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), kind]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -51,6 +55,14 @@ def test_training_with_it_is_training_with_transformers_on_the_same_tokens(untie
 
 def test_a_skipped_sync_is_caught_by_name(untied: dict) -> None:
     assert "First tensor that differs: model.embed_tokens.weight" in untied["skipped"]
+
+
+@pytest.mark.distributed
+def test_two_ranks_with_an_engine_each_train_as_one_does(untied: dict, tmp_path: Path) -> None:
+    found = run(tmp_path, "ranks")
+    assert found["ranks"] == 2
+    assert found["gap"] < 1e-4
+    assert found["losses"] == pytest.approx(untied["losses"]["engine"], abs=1e-3)
 
 
 def test_a_head_size_without_a_kernel_is_refused_before_vllm_starts(tmp_path: Path) -> None:
