@@ -1,11 +1,14 @@
 """One page about the lab's runs: python eval/stability/report.py  ->  eval/stability/results/report.html
 
+    python eval/stability/report.py --markdown REGIME [--columns t5 best]      the regime's table, for a method's card
+
 Reads the stored curves only; the summaries are computed anew from them. Runs of other lengths than their regime's
 are grouped apart and say their number of steps. Steps at which a calibration holds the policy are left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -158,10 +161,34 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
+def markdown(runs: Sequence[Run], regime: str, columns: Sequence[str]) -> str:
+    """Each seed's numbers of the regime's full-length runs, one line a method."""
+    lines = [
+        "| | seeds | " + " | ".join(COLUMNS[key][0] for key in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for cell in REGIMES[regime].cells:
+        mine = [run for run in runs if (run["regime"], run["cell"]) == (regime, cell)]
+        if mine:
+            seeds = " ".join(str(run["seed"]) for run in mine)
+            values = [" ".join(number(run["summary"][key]) for run in mine) for key in columns]
+            lines.append(f"| {cell} | {seeds} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--markdown", metavar="REGIME", choices=list(REGIMES))
+    parser.add_argument("--columns", nargs="*", choices=list(COLUMNS), default=["t5", "best", "entropy_last"])
+    args = parser.parse_args()
     runs = load()
     if not runs:
         sys.exit(f"no runs in {RESULTS}; make some with eval/stability/run.py")
+    if args.markdown:
+        print(markdown(runs, args.markdown, args.columns))
+        return
     out = RESULTS / "report.html"
     out.write_text(page(runs), encoding="utf-8")
     for run in runs:
