@@ -121,7 +121,15 @@ SPECS = (
         (("rollout/staleness", "mean"), ("rollout/staleness_max", "oldest")),
     ),
     Spec("Run", "Tokens a second", (("tokens_per_second", "rollout tokens"),)),
-    Spec("Run", "Seconds a step", (("step_time", "training"),)),
+    Spec(
+        "Run",
+        "Seconds a step",
+        (
+            ("step_time", "whole step"),
+            ("rollout/wait_s", "waiting for samples"),
+            ("rollout/sync_s", "sending weights"),
+        ),
+    ),
     Spec("Run", "Learning rate", (("learning_rate", "schedule"),), raw=True),
     Spec(
         "Run",
@@ -129,6 +137,7 @@ SPECS = (
         (
             ("sampling/sampling_logp_difference/mean", "mean"),
             ("sampling/sampling_logp_difference/max", "largest"),
+            ("rollout/proof_gap", "after a sync, largest"),
         ),
         log=True,
     ),

@@ -410,8 +410,8 @@ class EngineGeneration(_Host):
         return torch.atleast_1d(torch.as_tensor(self.accelerator.gather(value)))
 
     def _log_rollout(self, name: str, value: float) -> None:
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode][f"rollout/{name}"].append(value)
+        """Of the run, also where an evaluation caused it: a sync is no held-out result."""
+        self._metrics["train"][f"rollout/{name}"].append(value)
 
     # Resume
 

@@ -217,6 +217,18 @@ def test_a_correction_starts_the_ratio_from_the_trainers_own_logprobs(mode: str,
     )
 
 
+def test_a_sync_for_an_evaluation_is_no_held_out_result(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_steps=1)
+    trainer.use_engine(CopyEngine(trainer.model))
+    found = trainer.evaluate(eval_dataset=trainer.train_dataset.select(range(8)))
+    assert "eval_reward" in found
+    assert not [name for name in found if "rollout/" in name]
+    trainer.train()
+    assert (
+        len(column(trainer, "rollout/proof_gap")) == 1
+    )  # of the sync before the evaluation: weights of step 0
+
+
 # Proof
 
 
