@@ -232,6 +232,7 @@ def curves(seed: int, folder: Path, rollouts: int) -> Numbers:
                     "objective": objective,
                     "train.num_iterations": UPDATES,
                     "train.max_steps": steps,
+                    "train.eval_steps": None,  # before and after only
                     "train.per_device_train_batch_size": 8 * GROUP,
                     "train.learning_rate": RATE,
                     "train.seed": seed,
