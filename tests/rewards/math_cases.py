@@ -674,6 +674,13 @@ bounds
 4.5\text{ hours} # 4\text{ hours }20\text{ minutes} # 0
 \$4.50 # 4 dollars and 50 cents # 1
 1.5\text{ L} # 1500\text{ mL} # 1
+2,500 # (2,500) # 0
+(-\infty,-5)\cup(-5,5)\cup(5,\infty) # x\ne\pm5 # 1
+(-\infty,-5)\cup(-5,5)\cup(5,\infty) # x\neq 5, x\neq -5 # 1
+(-\infty,-5)\cup(-5,5)\cup(5,\infty) # x\ne 5 # 0
+a_n = 3n-1 # a_k=3k-1 # 1
+a_n = 3n-1 # a_k=3k+1 # 0
+a_n = 3n-1 # b_n=3n-1 # 0
 """
 
 

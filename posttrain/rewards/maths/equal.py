@@ -102,7 +102,7 @@ class _Comparison:
         if isinstance(gold, Named) and isinstance(answer, Named):
             if _same_name(gold.name, answer.name):
                 return self.same(gold.inner, answer.inner)
-            if "(" in gold.name and "(" in answer.name:
+            if _argument(gold.name) and _argument(answer.name):
                 return self.functions(gold, answer)
             return self.proportional(gold, answer)
         if isinstance(gold, Named):
@@ -122,6 +122,8 @@ class _Comparison:
         before, after = _argument(answer.name), _argument(gold.name)
         if before is None or after is None or not isinstance(answer.inner, Expr):
             return False
+        if "_" in gold.name + answer.name and gold.name[0] != answer.name[0]:
+            return False  # a_n is not b_n
         renamed = re.sub(
             rf"(?<![A-Za-z\\]){re.escape(before)}(?![A-Za-z])", lambda _: after, answer.inner.text
         )
@@ -367,14 +369,14 @@ def _same_name(a: str, b: str) -> bool:
 
 
 def _argument(name: str) -> str | None:
-    match = re.search(r"\(([^(),]+)\)$", name)
-    return match[1].strip() if match else None
+    match = re.search(r"\(([^(),]+)\)$|_\{?([a-z])\}?$", name)
+    return (match[1] or match[2]).strip() if match else None
 
 
 def _one_number(shape: Shape, other: Shape) -> Shape:
     """ "100,200" is one number, unless the other side is a list beyond doubt."""
     if isinstance(shape, Group) and shape.number is not None:
-        listed = isinstance(other, Group) and other.number is None
+        listed = isinstance(other, Group) and other.number is None and other.kind in ("list", "set")
         return shape if listed else shape.number
     return shape
 

@@ -157,7 +157,9 @@ def _choice(text: str, depth: int) -> Shape | None:
 def _trimmed(text: str, depth: int) -> Shape | None:
     """Without a preamble ("the answer is", "Total:") and without conditions ("where k is an integer")."""
     rest = _CONDITION.sub("", _PREAMBLE.sub("", text)).strip()
-    rest = re.sub(r"^([^<>=,;]*[A-Za-z][^<>=,;]*)[,;]\s*[a-z]\s*\\ne(?![A-Za-z]).*$", r"\1", rest)
+    excluded = re.fullmatch(r"([^<>=,;]*[A-Za-z][^<>=,;]*)[,;]\s*[a-z]\s*\\ne(?![A-Za-z]).*", rest)
+    if excluded and r"\ne" not in excluded[1]:
+        rest = excluded[1]
     if rest != text and rest:
         return _read(tidy(rest), depth)
     return None

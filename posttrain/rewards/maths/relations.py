@@ -83,8 +83,11 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
         return _inequality(text)
     unequal = re.fullmatch(rf"({VARIABLE.pattern})\s*\\ne(?![A-Za-z])\s*(.*)", text, re.DOTALL)
     if unequal:
-        hole = read_expression(unequal[2])
-        return Region(without((REALS,), hole), unequal[1].strip())
+        holes = read(unequal[2], depth)
+        pieces = (REALS,)
+        for hole in holes.items if isinstance(holes, Group) else (holes,):
+            pieces = without(pieces, hole if isinstance(hole, Expr) else read_expression(unequal[2]))
+        return Region(pieces, unequal[1].strip())
     rounded = [piece.strip() for piece, _ in split_top(text, (r"\approx",))]
     if len(rounded) > 1:
         if not rounded[0]:
