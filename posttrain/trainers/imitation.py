@@ -25,6 +25,7 @@ from posttrain.data.mapping import as_messages
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.trainers.generating import answer_text, pad_id, prompt_ids, stop_ids
+from posttrain.trainers.reference import share_from_main
 
 Answer = Callable[[list[list[int]], list[Sampling]], list[str]]
 """Prompts as tokens and how to sample each -> answers as text."""
@@ -66,6 +67,7 @@ def answers_of(model: Any, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool) 
     """Sampled from a model in memory, which is on this process's device meanwhile."""
 
     def answer(prompts: list[list[int]], sampling: list[Sampling]) -> list[str]:
+        share_from_main(model)
         before = next(model.parameters()).device
         device = before if on_cpu or before.type != "cpu" else PartialState().device
         model.to(device)

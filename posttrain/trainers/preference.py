@@ -33,6 +33,7 @@ from posttrain.trainers.config import settings_from
 from posttrain.trainers.imitation import tokenize_imitation
 from posttrain.trainers.pair_collator import PairCollator, take_imitation
 from posttrain.trainers.pair_rows import PROMPT_FILLS, PairCounts, account_tokens, shorten_prompts
+from posttrain.trainers.reference import share_from_main
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.trl_seam import disable_gradient_checkpointing, use_adapter
 
@@ -128,6 +129,8 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
         self._pairs_in_step: Tensor | None = None
         if ref_model is None and _needs_a_copy(model, args, trl_arguments):
             ref_model = _frozen_copy(model)
+        if ref_model is not None:
+            share_from_main(ref_model)
         super().__init__(
             model=model,
             ref_model=ref_model,

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.references.soup import UNRELATED, StateDict, average, distance
+from posttrain.trainers.generating import whole_weights_everywhere
 from posttrain.trainers.policy_folder import load_dense
 
 logger = logging.getLogger(__name__)
@@ -31,10 +33,12 @@ def soup_with(model: PreTrainedModel, others: Sequence[str], weights: Sequence[f
     `model` is left as it is; of a PEFT model the adapter is merged in a copy.
     """
     first = copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model  # type: ignore[operator]  # peft's
-    rest = [load_dense(path) for path in others]  # as saved: rounded once, after the sum
+    with whole_weights_everywhere():
+        rest = [load_dense(path) for path in others]  # as saved: rounded once, after the sum
     states = [first.state_dict(), *[other.to(first.device).state_dict() for other in rest]]  # type: ignore[arg-type]  # as torch
     soup = average(states, weights)
-    warn_of_strangers(["the policy", *others], states)
+    if PartialState().is_main_process:  # elsewhere FSDP may not have given the policy its weights yet
+        warn_of_strangers(["the policy", *others], states)
     reference = rest[0].to(first.dtype)  # type: ignore[arg-type]  # as torch
     reference.load_state_dict(soup)
     return reference.requires_grad_(False).eval()

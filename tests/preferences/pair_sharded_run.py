@@ -1,0 +1,112 @@
+"""Trains RPO and two iterations of DRIFT on two CPU processes, plain or sharded, and stores the whole weights.
+
+torchrun --nproc_per_node 2 tests/preferences/pair_sharded_run.py ddp OUT
+accelerate launch --config_file launch/accelerate/fsdp2.yaml ... tests/preferences/pair_sharded_run.py fsdp2 OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "trainers"))
+from pair_split_run import WORDS, arguments
+from sharded_run import KIND, WANTED, shard_on_cpus
+
+from posttrain.data.feedback_logs import Complaint
+from posttrain.preferences.rpo import RPO
+from posttrain.rollout.base import Sampling
+from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
+from posttrain.trainers.models import character_tokenizer, scratch_llama
+from posttrain.trainers.policy_folder import load_policy
+from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.weights import policy_weights
+
+
+def options(folder: Path, **more: Any) -> dict[str, Any]:
+    changes = {
+        "use_cpu": KIND == "ddp",
+        "optim": "sgd",  # Adam would turn a rounding difference into a step of full size
+        "max_grad_norm": 0.0,
+        "learning_rate": 0.5,
+        "num_train_epochs": 1,
+    }
+    return arguments(2, 1, folder, **{**changes, **more})
+
+
+def tiny() -> Any:
+    return scratch_llama(character_tokenizer(), hidden_size=32, layers=1, heads=2, max_positions=256, seed=0)
+
+
+def rpo(folder: Path) -> dict[str, Any]:
+    rows = [{"prompt": f"name {w}:", "chosen": w, "rejected": w.upper()} for w in WORDS]
+    trainer = PreferenceTrainer(
+        tiny(),
+        args=PreferenceConfig(**options(folder)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=character_tokenizer(),
+        method=RPO(eta=0.5),
+    )
+    assert trainer.accelerator.distributed_type == WANTED[KIND], trainer.accelerator.distributed_type
+    trainer.train()
+    named = policy_weights(trainer.model, trainer.accelerator)
+    return {
+        "weights": {name: tensor.detach().clone() for name, tensor in named},
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+    }
+
+
+class Watched(TrainerCallback):
+    """Notes each step's reward margin, and the engine it was trained with."""
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.engines: list[str] = []
+        self.margins: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.engines.append(type(self.run._training.model_wrapped).__name__)
+            self.margins.append(logs["rewards/margins"])
+
+
+def drift(folder: Path) -> dict[str, Any]:
+    complaints = [Complaint([{"role": "user", "content": f"name {w}"}], f"{w.upper()}!", "no") for w in WORDS]
+    watched = Watched()
+    trainer = DRIFTTrainer(
+        tiny(),
+        complaints,
+        DRIFTConfig(**options(folder / "drift", iterations=2)),
+        character_tokenizer(),
+        sampling=Sampling(max_new_tokens=5),
+        generation_batch_size=2,
+        callbacks=[watched],
+    )
+    watched.run = trainer
+    trainer.train()
+    policies = [load_policy(trainer.pool.path(i)).state_dict() for i in range(len(trainer.pool))]
+    pairs = [(folder / "drift" / "stages" / f"00{i}" / "pairs.jsonl").read_text() for i in range(2)]
+    return {"engines": watched.engines, "margins": watched.margins, "policies": policies, "pairs": pairs}
+
+
+def main(out: Path) -> None:
+    if KIND != "ddp":
+        shard_on_cpus()
+    folder = out.parent / f"run-{KIND}"
+    found = {"RPO": rpo(folder)}
+    AcceleratorState._reset_state()  # the second trainer brings its own plugin
+    found["DRIFT"] = drift(folder)
+    if PartialState().is_main_process:
+        torch.save(found, out)
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[2]))
