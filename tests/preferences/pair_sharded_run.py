@@ -1,4 +1,4 @@
-"""Trains RPO and two iterations of DRIFT on two CPU processes, plain or sharded, and stores the whole weights.
+"""Trains RPO, SALSA and two iterations of DRIFT on two CPU processes, plain or sharded, and stores the whole weights.
 
 torchrun --nproc_per_node 2 tests/preferences/pair_sharded_run.py ddp OUT
 accelerate launch --config_file launch/accelerate/fsdp2.yaml ... tests/preferences/pair_sharded_run.py fsdp2 OUT
@@ -17,8 +17,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "trainers"))
+from helpers import arguments as policy_arguments
+from helpers import rows as policy_rows
 from pair_split_run import WORDS, arguments
 from sharded_run import KIND, WANTED, shard_on_cpus
+from split_run import fixed_completion
 
 from posttrain.data.feedback_logs import Complaint
 from posttrain.preferences.rpo import RPO
@@ -27,6 +30,7 @@ from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
 from posttrain.trainers.models import character_tokenizer, scratch_llama
 from posttrain.trainers.policy_folder import load_policy
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.salsa import SALSAConfig, SALSATrainer
 from posttrain.trainers.weights import policy_weights
 
 
@@ -96,12 +100,57 @@ def drift(folder: Path) -> dict[str, Any]:
     return {"engines": watched.engines, "margins": watched.margins, "policies": policies, "pairs": pairs}
 
 
+class FixedSALSA(SALSATrainer):
+    """Answers that do not hang on the weights, so that only the step is compared."""
+
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        offset = self.accelerator.process_index * len(prompt_ids)
+        return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
+
+
+def salsa(folder: Path) -> dict[str, Any]:
+    tokenizer, second = character_tokenizer(), tiny()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    sft2 = folder / "sft2"
+    if PartialState().is_main_process:
+        second.save_pretrained(sft2)
+        tokenizer.save_pretrained(sft2)
+    PartialState().wait_for_everyone()
+    args = SALSAConfig(
+        **policy_arguments(
+            folder,
+            use_cpu=KIND == "ddp",
+            per_device_train_batch_size=6,
+            max_steps=3,
+            beta=0.5,
+            optim="sgd",
+            max_grad_norm=0.0,
+            learning_rate=0.5,
+            others=[str(sft2)],
+        )
+    )
+    reward = f"{Path(__file__).parent.parent / 'trainers' / 'sharded_reward.py'}:partly_right"
+    trainer = FixedSALSA(tiny(), reward, args, policy_rows(24), processing_class=tokenizer)
+    trainer.train()
+    named = policy_weights(trainer.model, trainer.accelerator)
+    names = ("loss", "salsa/kl_to_soup", "salsa/kl_to_start")
+    return {
+        "weights": {name: tensor.detach().clone() for name, tensor in named},
+        "logs": [[log[name] for name in names] for log in trainer.state.log_history if "loss" in log],
+    }
+
+
 def main(out: Path) -> None:
     if KIND != "ddp":
         shard_on_cpus()
     folder = out.parent / f"run-{KIND}"
     found = {"RPO": rpo(folder)}
     AcceleratorState._reset_state()  # the second trainer brings its own plugin
+    found["SALSA"] = salsa(folder)
+    AcceleratorState._reset_state()
     found["DRIFT"] = drift(folder)
     if PartialState().is_main_process:
         torch.save(found, out)

@@ -42,6 +42,10 @@ def test_sharding_moves_nothing(root: Path, tmp_path: Path) -> None:
     assert sharded["RPO"]["losses"] == pytest.approx(whole["RPO"]["losses"], abs=1e-5)
     for name, tensor in whole["RPO"]["weights"].items():
         assert_close(sharded["RPO"]["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
+    for name, tensor in whole["SALSA"]["weights"].items():
+        assert_close(sharded["SALSA"]["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
+    for mine, its in zip(sharded["SALSA"]["logs"], whole["SALSA"]["logs"], strict=True):
+        assert mine == pytest.approx(its, abs=1e-5)
     # Two steps an iteration: the first finds policy and reference equal, on both ranks.
     assert [margin == 0.0 for margin in sharded["DRIFT"]["margins"]] == [True, False, True, False]
     assert sharded["DRIFT"]["pairs"] == whole["DRIFT"]["pairs"]
