@@ -24,7 +24,8 @@ SHAPES = {"REINFORCE": (1.0, 1.0), "GRPO's shape": (1.5, 1.5), "BNPO": (None, No
 def moments(args: argparse.Namespace, seed: int) -> dict[str, tuple[float, float]]:
     """{method: (E[A^2], E[A^2] / E[|A|]^2)}; all methods see the same rewards."""
     torch.manual_seed(seed)
-    prior = torch.distributions.Beta(*(torch.tensor(value, dtype=torch.float64) for value in args.prior))
+    first, second = (torch.tensor(value, dtype=torch.float64) for value in args.prior)
+    prior = torch.distributions.Beta(first, second)
     drawn: dict[str, list[torch.Tensor]] = {name: [] for name in SHAPES}
     for _ in range(args.batches):
         rates = prior.sample((args.prompts, 1)).expand(-1, args.responses)
@@ -34,8 +35,8 @@ def moments(args: argparse.Namespace, seed: int) -> dict[str, tuple[float, float
     found = {}
     for name, parts in drawn.items():
         advantages = torch.cat(parts)
-        second = advantages.square().mean()
-        found[name] = float(second), float(second / advantages.abs().mean().square())
+        square = advantages.square().mean()
+        found[name] = float(square), float(square / advantages.abs().mean().square())
     return found
 
 

@@ -174,7 +174,7 @@ def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespa
     run_dir, seconds = train(recipe, cell)
     curves = collect(read_metrics(run_dir))
     done = max(int(step) for curve in curves.values() for step, _ in curve)
-    if done < recipe.train.max_steps:
+    if recipe.train.max_steps is not None and done < recipe.train.max_steps:
         sys.exit(f"{out.stem}: stopped at step {done} of {recipe.train.max_steps}; nothing is stored")
     start_name = str(start.relative_to(ROOT)) if start.is_relative_to(ROOT) else start.name
     found = {
