@@ -1,20 +1,15 @@
-"""Logs of conversations in which users complained, as rows for DRIFT: the prompt, the bad answer, the
-complaint.
+"""Logs of conversations in which users complained, as rows for DRIFT: the prompt, the bad answer, the complaint.
 
 Three shapes of file are told apart by their keys:
 
     rows of DRIFT's own release      {"prompt": [...], "rejected": [...], "user_preference": {...}}
-    WildFeedback's annotated turns   one turn a row: UtterranceId, Role, Content, Satisfaction,
-    Disatisfaction (sic);
-                                     UtterranceId 0 begins a conversation, a user's row judges the answer
-                                     before it
-    plain chat logs                  {"messages": [...]}, a user message carrying "feedback":
-    "dissatisfied" or
+    WildFeedback's annotated turns   one turn a row: UtterranceId, Role, Content, Satisfaction, Disatisfaction (sic);
+                                     UtterranceId 0 begins a conversation, a user's row judges the answer before it
+    plain chat logs                  {"messages": [...]}, a user message carrying "feedback": "dissatisfied" or
                                      "satisfied" about the answer before it
 
-The last two also yield seed pairs: a bad answer, and the answer that repaired it (the user was satisfied
-with it). The turn-by-turn shape follows third parties' accounts of the published file, which was not at
-hand here.
+The last two also yield seed pairs: a bad answer, and the answer that repaired it (the user was satisfied with it).
+The turn-by-turn shape follows third parties' accounts of the published file, which was not at hand here.
 """
 
 from __future__ import annotations
@@ -224,8 +219,7 @@ def _role(value: str, where: str) -> str:
 def _harvest(turns: list[_Turn]) -> tuple[list[Complaint], list[SeedPair]]:
     """The complaints of one conversation, and those that a later answer repaired.
 
-    A repair is the first later answer that satisfied the user, if no other answer was complained about
-    between.
+    A repair is the first later answer that satisfied the user, if no other answer was complained about between.
     """
     complaints, seeds = [], []
     for i in range(2, len(turns)):

@@ -18,8 +18,7 @@ def length_mean_nll(logps: Tensor, lengths: Tensor) -> Tensor:
 def token_mean_nll(logps: Tensor, lengths: Tensor) -> Tensor:
     """A token of the whole micro-batch: every token weighs the same. (B,), (B,) -> ().
 
-    This is the mean that released code (TRL's "sft" loss) takes. It is defined on the micro-batch, so
-    gradients
+    This is the mean that released code (TRL's "sft" loss) takes. It is defined on the micro-batch, so gradients
     depend on how a step is split into micro-batches when answers differ in length.
     """
     return -logps.sum() / lengths.sum().clamp(min=1)

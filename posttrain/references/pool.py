@@ -24,8 +24,7 @@ _STATE = "pool.json"
 class ReferencePool:
     """Checkpoints 0, 1, ... in `folder`; index 0 is the model before training.
 
-    Opened again on the same folder it continues where it stood. In a run of several ranks all ranks read,
-    and only
+    Opened again on the same folder it continues where it stood. In a run of several ranks all ranks read, and only
     the main one may `add`.
     """
 
@@ -67,9 +66,8 @@ class ReferencePool:
     def draw(self, round_number: int, reference: Reference) -> int:
         """The index the round compares with: 0, the newest, or uniform over all before the round.
 
-        round_number counts from 1, and round k sees checkpoints 0 ... k-1 (SePPO, Alg. 1). Drawing for a
-        round
-        that was drawn before gives the same answer, whatever was drawn since.
+        round_number counts from 1, and round k sees checkpoints 0 ... k-1 (SePPO, Alg. 1). Drawing for a round that
+        was drawn before gives the same answer, whatever was drawn since.
         """
         if round_number < 1:
             raise ValueError(f"ReferencePool: rounds count from 1, got {round_number}")
