@@ -75,7 +75,10 @@ class VLLMColocated:
                     "rollout.vllm.sleep: on a CPU vLLM cannot give its memory back; remove it"
                 )
         self._sleeps = sleep
-        limits = {"max_num_seqs": max_num_seqs} if max_num_seqs is not None else {}
+        limits: dict[str, Any] = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
+        if self._on_cpu:
+            # A prompt read in parts has its draws taken back, which torch's CPU generators cannot: rows have seeds.
+            limits["enable_chunked_prefill"] = False
         with _explained(f"vllm could not load {model_path}", gpu_memory_utilization):
             self._llm = LLM(
                 model=model_path,
