@@ -4,6 +4,7 @@
 # make test-optional   only the tests of the optional stack
 # make lint            ruff
 # make types           pyright
+# make clean           remove the environment and all runs
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -34,11 +35,13 @@ demo: $(BIN)/.core
 test: $(BIN)/.core
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+NEED := --need vllm --need deepspeed --need evaluation
+
 test-all: $(BIN)/.all
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(NEED) -n 2 --dist loadfile
 
 test-optional: $(BIN)/.all
-	$(BIN)/python -m pytest -m 'vllm or deepspeed or evaluation'
+	$(BIN)/python -m pytest $(NEED) -m 'vllm or deepspeed or evaluation'
 
 lint: $(BIN)/.core
 	$(BIN)/ruff check .
