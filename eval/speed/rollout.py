@@ -87,9 +87,12 @@ def server(model: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
             servers_of([url])[0].wait_until_up(600.0)
             yield url, psutil.Process(process.pid)
         finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+                os.killpg(process.pid, signal.SIGKILL)  # the engine's own processes
+            process.wait(20)
 
 
 def cpu_seconds(process: psutil.Process) -> float:
