@@ -8,6 +8,7 @@ What needs a look at files, columns or arithmetic is refused by plan.py.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -82,6 +83,13 @@ class Recipe:
     train: TrainSection
     output: OutputSection
     evaluation: EvaluationSettings | None = None
+    overrides: tuple[str, ...] = ()  # as given with --set; the sections hold them already
+
+    @property
+    def train_command(self) -> str:
+        """What a person types to run it again as it is here."""
+        given = [word for override in self.overrides for word in ("--set", override)]
+        return shlex.join(["posttrain", "train", self.path, *given])
 
     @property
     def spec(self) -> Method:
@@ -119,7 +127,7 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in; written as YAML it loads as the same recipe."""
-        values = {field.name: vars(self)[field.name] for field in fields(self)[1:]}
+        values = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in ("path", "overrides")}
         values["objective"] = check_settings(self.spec.settings, self.objective.model_dump())
         return {name: plain(value) for name, value in values.items() if value not in (None, (), {})}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -67,7 +68,7 @@ class Loader:
         recipe = self.sections(raw, name, family)
         if self.problems:
             raise RecipeError(*(f"{self.file}: {problem}" for problem in self.problems))
-        return recipe
+        return replace(recipe, overrides=tuple(overrides))
 
     def read(self) -> dict[str, Any]:
         try:

@@ -64,7 +64,7 @@ class Session:
         if self.stop.asked and trainer.state.global_step < trainer.state.max_steps:
             self._say(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
-                f"continue with: posttrain train {self.recipe.path} --resume"
+                f"continue with: {self.recipe.train_command} --resume"
             )
             return 130
         if self.held_out is not None and self.held_out.last_step != trainer.state.global_step:

@@ -109,7 +109,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = finish(process, code=130)
-    assert "--resume" in said
+    assert "continue with: posttrain train own.yaml --resume" in said
 
     said = finish(start("train", "own.yaml", "--resume", cwd=tmp_path / "cut"))
     whole, cut = tmp_path / "whole" / "runs" / "own", tmp_path / "cut" / "runs" / "own"
