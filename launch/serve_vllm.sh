@@ -48,7 +48,8 @@ else
     dtype=${DTYPE:-float32}
     # On a CPU gpu_memory_utilization is a share of the memory, and the cache is sized in GiB by a variable of its own.
     export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    options+=(--gpu-memory-utilization 0.2 --enforce-eager)
+    # A prompt read in parts has its draws taken back, which torch's CPU generators cannot: responses have seeds.
+    options+=(--gpu-memory-utilization 0.2 --enforce-eager --no-enable-chunked-prefill)
 fi
 if [ "$sync" != disk ]; then
     options+=(--weight-transfer-config "{\"backend\": \"posttrain_$sync\"}")

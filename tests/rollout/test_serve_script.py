@@ -65,6 +65,9 @@ def test_it_binds_to_loopback_in_float32_and_takes_weights_over_gloo(serve) -> N
     assert found["--logprobs-mode"] == "processed_logprobs"
     assert found["--middleware"] == "posttrain.rollout.server_guard.RequireKey"
     assert found["--max-model-len"] == "32"
+    assert (
+        "--no-enable-chunked-prefill" in found
+    )  # without a GPU, seeded responses need their prompt read at once
 
 
 def test_its_settings_come_from_the_environment(serve) -> None:
