@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,9 +85,12 @@ def test_a_lost_server_is_named_and_the_run_resumes_when_it_is_back(tmp_path: Pa
 
 def test_a_wait_for_a_server_is_announced_and_ends_with_a_line_on_ctrl_c(tmp_path: Path) -> None:
     write_model(tmp_path / "start")
-    process = start(tmp_path, "http://127.0.0.1:9")  # the port of "discard": nobody is there
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    process = start(tmp_path, url)  # nobody is there any more
     end = time.monotonic() + 150
-    while "waiting up to 60 s for rollout server http://127.0.0.1:9" not in said(tmp_path):
+    while f"waiting up to 60 s for rollout server {url}" not in said(tmp_path):
         assert process.poll() is None, said(tmp_path)
         assert time.monotonic() < end, said(tmp_path)
         time.sleep(0.05)

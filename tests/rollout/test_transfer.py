@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from contextlib import ExitStack
@@ -88,16 +89,21 @@ def test_a_meeting_can_be_called_off() -> None:
     assert time.monotonic() - begin < 10
 
 
-def test_the_first_error_is_raised_while_others_still_wait() -> None:
+def test_the_first_error_is_raised_while_others_still_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = threading.Event()
     with pytest.raises(EngineLost, match="gone"):
         at_once([lambda: stuck.wait(30), lambda: (_ for _ in ()).throw(EngineLost("gone"))], 30, "sending")
-    begin = time.monotonic()
-    with pytest.raises(
-        EngineLost, match="sending took longer than 1 s"
-    ):  # the limit is of all tasks together
-        at_once([lambda: time.sleep(0.7), lambda: stuck.wait(30)], 1.0, "sending")
-    assert time.monotonic() - begin < 1.6
+    waits: list[float] = []
+
+    class Watched(queue.Queue):
+        def get(self, block: bool = True, timeout: float | None = None):
+            waits.append(timeout)
+            return super().get(block, timeout)
+
+    monkeypatch.setattr("posttrain.rollout.transfer.queue.Queue", Watched)
+    with pytest.raises(EngineLost, match="sending took longer than 1 s"):
+        at_once([lambda: time.sleep(0.5), lambda: stuck.wait(30)], 1.0, "sending")
+    assert waits[1] < 0.9  # the limit is of all tasks together
     stuck.set()
 
 
@@ -131,9 +137,11 @@ def test_a_server_that_hangs_holds_a_rollout_no_longer_than_one_call(tmp_path) -
     """More requests than are sent at once: those that waited are not sent to it any more."""
     pretended = PretendVLLM(small_model())
     stuck = threading.Event()
+    asked: list[str] = []
 
     def answer(method, path, body, headers):
         if path == "/v1/completions":
+            asked.append(path)
             stuck.wait(20)
         return pretended.answer(method, path, body, headers)
 
@@ -143,11 +151,10 @@ def test_a_server_that_hangs_holds_a_rollout_no_longer_than_one_call(tmp_path) -
             servers, make_transfer("disk", servers, 5.0, folder=str(tmp_path)), dtype="float32"
         )
         engine.connect()
-        begin = time.monotonic()
         with pytest.raises(EngineLost, match=f"{url}.*timed out.*rollout.vllm.timeout_s"):
             engine.generate([[5 + i] for i in range(150)], Sampling(max_new_tokens=2))
-        assert time.monotonic() - begin < 2.9  # three waves of 64 would take three seconds
         stuck.set()
+    assert 0 < len(asked) <= 64  # no second wave
 
 
 @pytest.mark.parametrize("sync", ["gloo", "disk"])
