@@ -6,8 +6,10 @@ run.json. No torch at import time: the command's help is made from here.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from dataclasses import asdict
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from posttrain.rollout.diffusion_options import DiffusionSampling
@@ -18,11 +20,28 @@ if TYPE_CHECKING:
     from posttrain.evaluation.engine import Generator
 
 ENGINE = "masked_diffusion"
+
+
+def _at_least(kind: Callable[[str], float], lowest: float) -> Callable[[str], float]:
+    """A number of the command line, not below `lowest`."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not lowest <= number < inf:
+            raise ArgumentTypeError(f"must be a number >= {lowest}, not {text}")
+        return number
+
+    return parse
+
+
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "diffusion_steps": {"type": int, "help": "forward passes a canvas (default: one a token)"},
-    "block_length": {"type": int, "help": "the canvas is filled in blocks of this size (default: one block)"},
+    "diffusion_steps": {"type": _at_least(int, 1), "help": "forward passes a canvas (default: one a token)"},
+    "block_length": {
+        "type": _at_least(int, 1),
+        "help": "the canvas is filled in blocks of this size (default: one block)",
+    },
     "remasking": {"choices": ("low_confidence", "random", "entropy", "margin")},
-    "cfg_scale": {"type": float, "help": "weight of classifier-free guidance"},
+    "cfg_scale": {"type": _at_least(float, 0), "help": "weight of classifier-free guidance"},
     "end_rule": {"choices": ("free", "last", "never"), "help": "when an end token may be revealed"},
 }
 
@@ -42,7 +61,7 @@ def given(args: Namespace) -> list[str]:
     """Flags of this engine that were written."""
     values = vars(args)
     names = [*_OPTIONS, "mask_token", "end_token", "trust_remote_code"]
-    return [f"--{name.replace('_', '-')}" for name in names if values[name]]
+    return [f"--{name.replace('_', '-')}" for name in names if values[name] or isinstance(values[name], float)]
 
 
 def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTrainedTokenizerBase]:

@@ -48,9 +48,7 @@ def generate(folder, *more):
 
 
 def test_a_benchmark_is_answered_by_the_sampler_with_the_schedule_asked_for(folder, tokenizer, capsys):
-    flags = ["--engine", "masked_diffusion", "--diffusion-steps", "4", "--block-length", "4", "--chat", "no"][
-        :-2
-    ]
+    flags = ["--engine", "masked_diffusion", "--diffusion-steps", "4", "--block-length", "4"]
     assert generate(folder, *flags) == 0
     run = store.read_json(folder / "out" / "puzzles" / "run.json")
     assert run["engine"]["name"] == masked.ENGINE
@@ -83,6 +81,7 @@ def test_a_model_that_looks_both_ways_is_not_read_left_to_right(folder, capsys):
     ("flags", "message"),
     [
         (["--block-length", "4"], "--block-length: only with --engine masked_diffusion"),
+        (["--cfg-scale", "0"], "--cfg-scale: only with --engine masked_diffusion"),
         (["--engine", "masked_diffusion", "--block-length", "3"], "does not divide max_new_tokens 8"),
         (["--engine", "masked_diffusion", "--end-token", "<|eot|>"], "'<|eot|>' is not in the tokenizer's"),
         (["--engine", "masked_diffusion", "--top-p", "0.9"], "no top_p"),
@@ -92,3 +91,12 @@ def test_a_model_that_looks_both_ways_is_not_read_left_to_right(folder, capsys):
 def test_what_cannot_be_is_refused(folder, capsys, flags, message):
     assert generate(folder, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", [("--diffusion-steps", "0"), ("--block-length", "-4"), ("--cfg-scale", "-1")]
+)
+def test_numbers_out_of_range_are_refused(folder, capsys, flag):
+    with pytest.raises(SystemExit, match="2"):
+        generate(folder, "--engine", "masked_diffusion", *flag)
+    assert f"argument {flag[0]}: must be a number >=" in capsys.readouterr().err
