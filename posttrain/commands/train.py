@@ -47,9 +47,8 @@ def main(args: Namespace) -> int:
         if speaks:
             print(f"{args.recipe}: {error}", file=sys.stderr)
         return 3
-    except (
-        KeyboardInterrupt
-    ):  # before or after the steps, where nothing is in hand that a checkpoint would save
+    except KeyboardInterrupt:
+        # before or after the steps: nothing is in hand that a checkpoint would save
         if speaks:
             print(
                 f"{args.recipe}: stopped; --resume continues the last checkpoint, if there is one",

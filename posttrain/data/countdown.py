@@ -33,9 +33,7 @@ class Countdown:
     largest: Annotated[int, Gt(1)] = 100  # numbers are 1 .. largest
     largest_target: Annotated[int, Gt(1)] = 100  # targets are 1 .. largest_target
     operators: str = "+-*/"
-    in_order: bool = (
-        False  # solutions keep the numbers' order and work from left to right: only operators to choose
-    )
+    in_order: bool = False  # solutions keep the numbers' order, left to right: only operators to choose
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
     demonstrations: Annotated[int, Ge(1)] = 1  # completions a problem, each drawn anew
 

@@ -114,8 +114,7 @@ class _Search:
 
     def sums(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """pos at each upper bound, then neg at the lower bound's start and at its end. (len(uppers) + 2,)."""
-        # float64: sums over 1e5 tokens decide a comparison, and float32 rounding could decide it otherwise by
-        # rank
+        # float64: sums over 1e5 tokens decide a comparison, which float32 could decide otherwise from rank to rank
         counted = mask.detach() > 0
         ratio = log_ratio.detach().double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
         ratio = torch.where(counted, ratio, 0.0)

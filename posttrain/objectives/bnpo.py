@@ -93,8 +93,7 @@ def beta_normalized_advantages(
     judged = ~rewards.isnan()
     low = torch.where(judged, scaled, torch.inf).amin(dim=1, keepdim=True)
     high = torch.where(judged, scaled, -torch.inf).amax(dim=1, keepdim=True)
-    # groups of equal rewards are set to 0 outright: weights near 1e6 would multiply the rounding noise of R -
-    # p
+    # groups of equal rewards are set to 0 outright: weights near 1e6 would multiply the rounding noise of R - p
     informative = judged & (high > low)
     centred = torch.where(informative, scaled - rates.unsqueeze(1), 0.0)
     # rewards of 0 and 1 may come as integers, which advantages must not become

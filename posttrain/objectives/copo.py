@@ -47,8 +47,7 @@ def global_advantages(rewards: Tensor) -> Tensor:
     Sample standard deviation (divisor P - 1) plus 1e-6. 0 for a single prompt, for equal means, and for a
     group in which nothing was judged (NaN).
     """
-    # float64: means that are equal but for float32 rounding would come out as a few percent of the divisor's
-    # 1e-6
+    # float64: means that differ by float32 rounding alone would be a few percent of the divisor's 1e-6 apart
     means = rewards.double().nanmean(dim=1)
     advantages = (means - means.nanmean()) / (nan_std(means) + STD_EPSILON)
     return torch.where(means.isnan(), 0.0, advantages).to(_floating(rewards))

@@ -36,10 +36,9 @@ class RowGradients(NamedTuple):
 class Moments:
     """First and second moments of the rows seen so far; a row never seen reads as zero.
 
-    Rows live in a table that grows, with row 0 all zeros for what was never seen. `step` counts the updates
-    made.
-    cold_start  before the first update: "raw" plans the gradient itself (as released), "adam" an Adam step
-                from zero
+    Rows live in a table that grows, with row 0 all zeros for what was never seen. `step` counts the updates made.
+
+    cold_start  before the first update: "raw" plans the gradient itself (as released), "adam" an Adam step from zero
     """
 
     def __init__(
@@ -53,9 +52,8 @@ class Moments:
         self.epsilon = epsilon
         self.cold_start = cold_start
         self.step = 0
-        self._slots = torch.zeros(
-            1, dtype=torch.long
-        )  # (MAX_ROWS,) once there are rows: id -> row of the table
+        # id -> row of the table; (MAX_ROWS,) once there are rows
+        self._slots = torch.zeros(1, dtype=torch.long)
         self._first = self._second = torch.zeros(1, 0)  # (table rows, H)
         self._used = 1
 
@@ -65,11 +63,9 @@ class Moments:
         return self.step > 0 or self.cold_start == "adam"
 
     def logit_change(self, ids: Tensor, coefficients: Tensor, hidden: Tensor) -> Tensor:
-        """Change of the candidates' logits a unit of learning rate, if each token alone were stepped on. Read
-        only.
+        """Change of the candidates' logits a unit of learning rate, if each token alone were stepped on. Read only.
 
-        (N, K), (N, K), (N, H) -> (N, K): u = D h, with D the bias-corrected Adam step of that token's
-        gradient.
+        (N, K), (N, K), (N, H) -> (N, K): u = D h, with D the bias-corrected Adam step of that token's gradient.
         """
         hidden = hidden.to(coefficients.dtype)
         self._place(hidden)
