@@ -97,7 +97,8 @@ def in_chunks(
                 submit(range(row, row + 1))
             return
         if outcome.failure is None:
-            results[rows.start : rows.stop] = outcome.result
+            for row, result in zip(rows, outcome.result, strict=True):  # too few would shift all that follow
+                results[row] = result
         else:
             results[rows.start] = failed(items[rows.start], outcome)
         finished += len(rows)

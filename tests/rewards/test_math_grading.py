@@ -11,10 +11,11 @@ import time
 import pytest
 from math_cases import cases
 
-from posttrain.rewards.grading_pool import Item, grade_many
+from posttrain.rewards.grading_pool import Item, grade_many, in_chunks
 from posttrain.rewards.math_grading import Grade, canonical_answer, extract_answer, grade, read_gold
 from posttrain.rewards.maths import equal, reading
 from posttrain.rewards.maths.equal import equal_answers
+from posttrain.rewards.pool import WorkerPool
 
 TABLE = [pytest.param(*case[1:], id=f"{case[0]}: {case[1]} | {case[2]}") for case in cases()]
 
@@ -270,6 +271,20 @@ def test_grading_many_keeps_the_order_and_survives_a_hang(monkeypatch):
     grades = grade_many(items, workers=2, on_progress=lambda done, of: progress.append((done, of)))
     assert [each.correct for each in grades] == [bool(n % 3) for n in range(150)]
     assert progress[-1] == (150, 150)
+
+
+def all_but_the_last():
+    """A factory for a worker that returns one result too few."""
+    return lambda items: items[:-1]
+
+
+def test_a_handler_that_returns_too_few_results_is_an_error_and_shifts_nothing():
+    pool = WorkerPool("test_math_grading:all_but_the_last", {}, 1, timeout_s=10.0)
+    try:
+        with pytest.raises(ValueError, match="shorter"):
+            in_chunks(pool, list(range(6)), lambda item, outcome: None, chunk=3)
+    finally:
+        pool.close()
 
 
 def test_a_grading_over_its_deadline_is_no_verdict():
