@@ -681,6 +681,31 @@ bounds
 a_n = 3n-1 # a_k=3k-1 # 1
 a_n = 3n-1 # a_k=3k+1 # 0
 a_n = 3n-1 # b_n=3n-1 # 0
+constants of integration
+A+B+C # A+B+k # 0
+A+B+C # A+B+K # 0
+A+B+C # A+B+c # 0
+A+B+k # A+B+C # 0
+C # k # 0
+C # K # 0
+k # C # 0
+n+C # n+k # 0
+n+k # n+C # 0
+e^x+c # e^x+C # 1
+e^x+C # e^x+c # 1
+e^x+C # e^x+K # 1
+e^x+k # e^x+c # 0
+\ln|x|+C # k+\ln|x| # 1
+\sin\theta+C # \sin\theta+c # 1
+2\sin(t+1)+C # 2\sin(t+1)+c # 1
+x(y+C) # x(y+k) # 0
+Cx+C # Cx+k # 0
+kx+C # kx+k # 0
+x+C # x+2k # 0
+x+C # x+Ck # 0
+\frac{1}{x+C} # \frac{1}{x+k} # 0
+e^x+C # e^x # 0
+e^x+C # e^x+2c # 0
 """
 
 

@@ -7,10 +7,10 @@ math-verify (fallback.py), so call this in a process with a deadline.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import lru_cache
 
 from posttrain.rewards.maths.compare import number_of, real_of, same_curve, same_value
+from posttrain.rewards.maths.expression import with_short_unit
 from posttrain.rewards.maths.fallback import equal_by_math_verify, parsed_by_math_verify
 from posttrain.rewards.maths.notation import balanced, tidy
 from posttrain.rewards.maths.reading import read_shape
@@ -30,7 +30,7 @@ from posttrain.rewards.maths.shape import (
     merged,
 )
 from posttrain.rewards.maths.tree import Unreadable
-from posttrain.rewards.maths.units import Unit, read_unit
+from posttrain.rewards.maths.units import Unit
 from posttrain.rewards.maths.value import Value, read_value
 
 
@@ -237,7 +237,7 @@ class _Comparison:
                 return _in_base(answer) is not None and _in_base(answer) == number_of(gold.value)
             digits = [expr.text.partition("_")[0] if expr.base else expr.text for expr in (gold, answer)]
             return digits[0].strip().lower() == digits[1].strip().lower()
-        gold, answer = _with_short_unit(gold, answer), _with_short_unit(answer, gold)
+        gold, answer = with_short_unit(gold, answer), with_short_unit(answer, gold)
         if not _same_dimension(gold.unit, answer.unit):
             return False
         if gold.value is None or answer.value is None:
@@ -284,33 +284,40 @@ def _same(a: Expr, b: Expr, rel_tol: float, abs_tol: float) -> bool | None:
     return same_value(a.value, b.value, rel_tol, abs_tol)
 
 
-def _with_short_unit(expr: Expr, other: Expr) -> Expr:
-    """ "2 h" beside hours: elsewhere one letter behind a number is a variable."""
-    match = re.fullmatch(r"(.*\d)\s+([A-Za-z](?:\s*\^\s*\{?[23]\}?)?)", expr.text)
-    if match is None or expr.unit is not None or other.unit is None or other.unit.dimension is None:
-        return expr
-    unit = read_unit(match[2])
-    return replace(_expr(match[1]), unit=unit) if unit.dimension == other.unit.dimension else expr
-
-
-_CONSTANT = re.compile(r"(?<![A-Za-z\\])([CcKk])(?![A-Za-z_^(])")
+_CONSTANT = re.compile(r"(?:(?<=\+)|^)\s*([CcKk])\s*(?=[+-]|$)")
+_INTEGRATED = frozenset("xyztuvwrs") | {r"\theta", r"\phi", r"\varphi", r"\tau", r"\rho"}
+"""What one integrates over; n + C is no antiderivative."""
 
 
 def _same_constant(gold: Expr, answer: Expr) -> Expr:
-    """The answer with its constant of integration called as the gold's is: x^2 + c for x^2 + C."""
-    ours, theirs = (
-        [
-            match[1]
-            for match in _CONSTANT.finditer(expr.text)
-            if re.search(r"\+\s*$|^$", expr.text[: match.start()])
-        ]
-        for expr in (gold, answer)
+    """The answer with its constant of integration called as the gold's is: x^2 + c for x^2 + C.
+
+    One of the two has to say C: x + k and x + c are different as they stand.
+    """
+    ours, theirs = _constant(gold), _constant(answer)
+    if ours is None or theirs is None or ours[1] == theirs[1] or "C" not in (ours[1], theirs[1]):
+        return answer
+    begin, letter = theirs
+    return _expr(answer.text[:begin] + ours[1] + answer.text[begin + len(letter) :])
+
+
+def _constant(expr: Expr) -> tuple[int, str] | None:
+    """Where an antiderivative's constant stands and its letter: a term by itself beside a function of x, in which
+    neither such a letter nor another capital occurs (A + B + C has three parameters)."""
+    found = [m for m in _CONSTANT.finditer(expr.text) if not _within_brackets(expr.text[: m.start()])]
+    if len(found) != 1:
+        return None
+    begin, end = found[0].span(1)
+    rest = _expr(f"{expr.text[:begin]}0{expr.text[end:]}").value
+    if rest is None or not rest.names & _INTEGRATED:
+        return None
+    return None if any(name in "Cck" or name[0].isupper() for name in rest.names) else (begin, found[0][1])
+
+
+def _within_brackets(before: str) -> bool:
+    return (
+        any(before.count(o) != before.count(c) for o, c in ("()", "[]", "{}")) or before.count("|") % 2 == 1
     )
-    if len(ours) != 1 or len(theirs) != 1 or ours == theirs or gold.value is None or answer.value is None:
-        return answer
-    if theirs[0] in gold.value.names or ours[0] in answer.value.names or ours[0] != "C":
-        return answer
-    return _expr(_CONSTANT.sub(ours[0], answer.text))
 
 
 def _begins_alike(a: Expr, b: Expr) -> bool:

@@ -104,6 +104,17 @@ def _take_unit(text: str) -> tuple[str, Unit | None, bool]:
     return text, unit, False
 
 
+def with_short_unit(expr: Expr, other: Expr) -> Expr:
+    """ "2 h" beside hours: elsewhere one letter behind a number is a variable."""
+    match = re.fullmatch(r"(.*\d)\s+([A-Za-z](?:\s*\^\s*\{?[23]\}?)?)", expr.text)
+    if match is None or expr.unit is not None or other.unit is None or other.unit.dimension is None:
+        return expr
+    unit = read_unit(match[2])
+    if unit.dimension != other.unit.dimension:
+        return expr
+    return Expr(match[1], _value(match[1]), unit)
+
+
 def _value(text: str) -> Value | None:
     try:
         return read_value(text)
