@@ -681,6 +681,82 @@ bounds
 a_n = 3n-1 # a_k=3k-1 # 1
 a_n = 3n-1 # a_k=3k+1 # 0
 a_n = 3n-1 # b_n=3n-1 # 0
+two guesses in one answer
+1 # 1 cm = 7 cm # 0
+1 cm # 1 cm = 7 cm # 0
+7 # 1 cm = 7 cm # 1
+7 cm # 1 cm = 7 cm # 1
+1 # 1\text{ cm} = 7\text{ kg} # 0
+1 # 1\text{ apples} = 7\text{ pears} # 0
+1 # 1^\circ = 7^\circ # 0
+1 # \$1 = \$7 # 0
+7 # \$1 = \$7 # 1
+100 # 100 cm = 1 m # 1
+1 # 100 cm = 1 m # 1
+100\text{ cm} # 100 cm = 1 m # 1
+1\text{ m} # 100 cm = 1 m # 1
+2\text{ m} # 100 cm = 1 m # 0
+5\text{ mi} # 5\text{ mi} = 8.05\text{ km} # 1
+8.05\text{ km} # 5\text{ mi} = 8.05\text{ km} # 1
+5\text{ mi} # 5\text{ mi} = 9.05\text{ km} # 0
+1 # 1 \approx 7 # 0
+7 # 1 \approx 7 # 1
+1 # x = 1 \approx 7 # 0
+1 # 1 = 1 cm \approx 7 # 0
+1 # 1 \approx 2 \approx 7 # 0
+99 # 99 \approx 100 # 0
+7.5 # 7.5 \approx 8 # 0
+1020 # 1020 \approx 2^{10} # 0
+0.432 # 0.432 \approx \frac{3}{7} # 0
+0.432 # 0.432 \approx 3/7 # 0
+\frac{22}{7}\text{ million} # \frac{22}{7}\text{ million} \approx 3.14\text{ million} # 1
+\frac{1}{3} # \frac{1}{3} \approx 0.33 # 1
+0.33 # \frac{1}{3} \approx 0.33 # 1
+\frac{2}{3} # \frac{2}{3} \approx 0.67 # 1
+\frac{2}{3} # \frac{2}{3} \approx 0.66 # 1
+\frac{2}{3} # \frac{2}{3} \approx 0.76 # 0
+\frac{2}{3} # 0.667 \approx \frac{2}{3} # 1
+\frac{1}{8} # \frac{1}{8} \approx 12.5\% # 1
+-\frac{1}{3} # -\frac{1}{3} \approx -0.33 # 1
+-\frac{1}{3} # -\frac{1}{3} \approx 0.33 # 0
+149.6 # 149.6 \approx 150 # 1
+\sqrt{2}\cdot 10^6 # \sqrt{2}\cdot 10^6 \approx 1.41 \times 10^6 # 1
+(\frac13,\frac23) # (\frac13,\frac23) \approx (0.33, 0.67) # 1
+(\frac13,\frac23) # (\frac13,\frac23) \approx (0.33, 0.77) # 0
+\pm\sqrt{2} # \pm\sqrt{2} \approx \pm 1.41 # 1
+x+1 # x+1 \approx 7 # 0
+1 # 1 \approx x # 1
+1 # 1 = 2 = 7 # 0
+7 # 1 = 2 = 7 # 1
+1 # x = 1 = 7 # 0
+1 # 1 \text{ or } 7 # 0
+7 # 1 \text{ or } 7 # 0
+1 # 1, 7 # 0
+7 # 1, 7 # 0
+A # (A) (B) # 0
+B # (A) (B) # 0
+A # (A) B # 0
+B # (A) B # 0
+A # A: B: C # 0
+C # A: B: C # 0
+A # (A) and (C) # 0
+A, C # (A) and (C) # 1
+A # (A) A, B # 0
+A, B # (A) A, B # 1
+A # (A) (A) # 1
+A # (A) 7 # 1
+B # (B) I and II # 1
+\text{I and II} # (B) I and II # 1
+7 # (A) 7 # 1
+regions without a name
+t > 2 # \text{all real numbers greater than }2 # 1
+y > 2 # \text{all real numbers greater than }2 # 1
+v > 3 # \text{all real numbers greater than }3 # 1
+v \ge 3 # \text{all real numbers greater than or equal to }3 # 1
+v \ge 3 # \text{all real numbers greater than }3 # 0
+t < 2 # \text{all real numbers less than }2 # 1
+t > 2 # \text{all real numbers greater than }3 # 0
+t > 2 # x > 2 # 0
 constants of integration
 A+B+C # A+B+k # 0
 A+B+C # A+B+K # 0

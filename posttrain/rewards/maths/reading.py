@@ -151,7 +151,22 @@ def _choice(text: str, depth: int) -> Shape | None:
     if match is None or (match[2] or "")[:1] in tuple("=+-*/^_<>,!"):
         return None
     letter = Words(match[1].lower())
-    return Either((letter, _read(match[2].strip(), depth))) if (match[2] or "").strip() else letter
+    if not (match[2] or "").strip():
+        return letter
+    content = _read(match[2].strip(), depth)
+    chosen = [label for item in _flatten(content) if (label := _label(item))]
+    if set(chosen) - {letter.text}:  # (A) (B): two choices
+        return Group("list", _flatten(content) if letter.text in chosen else (letter, *_flatten(content)))
+    return letter if chosen else Either((letter, content))
+
+
+def _label(shape: Shape) -> str | None:
+    """The letter of a choice, with or without its content. I is a number, as in "(B) I and II"."""
+    if isinstance(shape, Either):
+        return _label(shape.options[0])
+    letter = shape.text if isinstance(shape, Words | Expr) else ""
+    single = re.fullmatch(r"[a-hj]" if isinstance(shape, Words) else "[A-HJ]", letter)
+    return letter.lower() if single else None
 
 
 def _trimmed(text: str, depth: int) -> Shape | None:

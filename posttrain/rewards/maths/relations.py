@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from posttrain.rewards.maths.expression import read_expression
+from posttrain.rewards.maths.agreement import converted, rounded
+from posttrain.rewards.maths.expression import read_expression, with_short_unit
 from posttrain.rewards.maths.notation import split_top, strip_braces
 from posttrain.rewards.maths.shape import (
     INFINITY,
@@ -73,7 +74,8 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
     if beyond:
         signs = (r"\ge", r"\le") if beyond[2] else (">", "<")
         sign = signs[beyond[1].lower() == "less"]
-        return _inequality(f"x {sign} {beyond[3]}")
+        bounded = _inequality(f"x {sign} {beyond[3]}")
+        return replace(bounded, name="") if isinstance(bounded, Region) else bounded  # x is our word
     outside = re.fullmatch(rf"({VARIABLE.pattern})\s*\\notin(?![A-Za-z])\s*(.*)", text, re.DOTALL)
     if outside:
         inside = as_region(read(outside[2], depth))
@@ -88,16 +90,26 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
         for hole in holes.items if isinstance(holes, Group) else (holes,):
             pieces = without(pieces, hole if isinstance(hole, Expr) else read_expression(unequal[2]))
         return Region(pieces, unequal[1].strip())
-    rounded = [piece.strip() for piece, _ in split_top(text, (r"\approx",))]
-    if len(rounded) > 1:
-        if not rounded[0]:
-            return read(rounded[-1], depth)
-        left, right = read(rounded[0], depth), read(rounded[-1], depth)
-        return Named(rounded[0], right) if _NAME.fullmatch(rounded[0]) else Either((left, right))
+    sides = [piece.strip() for piece, _ in split_top(text, (r"\approx",))]
+    if len(sides) > 1:
+        return _approximation(sides, depth, read)
     parts = [piece.strip() for piece, _ in split_top(text, ("=", r"\equiv", r"\coloneqq"))]
     if len(parts) > 1:
         return _equality([part for part in parts if part], text, depth, read)
     return None
+
+
+def _approximation(sides: list[str], depth: int, read: Read) -> Shape:
+    first, last = sides[0], sides[-1]
+    right = read(last, depth)
+    if not first:
+        return right
+    if _NAME.fullmatch(first):
+        return Named(first, right)
+    left = read(first, depth)
+    if VARIABLE.fullmatch(last) and len(sides) == 2:
+        return Named(last, left)
+    return Either((left, right)) if rounded(left, right) else right
 
 
 def _equality(parts: list[str], text: str, depth: int, read: Read) -> Shape | None:
@@ -112,8 +124,9 @@ def _equality(parts: list[str], text: str, depth: int, read: Read) -> Shape | No
         return Named(re.sub(r"\s+", "", last), read(first, depth))
     left, right = read(first, depth), read(last, depth)
     if isinstance(left, Expr) and left.value is not None and not left.value.names:
-        converted = left.unit and isinstance(right, Expr) and right.unit
-        return Either((left, right)) if converted else right  # 12 cm = 0.12 m; 2 + 3 = 5
+        if isinstance(right, Expr) and converted(left, with_short_unit(right, left)):
+            return Either((left, with_short_unit(right, left)))  # 12 cm = 0.12 m
+        return right  # 2 + 3 = 5
     return Equation(left, right, text)
 
 
