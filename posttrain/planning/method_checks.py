@@ -21,12 +21,18 @@ from posttrain.planning.batch import length_in_words, plural
 from posttrain.planning.checks import maker_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
+from posttrain.sections import RolloutSection
 from posttrain.train_options import PolicyTrain
 
 ONLY_WITH_REWARDS = frozenset(
     {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction"}
 )
 """Options of `rollout` that a method which draws one answer a prompt, between trainings, has no use for."""
+VLLM_ONLY_WITH_REWARDS = {
+    "sleep": "the engine is closed before training begins",
+    "proof_limit": "the engine reads the policy's folder, and no weights are sent to it",
+}
+"""Options of `rollout.vllm` that such a method has no use for -> why."""
 
 
 def method_faults(recipe: Recipe) -> Iterator[str]:
@@ -38,10 +44,7 @@ def method_faults(recipe: Recipe) -> Iterator[str]:
     if flags.get("needs_beta") and isinstance(recipe.train, PolicyTrain) and recipe.train.beta == 0:
         yield f"train: beta 0 leaves method '{recipe.method}' without its reference; set beta above 0"
     if recipe.spec.family == "preference" and recipe.rollout is not None:
-        idle = sorted(ONLY_WITH_REWARDS & recipe.rollout.changed())
-        yield from (f"rollout: '{key}' does nothing with method '{recipe.method}'; remove it" for key in idle)
-        if recipe.rollout.engine == "vllm" and recipe.model.path is None and not flags.get("in_stages"):
-            yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
+        yield from _sampling_faults(recipe, recipe.rollout, flags)
     yield from _step_faults(recipe, flags)
     yield from _stage_faults(recipe, flags)
     for name in flags.get("names_files", ()):
@@ -49,6 +52,25 @@ def method_faults(recipe: Recipe) -> Iterator[str]:
             yield f"objective: {name}: no file '{settings[name]}' here or beside the recipe"
     for name in flags.get("names_models", ()):
         yield from _model_faults(recipe, name, settings[name])
+
+
+def _sampling_faults(recipe: Recipe, rollout: RolloutSection, flags: dict[str, Any]) -> Iterator[str]:
+    """Of a method that draws one answer a prompt, before or between trainings."""
+    for key in sorted(ONLY_WITH_REWARDS & rollout.changed()):
+        yield f"rollout: '{key}' does nothing with method '{recipe.method}'; remove it"
+    if rollout.engine == "vllm_server":
+        yield (
+            f"rollout: engine 'vllm_server' is for training with rewards; method '{recipe.method}' samples before or "
+            "between trainings, in this process; use transformers or vllm"
+        )
+    if rollout.engine != "vllm":
+        return
+    changed = set() if rollout.vllm is None else rollout.vllm.changed()
+    for key in sorted(VLLM_ONLY_WITH_REWARDS.keys() & changed):
+        reason = VLLM_ONLY_WITH_REWARDS[key]
+        yield f"rollout.vllm: '{key}' does nothing with method '{recipe.method}': {reason}; remove it"
+    if recipe.model.path is None and not flags.get("in_stages"):
+        yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
 
 
 def _step_faults(recipe: Recipe, flags: dict[str, Any]) -> Iterator[str]:
@@ -73,11 +95,6 @@ def _stage_faults(recipe: Recipe, flags: dict[str, Any]) -> Iterator[str]:
         yield (
             f"data: 'eval' is not read by method '{recipe.method}', whose pairs are made anew in each stage; "
             "remove it, or measure with an evaluation section"
-        )
-    if recipe.rollout is not None and recipe.rollout.engine == "vllm_server":
-        yield (
-            f"rollout: engine 'vllm_server' holds one model, but method '{recipe.method}' samples from another "
-            "policy in each stage; use transformers or vllm"
         )
 
 

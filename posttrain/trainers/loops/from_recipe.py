@@ -50,8 +50,8 @@ def generator_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: Path)
         return None
     if rollout.engine != "vllm":
         raise RecipeError(
-            f"{recipe.path}: rollout: engine '{rollout.engine}' holds one model, but method '{recipe.method}' samples "
-            "from another policy in each stage; use transformers or vllm"
+            f"{recipe.path}: rollout: engine '{rollout.engine}' is for training with rewards; method '{recipe.method}' "
+            "samples before or between trainings, in this process; use transformers or vllm"
         )
     dtype = "bfloat16" if recipe.train.bf16 else recipe.model.dtype
     settings = rollout.vllm or VLLMSection()
@@ -132,8 +132,7 @@ def staged_options(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any
         "sampling": sampling_of(recipe),
         "generator": generator_of(recipe, tokenizer, Path(str(args.output_dir)) / "base"),
     }
-    if (
-        options["generator"] is not None
-    ):  # vLLM makes its own batches, the better the more it has to choose from
+    # vLLM makes its own batches, the better the more it has to choose from
+    if options["generator"] is not None:
         options["generation_batch_size"] = 1024
     return options
