@@ -121,7 +121,8 @@ def _references(recipe: Recipe) -> int:
     of its own (`own_reference`), beside which a whole model's start may be kept too (`start_kept_by`)."""
     train, flags, adapter = recipe.train, recipe.flags(), recipe.model.peft is not None
     if flags.get("own_reference"):
-        return 1 + (not adapter and vars(recipe.objective)[flags["start_kept_by"]])
+        kept_by = flags.get("start_kept_by")
+        return 1 + (kept_by is not None and not adapter and vars(recipe.objective)[kept_by])
     if adapter:
         return 0
     if isinstance(train, PolicyTrain):

@@ -21,15 +21,15 @@ from typing import Any, ClassVar, Literal
 class SALSA:
     """What the policy is pulled towards, and which objective pulls it. `beta` is the trainer's and must be above 0."""
 
-    settings_of: ClassVar[dict[str, str]] = {
-        "objective_settings": "objective"
-    }  # so that a recipe checks both
+    # So that a recipe checks both.
+    settings_of: ClassVar[dict[str, str]] = {"objective_settings": "objective"}
     # Read by posttrain/planning/method_checks.py, which explains them.
     names_models: ClassVar[tuple[str, ...]] = ("others",)
     needs_beta: ClassVar[bool] = True
-    own_reference: ClassVar[bool] = True  # the soup, with an adapter too
-    start_kept_by: ClassVar[str] = "kl_to_start"
     refused_train: ClassVar[dict[str, str]] = {"sync_ref_model": "it would overwrite the soup"}
+    # Read by posttrain/planning/memory.py: the soup is held with an adapter too, the start only beside a whole model.
+    own_reference: ClassVar[bool] = True
+    start_kept_by: ClassVar[str] = "kl_to_start"
 
     others: list[str] = field(
         default_factory=list

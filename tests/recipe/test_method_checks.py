@@ -25,7 +25,18 @@ def here(root, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "override", "refusal"),
     [
-        ("drift_calm", "rollout.engine=vllm_server", "holds one model, but method 'drift' samples from another"),
+        ("drift_calm", "rollout.engine=vllm_server", "method 'drift' samples before or between trainings"),
+        (
+            "rpo_calm",
+            ("objective.imitate=reference", "rollout.engine=vllm_server"),
+            "method 'rpo' samples before or between trainings",
+        ),
+        ("drift_calm", "rollout={engine: vllm, vllm: {sleep: true}}", "the engine is closed before training begins"),
+        (
+            "rpo_calm",
+            ("objective.imitate=reference", "rollout={engine: vllm, vllm: {proof_limit: 0.1}}"),
+            "rollout.vllm: 'proof_limit' does nothing with method 'rpo'",
+        ),
         ("drift_calm", "rollout.group_size=4", "rollout: 'group_size' does nothing with method 'drift'"),
         ("drift_calm", "rollout.staleness=1", "rollout: 'staleness' does nothing with method 'drift'"),
         ("drift_calm", "objective.seed_data=no.jsonl", "objective: seed_data: no file 'no.jsonl'"),
@@ -48,7 +59,18 @@ def here(root, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_recipe_the_method_cannot_run_is_refused(name, override, refusal, here):
-    assert any(refusal in line for line in plan(here, name, override).refusals)
+    overrides = [override] if isinstance(override, str) else override
+    assert any(refusal in line for line in plan(here, name, *overrides).refusals)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("drift_calm", []), ("rpo_calm", ["objective.imitate=reference"])]
+)
+def test_vllm_beside_it_is_not(name, changes, here):
+    vllm = "rollout={engine: vllm, vllm: {gpu_memory_utilization: 0.8}}"
+    model = "model={path: Qwen/Qwen2.5-0.5B}"
+    refusals = plan(here, name, *changes, vllm, model).refusals
+    assert not [line for line in refusals if line.startswith("rollout")]
 
 
 @pytest.mark.parametrize("name", ["drift_calm", "seppo_calm", "rpo_calm"])
@@ -103,3 +125,12 @@ def test_memory_counts_the_models_salsa_holds(overrides, copies, here):
     recipe = load_recipe("recipes/smoke/salsa_sort.yaml", [SCRATCH, *overrides])
     shape = read_shape(load_recipe("recipes/smoke/salsa_sort.yaml", [SCRATCH]).model)
     assert estimate(recipe, shape, Launch()).reference == copies * shape.parameters * 4
+
+
+@pytest.mark.parametrize("kept", [None, "kl_to_start"])
+def test_a_method_with_a_reference_of_its_own_need_not_keep_the_start(kept, here, monkeypatch):
+    recipe = load_recipe("recipes/smoke/salsa_sort.yaml", [SCRATCH])
+    flags = {"own_reference": True, **({} if kept is None else {"start_kept_by": kept})}
+    monkeypatch.setattr(type(recipe), "flags", lambda _: flags)
+    shape = read_shape(recipe.model)
+    assert estimate(recipe, shape, Launch()).reference == (1 if kept is None else 2) * shape.parameters * 4
