@@ -68,16 +68,15 @@ def check_texts(path: str) -> list[tuple[str, str]]:
     from posttrain.data.files import DataError, iter_rows
 
     texts = []
-    for row, _ in zip(iter_rows(path), range(CHECK_ROWS), strict=False):
-        if "text" in row:
-            texts.append(("", row["text"]))
-            continue
-        answer = row.get("completion", row.get("chosen"))
-        if not isinstance(row.get("prompt"), str) or not isinstance(answer, str):
+    for number, row in zip(range(1, CHECK_ROWS + 1), iter_rows(path), strict=False):
+        name = next((name for name in ("text", "completion", "chosen") if name in row), "text")
+        prompt, answer = "" if name == "text" else row.get("prompt"), row.get(name)
+        if not isinstance(prompt, str) or not isinstance(answer, str) or not answer:
             raise DataError(
-                f"{path}: check data needs rows with 'text', or with 'prompt' and 'completion' as text"
+                f"{path}: row {number}: check data needs rows with 'text', or with 'prompt' and 'completion' as text, "
+                f"which is not empty; mend '{name}' or leave the row out"
             )
-        texts.append((row["prompt"], answer))
+        texts.append((prompt, answer))
     if not texts:
         raise DataError(f"{path}: no rows")
     return texts

@@ -84,11 +84,14 @@ CheckText = tuple[str, str]
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, tokenizer: Any, texts: Sequence[CheckText]) -> float:
     """exp of the mean negative log-likelihood a token of the answers given their prompts. A text's very first token,
-    which nothing precedes, is not scored; what lies beyond the tokenizer's longest input is cut."""
+    which nothing precedes, is not scored; what lies beyond the tokenizer's longest input is cut. SoupError if nothing
+    is left to score."""
     nats, tokens = 0.0, 0
     for prompt, answer in texts:
         first = max(len(tokenizer(prompt)["input_ids"]) if prompt else 0, 1)
         ids: Tensor = tokenizer(prompt + answer, return_tensors="pt", truncation=True)["input_ids"]
+        if ids.shape[1] <= first:
+            continue
         ids = ids.to(model.device)
         logits = model(input_ids=ids).logits[0, first - 1 : -1].float()
         nats += float(cross_entropy(logits, ids[0, first:], reduction="sum"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
@@ -199,8 +200,10 @@ def test_perplexity_is_of_the_answers_given_their_prompts(tiny_model, tokenizer)
     # Token by token over texts of different length, not text by text; without a prompt all but the first token.
     both = perplexity(tiny_model, tokenizer, [("sort 312", "13"), ("", "sort 31213")])
     assert both == pytest.approx(math.exp((sum(taken[8:]) + sum(taken[1:])) / (2 + 9)), rel=1e-5)
-    with pytest.raises(SoupError, match="no token to score"):
-        perplexity(tiny_model, tokenizer, [("", "a")])
+    assert perplexity(tiny_model, tokenizer, [("sort 312", "13"), ("", ""), ("", "a")]) == answer
+    for text in ("", "a"):
+        with pytest.raises(SoupError, match="no token to score"):
+            perplexity(tiny_model, tokenizer, [("", text)])
 
 
 # The command
@@ -273,3 +276,27 @@ def test_models_of_another_kind_are_refused(tiny_model, tokenizer, tmp_path, cap
     for words, message in cases:
         assert main(["soup", *words, "--out", str(tmp_path / "soup")]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": ""},
+        {"text": None},
+        {"text": ["a", "b"]},
+        {"prompt": "a>", "completion": ""},
+        {"prompt": None, "completion": "b"},
+        {"prompt": "a>", "chosen": [{"role": "user", "content": "b"}]},
+        {"prompt": "a>"},
+    ],
+)
+def test_the_command_names_the_row_it_cannot_check(row, tiny_model, tokenizer, tmp_path, capsys):
+    model = saved(tiny_model, tokenizer, tmp_path / "a")
+    check = tmp_path / "check.jsonl"
+    rows = [{"text": "sort 312"}, {"prompt": "", "completion": "bc"}, row]
+    check.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    out = tmp_path / "soup"
+    assert main(["soup", model, model, "--out", str(out), "--check-data", str(check)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"posttrain soup: {check}: row 3: check data needs rows with 'text'")
+    assert not out.exists()
