@@ -28,7 +28,8 @@ from posttrain.trainers.generating import answer_text, pad_id, prompt_ids, stop_
 from posttrain.trainers.reference import share_from_main
 
 Answer = Callable[[list[list[int]], list[Sampling]], list[str]]
-"""Prompts as tokens and how to sample each -> answers as text."""
+"""Prompts as tokens and how to sample each -> answers as text. Every rank calls it once, one without a prompt too: it
+may hold collectives."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def sample_imitation(
     }
     mine = [i for i, ids in prompts.items() if limit is None or len(ids) < limit]
     wanted = [replace(sampling, seed=first + i) for i in mine]
-    texts = answer([prompts[i] for i in mine], wanted) if mine else []
+    texts = answer([prompts[i] for i in mine], wanted)
     found = dict(gather_object(list(zip(mine, texts, strict=True))))
     talks = isinstance(rows[0]["prompt"], list)
     said = [found.get(i, "") for i in range(len(rows))]
@@ -70,11 +71,12 @@ def answers_of(model: Any, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool) 
         share_from_main(model)
         before = next(model.parameters()).device
         device = before if on_cpu or before.type != "cpu" else PartialState().device
-        model.to(device)
-        engine = TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
-        found = [answer_text(tokenizer, completion) for completion in engine.generate(prompts, sampling)]
-        model.to(before)
-        return found
+        try:
+            model.to(device)
+            engine = TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
+            return [answer_text(tokenizer, completion) for completion in engine.generate(prompts, sampling)]
+        finally:
+            model.to(before)
 
     return answer
 

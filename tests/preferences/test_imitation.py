@@ -11,6 +11,7 @@ from datasets import Dataset
 from posttrain.data import DataError
 from posttrain.recipe import load_recipe
 from posttrain.rollout.base import Sampling
+from posttrain.trainers.imitation import answers_of, sample_imitation
 from posttrain.trainers.models import scratch_llama
 from posttrain.trainers.preference_bindings import RPOConfig, RPOTrainer
 
@@ -73,6 +74,33 @@ def test_the_reference_is_asked_the_prompt_that_is_trained_on(tiny_model, chatty
     (row,) = trainer.train_dataset
     assert chatty.decode(row["imitation_prompt_ids"] + row["imitation_ids"]) == "[user]q#\n[assistant]hm#\n"
     assert trainer.row_counts.imitation_cut == 0
+
+
+def test_a_rank_without_a_prompt_asks_too(tokenizer):
+    """Others may be waiting for it: under FSDP the main rank gives its weights away before it samples."""
+    calls = []
+
+    def answer(prompts, sampling):
+        calls.append((prompts, sampling))
+        return []
+
+    rows = Dataset.from_list([{"prompt": "z" * 60}])
+    found = sample_imitation(rows, tokenizer, answer, Sampling(max_new_tokens=2), seed=0, limit=40)
+    assert calls == [([], [])]
+    assert list(found["imitation"]) == [""]
+
+
+def test_a_model_goes_back_to_its_device_when_sampling_fails(tiny_model, tokenizer, monkeypatch):
+    moves = []
+    monkeypatch.setattr(tiny_model, "to", moves.append)
+    monkeypatch.setattr(tiny_model, "forward", _out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        answers_of(tiny_model, tokenizer, on_cpu=True)([[1, 2]], [Sampling(max_new_tokens=2, seed=0)])
+    assert moves == [tiny_model.device] * 2
+
+
+def _out_of_memory(*_, **__):
+    raise RuntimeError("out of memory")
 
 
 def test_answers_to_imitate_beyond_max_length_are_counted(tiny_model, tokenizer, tmp_path):
