@@ -40,7 +40,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._agreed():
+        if self.agreed():
             control.should_save = True
             control.should_training_stop = True
 
@@ -51,11 +51,13 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         self._before = {}
 
-    def _agreed(self) -> bool:
-        """Whether any rank was asked: the signal can reach the ranks a step apart."""
+    def agreed(self) -> bool:
+        """Whether any rank was asked: the signal can reach the ranks a step apart. All ranks call it together."""
         state = PartialState()
         if state.num_processes == 1:
             return self.asked
         asked = torch.tensor(float(self.asked), device=state.device)
-        self.asked = bool(reduce(asked, reduction="sum").item() > 0)  # type: ignore[union-attr]  # tensor in, tensor out
-        return self.asked
+        anywhere = bool(reduce(asked, reduction="sum").item() > 0)  # type: ignore[union-attr]  # tensor in, tensor out
+        if anywhere:  # not assigned as it is: a signal that came meanwhile waits for the next step
+            self.asked = True
+        return anywhere

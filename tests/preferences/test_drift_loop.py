@@ -7,6 +7,7 @@ import gc
 import json
 import signal
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 
 from posttrain.data.feedback_logs import Complaint, SeedPair
 from posttrain.rollout.base import Sampling
+from posttrain.trainers import stopping
 from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
 from posttrain.trainers.policy_folder import save_policy
@@ -163,6 +165,44 @@ def test_a_ctrl_c_stops_with_all_done_saved(step, done, whole_drift, model, toke
     assert all(same(a, b) for a, b in zip(policies(whole_drift), policies(resumed), strict=True))
 
 
+class StopElsewhere(StopOnSignal):
+    """As on a rank that no signal reached, once the other's came after the last step of the first stage."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def agreed(self):
+        self.steps -= 1
+        if self.steps < 0:
+            self.asked = True
+        return self.asked
+
+
+def test_a_ctrl_c_after_a_stages_last_step_stops_the_ranks_it_did_not_reach(model, tokenizer, tmp_path):
+    broken = drift(model, tokenizer, tmp_path)
+    broken.add_callback(StopElsewhere(steps=4))
+    broken.train()
+    assert broken.state.global_step == 4 < broken.state.max_steps
+    assert len(broken.pool) == 2
+    assert not (tmp_path / "stages" / "001").exists()
+
+
+def test_a_signal_while_the_ranks_agree_is_kept_for_the_next_step(monkeypatch):
+    stop = StopOnSignal()
+
+    def summed(asked, reduction):
+        stop.asked = True  # the signal comes
+        return asked
+
+    two = SimpleNamespace(num_processes=2, device="cpu")
+    monkeypatch.setattr(stopping, "PartialState", lambda: two)
+    monkeypatch.setattr(stopping, "reduce", summed)
+    assert not stop.agreed()
+    assert stop.asked
+    assert stop.agreed()
+
+
 def test_a_ctrl_c_while_a_later_stage_samples_ends_at_once(whole_drift, model, tokenizer, tmp_path):
     broken = drift(model, tokenizer, tmp_path)
     broken.add_callback(StopOnSignal())
@@ -208,6 +248,32 @@ def test_resume_wants_the_same_run(model, tokenizer, tmp_path):
         drift(model, tokenizer, tmp_path, kill=1).train()
     with pytest.raises(ValueError, match="started with beta = 0.1, not 0.2"):
         drift(model, tokenizer, tmp_path, beta=0.2).train(resume_from_checkpoint=True)
+
+
+def test_a_folder_that_does_not_say_what_it_was_started_with_is_not_resumed(model, tokenizer, tmp_path):
+    with pytest.raises(Killed):
+        drift(model, tokenizer, tmp_path, kill=1).train()
+    path = tmp_path / "run.json"
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    del noted["rows"]
+    path.write_text(json.dumps(noted), encoding="utf-8")
+    with pytest.raises(ValueError, match="does not say with which rows the run was started"):
+        drift(model, tokenizer, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_late_rank_waits_for_the_start_though_it_lies_there_already(model, tokenizer, tmp_path):
+    """It leaves the barrier after the main rank has written; were it to look only then, it would skip the next one."""
+    trainer = drift(model, tokenizer, tmp_path)
+    waits = []
+
+    def wait():
+        waits.append(len(trainer.pool))
+        if len(waits) == 1:
+            trainer.pool.add(lambda folder: save_policy(model, tokenizer, folder))
+
+    trainer.ranks = SimpleNamespace(is_main_process=False, wait_for_everyone=wait)
+    trainer._open(resume=False)
+    assert waits == [0, 1]
 
 
 def test_resume_wants_the_same_rows(model, tokenizer, tmp_path):

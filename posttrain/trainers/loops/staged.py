@@ -166,12 +166,14 @@ class StagedTrainer:
             last = number == len(names) - 1
             if not self._run_stage(stage, first=number == done, last=last):
                 return
-            if not last and self._asked_to_stop():  # with the stage's last step
+            if not last and self._asked_to_stop():  # with the stage's last step, or after it
                 return
         self.state.max_steps = self.state.global_step
 
     def _asked_to_stop(self) -> bool:
-        return any(isinstance(callback, StopOnSignal) and callback.asked for callback in self.callbacks)
+        """The same on every rank, though a signal after the stage's last step may have reached only some."""
+        stops = [callback for callback in self.callbacks if isinstance(callback, StopOnSignal)]
+        return any([stop.agreed() for stop in stops])  # a list: no rank leaves one out
 
     def _run_stage(self, stage: Stage, *, first: bool, last: bool) -> bool:
         """False when training was asked to stop before the stage was done."""
@@ -284,11 +286,12 @@ class StagedTrainer:
             self._check_same_run(path, identity)
         elif path.exists():
             raise ValueError(f"{self.output_dir} already holds a run; resume it, or choose another folder")
+        fresh = len(self.pool) == 0
         self.ranks.wait_for_everyone()  # all have looked before one writes
         if self.ranks.is_main_process and not path.exists():
             self.output_dir.mkdir(parents=True, exist_ok=True)
             write_json(path, identity)
-        if len(self.pool) == 0:
+        if fresh:
             self._save_start()
         self._model = None  # from here on the folder's copy is the only one
 
@@ -298,6 +301,11 @@ class StagedTrainer:
             raise ValueError(f"{path.parent}: nothing to resume; start without resuming")
         before = json.loads(path.read_text(encoding="utf-8"))
         for key, value in identity.items():
+            if key not in before:
+                raise ValueError(
+                    f"{path} does not say with which {key} the run was started, so it cannot be compared; "
+                    "start anew in another folder"
+                )
             if before[key] == value:
                 continue
             if key == "rows":
