@@ -706,6 +706,8 @@ two guesses in one answer
 1 # 1 \approx 2 \approx 7 # 0
 99 # 99 \approx 100 # 0
 7.5 # 7.5 \approx 8 # 0
+0.14 # 0.14 \approx 0.1 # 0
+1\text{ m} # 1\text{ m} = 1\text{ s} # 0
 1020 # 1020 \approx 2^{10} # 0
 0.432 # 0.432 \approx \frac{3}{7} # 0
 0.432 # 0.432 \approx 3/7 # 0
@@ -762,6 +764,7 @@ A+B+C # A+B+k # 0
 A+B+C # A+B+K # 0
 A+B+C # A+B+c # 0
 A+B+k # A+B+C # 0
+x+A+C # x+A+k # 0
 C # k # 0
 C # K # 0
 k # C # 0
