@@ -1,4 +1,5 @@
-"""Trains RPO, SALSA and two iterations of DRIFT on two CPU processes, plain or sharded, and stores the whole weights.
+"""Trains RPO, SALSA and two iterations of DRIFT on two CPU processes, plain or sharded, and stores the whole weights;
+samples answers to imitate for fewer rows than processes, and stops DRIFT by a signal to one process alone.
 
 torchrun --nproc_per_node 2 tests/preferences/pair_sharded_run.py ddp OUT
 accelerate launch --config_file launch/accelerate/fsdp2.yaml ... tests/preferences/pair_sharded_run.py fsdp2 OUT
@@ -6,6 +7,7 @@ accelerate launch --config_file launch/accelerate/fsdp2.yaml ... tests/preferenc
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,13 @@ from split_run import fixed_completion
 from posttrain.data.feedback_logs import Complaint
 from posttrain.preferences.rpo import RPO
 from posttrain.rollout.base import Sampling
+from posttrain.trainers.imitation import answers_of, sample_imitation
 from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
 from posttrain.trainers.models import character_tokenizer, scratch_llama
 from posttrain.trainers.policy_folder import load_policy
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.salsa import SALSAConfig, SALSATrainer
+from posttrain.trainers.stopping import StopOnSignal
 from posttrain.trainers.weights import policy_weights
 
 
@@ -65,6 +69,41 @@ def rpo(folder: Path) -> dict[str, Any]:
         "weights": {name: tensor.detach().clone() for name, tensor in named},
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
     }
+
+
+def imitated(words: list[str]) -> list[str]:
+    """Answers of a model whose weights, where sharding is on, only the main rank has; of one word the other rank is
+    asked nothing."""
+    model = tiny()
+    if KIND != "ddp" and not PartialState().is_main_process:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    rows = Dataset.from_list([{"prompt": f"name {w}:"} for w in words])
+    tokenizer = character_tokenizer()
+    answer = answers_of(model, tokenizer, on_cpu=True)
+    return list(sample_imitation(rows, tokenizer, answer, Sampling(max_new_tokens=5), seed=0)["imitation"])
+
+
+class SignalOnOne(TrainerCallback):
+    """SIGINT to the second process, once it has agreed on the last step of the first stage and saves."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if PartialState().process_index == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def stopped(folder: Path) -> dict[str, Any]:
+    trainer = DRIFTTrainer(
+        tiny(),
+        [Complaint([{"role": "user", "content": f"name {w}"}], f"{w.upper()}!", "no") for w in WORDS],
+        DRIFTConfig(**options(folder / "stopped", iterations=2, save_strategy="steps", save_steps=2)),
+        character_tokenizer(),
+        sampling=Sampling(max_new_tokens=5),
+        callbacks=[SignalOnOne(), StopOnSignal()],
+    )
+    trainer.train()
+    return {"policies": len(trainer.pool), "steps": trainer.state.global_step}
 
 
 class Watched(TrainerCallback):
@@ -150,6 +189,10 @@ def main(out: Path) -> None:
     found = {"RPO": rpo(folder)}
     AcceleratorState._reset_state()  # the second trainer brings its own plugin
     found["SALSA"] = salsa(folder)
+    AcceleratorState._reset_state()
+    found["imitated"] = [imitated(WORDS[:1]), imitated(WORDS[:3])]
+    AcceleratorState._reset_state()
+    found["stopped"] = stopped(folder)
     AcceleratorState._reset_state()
     found["DRIFT"] = drift(folder)
     if PartialState().is_main_process:

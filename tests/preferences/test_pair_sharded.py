@@ -49,6 +49,9 @@ def test_sharding_moves_nothing(root: Path, tmp_path: Path) -> None:
     # Two steps an iteration: the first finds policy and reference equal, on both ranks.
     assert [margin == 0.0 for margin in sharded["DRIFT"]["margins"]] == [True, False, True, False]
     assert sharded["DRIFT"]["pairs"] == whole["DRIFT"]["pairs"]
+    assert sharded["imitated"] == whole["imitated"]
+    assert [[text != "" for text in texts] for texts in whole["imitated"]] == [[True], [True] * 3]
+    assert sharded["stopped"] == whole["stopped"] == {"policies": 2, "steps": 2}
     start = whole["DRIFT"]["policies"][0]
     for number, (found, expected) in enumerate(
         zip(sharded["DRIFT"]["policies"], whole["DRIFT"]["policies"], strict=True)
