@@ -61,7 +61,9 @@ def given(args: Namespace) -> list[str]:
     """Flags of this engine that were written."""
     values = vars(args)
     names = [*_OPTIONS, "mask_token", "end_token", "trust_remote_code"]
-    return [f"--{name.replace('_', '-')}" for name in names if values[name] or isinstance(values[name], float)]
+    return [
+        f"--{name.replace('_', '-')}" for name in names if values[name] or isinstance(values[name], float)
+    ]
 
 
 def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTrainedTokenizerBase]:

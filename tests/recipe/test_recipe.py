@@ -253,7 +253,9 @@ def test_null_is_kept_where_it_says_something(load: Load) -> None:
 def test_a_recipe_knows_the_command_that_runs_it_again(load: Load) -> None:
     assert load().train_command == "posttrain train r.yaml"
     again = load(sets=["output.name=mine", "rollout={group_size: 8}"])
-    assert again.train_command == "posttrain train r.yaml --set output.name=mine --set 'rollout={group_size: 8}'"
+    assert (
+        again.train_command == "posttrain train r.yaml --set output.name=mine --set 'rollout={group_size: 8}'"
+    )
     assert "overrides" not in again.resolved()
 
 
