@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import datasets
 import transformers.utils.logging
+from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.recipe import Recipe, RecipeError
-from posttrain.session import Session
+from posttrain.session import MODEL, Session
 
 CHECKPOINTS = "checkpoints"
 
@@ -20,6 +23,12 @@ def run(recipe: Recipe, *, resume: str | None = None) -> int:
     """Train what the recipe says; `resume` is a checkpoint folder, or "last". Returns the exit code."""
     run_dir = Path(recipe.output.run_dir)
     checkpoint = open_run_dir(recipe, run_dir, resume)
+    finished = checkpoint is not None and has_no_step_left(recipe, Path(checkpoint))
+    if finished and (run_dir / MODEL).exists():
+        if int(os.environ.get("RANK", "0")) == 0:
+            more = f"{recipe.train_command} --set train.max_steps=N --resume"
+            print(f"{run_dir} is finished, and its model saved. For more steps: {more}")
+        return 0
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run_dir / "tensorboard"))
 
     datasets.disable_progress_bars()  # the run has a progress view of its own
@@ -27,8 +36,37 @@ def run(recipe: Recipe, *, resume: str | None = None) -> int:
     trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
     session = Session(recipe, trainer, run_dir)
     session.begin(resumed=checkpoint is not None)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if finished and checkpoint is not None:
+        _take_up(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     return session.end()
+
+
+def has_no_step_left(recipe: Recipe, checkpoint: Path) -> bool:
+    """Whether the checkpoint is of the run's last step. transformers, asked to go on from there, trains one step more.
+
+    A run in stages looks after its own.
+    """
+    path = checkpoint / "trainer_state.json"
+    if not path.is_file():
+        return False
+    state = json.loads(path.read_text(encoding="utf-8"))
+    wanted = recipe.train.max_steps
+    if wanted is None and state["num_train_epochs"] >= (recipe.train.num_train_epochs or 0):
+        wanted = state["max_steps"]
+    return wanted is not None and state["global_step"] >= wanted
+
+
+def _take_up(trainer: Any, checkpoint: str) -> None:
+    """The weights of a last step whose model was not saved any more, where a process can load them by itself."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise RecipeError(
+            f"{checkpoint}: the run was killed between its last step and the saving of its model, and a sharded "
+            "checkpoint is only loaded to train on; raise train.max_steps by one and resume"
+        )
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
 
 def open_run_dir(recipe: Recipe, run_dir: Path, resume: str | None) -> str | None:

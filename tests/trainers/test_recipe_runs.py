@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     steps = [row["step"] for row in read_metrics(cut) if "loss" in row]
     assert steps == list(range(1, 9))
     assert [event["event"] for event in read_events(cut)].count("resume") == 1
+
+    # a finished run is left as it is, and one killed before its model was saved gets it without a step more
+    assert "is finished" in finish(start("train", "own.yaml", "--resume", cwd=tmp_path / "cut"))
+    shutil.rmtree(cut / "model")
+    finish(start("train", "own.yaml", "--resume", cwd=tmp_path / "cut"))
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(cut)[name], value), name
+    assert max(row["step"] for row in read_metrics(cut)) == 8
     assert list((whole / "records").glob("step-000002.rank0.*"))
 
 
