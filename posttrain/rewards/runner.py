@@ -229,7 +229,9 @@ class _Round:
         missing = reward.signature.missing(columns)
         if missing:
             raise ValueError(
-                f"reward {reward.name!r} needs the column {missing[0]!r}; the batch has {', '.join(columns) or 'none'}"
+                f"reward {reward.name!r} needs the column {missing[0]!r}; "
+                f"the batch has {', '.join(columns) or 'none'}. "
+                "A setting of the reward's own wants a default, a value under `args`, or functools.partial"
             )
         self.reward = reward
         self.completions = completions

@@ -108,7 +108,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
         self.row_counts: RowCounts | None = None
         beta, sync = args.beta, args.sync_ref_model
         self._makes_reference = not (
-            is_peft_model(model)
+            (not isinstance(model, str) and is_peft_model(model))
             or trl_arguments.get("peft_config") is not None
             or is_deepspeed_zero3_enabled()
         )
