@@ -62,9 +62,10 @@ class Session:
         """Saves the model, measures again, writes the report. 130 when the run was asked to stop before its end."""
         trainer = self.trainer
         if self.stop.asked and trainer.state.global_step < trainer.state.max_steps:
+            launcher = "the same launcher and " if trainer.accelerator.num_processes > 1 else ""
             self._say(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
-                f"continue with: {self.recipe.train_command} --resume"
+                f"continue with: {launcher}{self.recipe.train_command} --resume"
             )
             return 130
         if self.held_out is not None and self.held_out.last_step != trainer.state.global_step:

@@ -50,10 +50,9 @@ class ProgressView:
         self.console = console or Console()
         self.every = every
         self._latest: dict[str, Any] = {}
+        self._measured = 0  # step of the last held-out measurement
         self._history: dict[str, deque[float]] = {}
-        self._clock: deque[tuple[int, float]] = deque(
-            maxlen=20
-        )  # recent (step, time): the pace, not the average
+        self._clock: deque[tuple[int, float]] = deque(maxlen=20)  # recent (step, time): pace, not average
         self._step = 0
         self._printed = -1
         self._total = 0
@@ -70,6 +69,8 @@ class ProgressView:
         for name, value in metrics.items():
             if value is not None:
                 self._latest[name] = value
+                if name.startswith("eval_"):
+                    self._measured = step
         for name in ("reward", "loss"):
             if metrics.get(name) is not None:
                 self._history.setdefault(name, deque(maxlen=24)).append(float(metrics[name]))
@@ -103,7 +104,10 @@ class ProgressView:
                 continue  # the surrogate's value says nothing about learning
             name = next((n for n in names if n in self._latest), None)
             if name is not None:
-                shown.append((label, format(float(self._latest[name]), form)))
+                value = format(float(self._latest[name]), form)
+                if label == "held-out" and self._measured != self._step:
+                    value += f" (step {self._measured})"  # or an old number reads as today's
+                shown.append((label, value))
         return shown + _bounds(self._latest)
 
     def line(self) -> str:

@@ -37,6 +37,16 @@ def test_the_numbers_that_matter_and_their_last_known_values() -> None:
     assert "12,346 tok/s" in view.line()
 
 
+def test_a_held_out_number_says_when_it_was_measured() -> None:
+    view, _ = plain()
+    view.update(4, 10, {"eval_accuracy": 0.5})
+    assert view.fields() == [("held-out", "0.500")]
+    view.update(6, 10, {"reward": 0.75})
+    assert view.fields() == [("reward", "0.750"), ("held-out", "0.500 (step 4)")]
+    view.update(8, 10, {"eval_accuracy": 0.625})
+    assert ("held-out", "0.625") in view.fields()
+
+
 def test_preference_and_sft_runs_show_loss_and_their_accuracy() -> None:
     view, _ = plain()
     view.update(1, 10, {"loss": 0.6934, "rewards/accuracies": 0.625})
