@@ -21,6 +21,7 @@ endif
 .DELETE_ON_ERROR:
 
 $(BIN)/.core: pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): some minutes, once'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PINS) -e '.[dev]'
 	touch $@
