@@ -7,7 +7,7 @@ import copy
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -110,10 +110,11 @@ def http_server(answer: Callable[[str, str, Any, Any], Answer]) -> Iterator[str]
             length = int(self.headers.get("Content-Length") or 0)
             text = self.rfile.read(length)
             status, data = answer(self.command, self.path, json.loads(text) if text else None, self.headers)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # whoever asked has stopped waiting
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
         do_GET = do_POST = _respond
 
