@@ -53,8 +53,9 @@ from posttrain.trainers.diffusion_likelihood import (
     to_buffer,
 )
 from posttrain.trainers.diffusion_metrics import DiffusionMetrics, signal_of
-from posttrain.trainers.policy import PolicyTrainer, StepWindow
+from posttrain.trainers.policy import PolicyTrainer
 from posttrain.trainers.trl_seam import use_adapter
+from posttrain.trainers.whole_step import StepWindow
 
 DiffusionConfig = flat_config("DiffusionConfig", PolicyConfig, DiffusionSampling, __name__)
 

@@ -12,11 +12,9 @@ What a method is stands in posttrain/objectives; this file only carries tensors 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,10 +26,7 @@ from trl import GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
-from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
-from posttrain.objectives.step import kept_mask
-from posttrain.observe.recorder import record_step
-from posttrain.observe.signal import SignalCounts, account_objective
+from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.ops.groups import degenerate_groups
 from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
@@ -45,28 +40,13 @@ from posttrain.trainers.loss_metrics import LossMetrics
 from posttrain.trainers.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import GroupScoring, Rollout
+from posttrain.trainers.whole_step import StepWindow, WholeStep, without_gradient
 
 _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
 _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
 
 
-@dataclass
-class StepWindow:
-    """What one optimizer step knows: counts and statistics over all its micro-batches and ranks.
-
-    batches  this rank's micro-batches, without gradient, as far as the loss has seen them
-    rows     for each of them the places of its responses in the whole rollout
-    before   the objective's running statistics when the step began, where the step is recorded
-    """
-
-    totals: StepTotals
-    step: Mapping[str, Any]
-    before: dict[str, Any] | None
-    batches: list[TokenBatch] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-
-
-class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
+class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPOTrainer):
     """`trl.GRPOTrainer` that trains an `Objective`.
 
     `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
@@ -283,7 +263,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
                 "PolicyTrainer: a micro-batch arrived before the first one of its optimizer step"
             )
         batch = self.objective.prepare(replace(batch, step=window.step, index=position))
-        window.batches.append(_without_gradient(batch))
+        window.batches.append(without_gradient(batch))
         window.rows.append(inputs["row"])
         keep = self.objective.keep(batch)
         mask = batch.mask if keep is None else batch.mask * keep
@@ -380,86 +360,6 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             weights = factor.to(batch.logprobs.dtype) if weights is None else weights * factor
         return weights
 
-    # The optimizer step as a whole
-
-    def _all_sum(self, values: Tensor) -> Tensor:
-        return torch.as_tensor(self.accelerator.reduce(values, reduction="sum"))
-
-    def _open_window(self, model: Any, first: TokenBatch) -> StepWindow:
-        """Counts and statistics over all micro-batches and ranks of the optimizer step that begins now.
-
-        Only an objective that observes the step costs a second forward pass, and only where there is more than one
-        micro-batch.
-        """
-        per_rollout = self.args.steps_per_generation
-        accumulation = self.current_gradient_accumulation_steps
-        slices = [self._buffered_inputs[(self._step + i) % per_rollout] for i in range(accumulation)]
-        masks = [loss_mask(inputs) for inputs in slices]
-        objective = self.objective
-        step: dict[str, Any] = {
-            "learning_rate": self._get_learning_rate(),
-            "peak_learning_rate": self.args.learning_rate,
-        }
-        if objective.observes_step:
-            batches = [_without_gradient(first)]
-            with torch.no_grad():
-                batches += [self._forward(model, inputs)[0] for inputs in slices[1:]]
-                batches = [objective.prepare(replace(b, step=step, index=i)) for i, b in enumerate(batches)]
-                step |= objective.observe_step(batches, self._all_sum)
-            batches = [replace(batch, step=step) for batch in batches]
-            masks = [kept_mask(objective, batch) for batch in batches]
-        counts = first.logprobs.new_tensor([0.0, sum(mask.size(0) for mask in masks)])
-        counts[0] = sum(mask.sum() for mask in masks)
-        counts = self._all_sum(counts)
-        recorded = self.state.global_step + 1 in self.args.record_steps
-        before = copy.deepcopy(objective.state_dict()) if recorded else None
-        return StepWindow(StepTotals(counts[0], counts[1], self.max_completion_length), step, before)
-
-    def _close_window(self, window: StepWindow) -> None:
-        finished = self.objective.finish_step(window.batches, self._all_sum)
-        values = self.loss_metrics.flush() | {f"{self.method}/{k}": float(v) for k, v in finished.items()}
-        for name, value in values.items():
-            self._metrics["train"][name].append(value)
-        if self._entropy_bonus_enabled:
-            self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
-        if window.before is not None:
-            self._record(window)
-        self._window = None
-
-    def _record(self, window: StepWindow) -> None:
-        """Saves the step for `posttrain replay`, beside the checkpoints."""
-        record_step(
-            Path(self.args.output_dir).parent / "records",
-            self.state.global_step + 1,
-            window.batches,
-            window.totals,
-            self.method,
-            dataclasses.asdict(self.objective),
-            groups=self._groups,
-            rows=window.rows if self._groups is not None else None,
-            state=window.before,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-
-    def _account(
-        self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None, weights: Tensor | None
-    ) -> SignalCounts:
-        """Why each generated token of this micro-batch carries gradient or not."""
-        completion = inputs["completion_mask"]
-        tool = inputs.get("tool_mask")
-        return account_objective(
-            self.objective,
-            batch,
-            generated=inputs["generated_mask"],
-            keep=keep,
-            unjudged=inputs["unjudged"].unsqueeze(1),
-            equal_rewards=inputs["equal_rewards"].unsqueeze(1),
-            truncated=(completion.sum(1, keepdim=True) == 0),
-            tool=None if tool is None else (tool == 0) & (completion == 1),
-            importance=weights,
-        )
-
     # Resume
 
     def rollout_state(self) -> dict[str, Any]:
@@ -487,7 +387,3 @@ class PolicyTrainer(GroupScoring, EngineGeneration, ExactResume, GRPOTrainer):
             ]
         self.objective.load_state_dict(state["objective"])
         self.load_engine_state(state["engine"])
-
-
-def _without_gradient(batch: TokenBatch) -> TokenBatch:
-    return replace(batch, logprobs=batch.logprobs.detach())
