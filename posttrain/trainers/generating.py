@@ -49,13 +49,19 @@ class EngineGenerator:
     def __call__(
         self, folder: Path, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]
     ) -> list[str]:
+        engine = self.open(folder)
         if not prompts:
             return []
+        completions = engine.generate(prompts, sampling)
+        return [answer_text(self.tokenizer, completion) for completion in completions]
+
+    def open(self, folder: Path) -> Engine:
+        """The engine of the policy in `folder`. For every rank to call, with prompts or without: the ranks of an
+        engine may wait for one another while it is built."""
         if self._held is None or self._held[0] != folder:
             self.close()
             self._held = (folder, self._engine_of(folder))
-        completions = self._held[1].generate(prompts, sampling)
-        return [answer_text(self.tokenizer, completion) for completion in completions]
+        return self._held[1]
 
     def close(self) -> None:
         """Frees the engine."""

@@ -17,8 +17,10 @@ from transformers import TrainerCallback
 from posttrain.data.feedback_logs import Complaint, SeedPair
 from posttrain.rollout.base import Sampling
 from posttrain.trainers import stopping
+from posttrain.trainers.generating import EngineGenerator
 from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
+from posttrain.trainers.loops.staged import Stage
 from posttrain.trainers.policy_folder import save_policy
 from posttrain.trainers.stopping import StopOnSignal
 
@@ -274,6 +276,28 @@ def test_a_late_rank_waits_for_the_start_though_it_lies_there_already(model, tok
     trainer.ranks = SimpleNamespace(is_main_process=False, wait_for_everyone=wait)
     trainer._open(resume=False)
     assert waits == [0, 1]
+
+
+def test_a_rank_without_prompts_builds_its_engine_with_the_others(model, tokenizer, tmp_path):
+    """vLLM's ranks meet in its constructor: one that stayed away would let the others wait for ever."""
+    trainer, opened, waits = drift(model, tokenizer, tmp_path), [], []
+    trainer._generator = EngineGenerator(tokenizer, opened.append)
+    stage = Stage(0, "first", tmp_path / "stage")
+    stage.folder.mkdir()
+
+    def wait():
+        waits.append(list(opened))
+        if len(waits) == 2:  # meanwhile the other rank has sampled
+            line = json.dumps({"row": 0, "text": "an answer"})
+            (stage.folder / "samples-0.jsonl").write_text(line + "\n", encoding="utf-8")
+
+    trainer.ranks = SimpleNamespace(
+        is_main_process=False, process_index=1, num_processes=2, wait_for_everyone=wait
+    )
+    assert trainer.sample(stage, tmp_path / "policy", [[1, 2]]) == ["an answer"]
+    assert waits == [[], [tmp_path / "policy"]]
+    assert trainer.sample(stage, tmp_path / "other", [[1, 2]]) == ["an answer"]  # all there: nothing to build
+    assert opened == [tmp_path / "policy"]
 
 
 def test_resume_wants_the_same_rows(model, tokenizer, tmp_path):

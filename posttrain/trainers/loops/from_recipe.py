@@ -89,8 +89,10 @@ def vllm_engine_of(settings: VLLMSection, *, dtype: str, base: Path) -> EngineOf
     def engine_of(folder: Path) -> Engine:
         from posttrain.rollout.vllm_colocated import VLLMColocated
 
+        with PartialState().main_process_first():
+            dense = dense_folder(folder, base)
         return VLLMColocated(
-            str(dense_folder(folder, base)),
+            str(dense),
             dtype=settings.dtype or dtype,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             max_model_length=settings.max_model_length,

@@ -373,7 +373,10 @@ class StagedTrainer:
         file = stage.folder / f"samples-{self.ranks.process_index}.jsonl"
         drop_torso(file)
         found = read_samples(stage.folder)
+        self.ranks.wait_for_everyone()  # all have read the same before one of them writes
         missing = [row for row in range(len(prompts)) if row not in found]
+        if missing and isinstance(self.generator, EngineGenerator):
+            self.generator.open(policy)  # on a rank without rows too
         if missing and self.ranks.is_main_process:
             logger.warning("%s: sampling %d answers", stage.name, len(missing))
         first_seed = stable_seed(type(self.method).__name__, self.args.seed, stage.number)
