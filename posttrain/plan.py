@@ -24,7 +24,7 @@ from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
-from posttrain.planning.method_checks import method_faults, run_in_words
+from posttrain.planning.method_checks import method_faults, method_warnings, run_in_words
 from posttrain.planning.rewards import reward_faults, reward_lines
 from posttrain.planning.shapes import Shape, read_shape
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -69,7 +69,7 @@ def make_plan(
         *idle_options(recipe),
     ]
     plan.refusals += recipe.evaluation.wrong() if recipe.evaluation is not None else []
-    plan.warnings += checks.precision_warnings(recipe)
+    plan.warnings += [*checks.precision_warnings(recipe), *method_warnings(recipe)]
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []

@@ -55,6 +55,8 @@ class Session:
             trainer.add_callback(AtCheckpoints(trainer, recipe.evaluation, self.run_dir, writer, view))
         if trainer.eval_dataset is not None:
             self.held_out = HeldOut(writer, self._held_out_columns)
+            if resumed and self.is_main:
+                self.held_out.take_up(self.run_dir)
             trainer.add_callback(self.held_out)
             trainer.args.eval_on_start = not resumed
 

@@ -147,6 +147,7 @@ class CAPO(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"hidden", "candidates"})
     settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}  # so that a recipe checks both
+    unprotected: ClassVar[dict[str, str]] = {"calibrate": "calibration_holds"}
 
     base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = (
         "grpo"  # whose loss the kept tokens have

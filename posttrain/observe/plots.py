@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from posttrain.observe.canvas import MUTED, PALETTE, dress, svg
+from posttrain.observe.curves import metric_names, series
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
-from posttrain.observe.summary import metric_names, series
 
 SIGNAL_COLOURS = {
     "carried": "#059669",

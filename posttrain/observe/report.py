@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain.observe import plots, writer
+from posttrain.observe.curves import edges, metric_names, series
 from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
-from posttrain.observe.summary import Pair, Summary, edges, facts, metric_names, series, summarise
+from posttrain.observe.summary import Pair, Summary, facts, summarise
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _IN_TERMINAL = (

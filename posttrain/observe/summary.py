@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.observe import writer
+from posttrain.observe.curves import edges, series
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+from posttrain.observe.watch import idle_thresholds, stale_thresholds, still_bounds
 
 FAILURES = "reward_failures/"
-_EDGE = 5  # steps averaged at either end of a curve
 _SHORT = 5  # fewer logged steps than this make no curve
 # metrics that can stand for the run's result, best first: (name, label)
 _RESULTS = (
@@ -112,25 +113,6 @@ def summarise(run_dir: str | Path) -> Summary:
     return summary
 
 
-def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, where it was logged and is finite."""
-    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-    found = [(step, float(value)) for step, value in found if math.isfinite(value)]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Numeric metrics that appear anywhere in the run, sorted."""
-    names = {k for row in rows for k, v in row.items() if isinstance(v, int | float)}
-    return sorted(names - {"step", "epoch", "time_s"})
-
-
-def edges(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of the first and of the last few values; a short curve is halved so that they do not overlap."""
-    width = max(1, min(_EDGE, len(values) // 2))
-    return sum(values[:width]) / width, sum(values[-width:]) / width
-
-
 def signal_shares(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """(class, meaning, share) over the whole run, each step weighted by its tokens; [] where not logged."""
     logged = [row for row in rows if PREFIX + CARRIED in row]
@@ -217,7 +199,7 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Only {shares[CARRIED]:.0%} of the generated tokens carried gradient; "
             f"the largest loss is {worst} ({shares.get(worst, 0.0):.0%}: {REASONS[worst]})."
         )
-    notes += still_bounds(s.rows)
+    notes += [*still_bounds(s.rows), *stale_thresholds(s.rows), *idle_thresholds(s.rows)]
     odd = sorted(
         {k for row in s.rows for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
     )
@@ -230,21 +212,6 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
     _, truncated = series(s.rows, "completions/clipped_ratio")
     if truncated and edges(truncated)[1] > 0.25:
         notes.append(f"{edges(truncated)[1]:.0%} of the last responses hit the length limit.")
-    return notes
-
-
-def still_bounds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Adaptive bounds that never moved are a fixed clip in disguise."""
-    notes = []
-    for name in metric_names(rows):
-        method, _, key = name.rpartition("/")
-        low, high = series(rows, name)[1], series(rows, f"{method}/clip_high")[1]
-        share = series(rows, f"{method}/positive_share_before")[1]
-        if key == "clip_low" and share and len(low) >= _SHORT and len(set(low)) == len(set(high)) == 1:
-            notes.append(
-                f"Adaptive bounds inactive: {method} was a fixed clip ({low[0]:.2f}, {high[0]:.2f}) throughout. The "
-                f"positive share lay at {min(share):.2f}-{max(share):.2f}; bounds move only when it crosses the target."
-            )
     return notes
 
 

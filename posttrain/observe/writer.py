@@ -185,6 +185,14 @@ def read_evaluation(run_dir: str | Path) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def read_samples(run_dir: str | Path, when: str) -> dict[str, list[Any]] | None:
+    """The columns of the held-out responses `before` or `after` training, or None."""
+    import pyarrow.parquet as pq
+
+    path = Path(run_dir) / EVALUATION / f"{when}.parquet"
+    return pq.read_table(path).to_pydict() if path.exists() else None
+
+
 def completion_files(run_dir: str | Path) -> dict[int, Path]:
     """Stored rollouts by step, ascending."""
     files = sorted((Path(run_dir) / COMPLETIONS).glob("step-*.parquet"))

@@ -6,6 +6,7 @@ steps_are      settings whose product is the run's number of optimizer steps
 stages_are     the setting that counts the stages, where `train` speaks of one of them
 first_stage_from  the setting whose file gives a stage before those
 needs_beta     True: beta 0 would take the method's reference away
+unprotected    settings whose first steps nothing guards -> the setting that holds the policy still meanwhile
 names_files    settings that name a file
 names_models   settings that name a model folder or hub name, or a list of them
 """
@@ -52,6 +53,17 @@ def method_faults(recipe: Recipe) -> Iterator[str]:
             yield f"objective: {name}: no file '{settings[name]}' here or beside the recipe"
     for name in flags.get("names_models", ()):
         yield from _model_faults(recipe, name, settings[name])
+
+
+def method_warnings(recipe: Recipe) -> Iterator[str]:
+    """What the method can run with and is better off without."""
+    values = vars(recipe.objective)
+    for key, guard in recipe.flags().get("unprotected", {}).items():
+        if values[key] and not values[guard] and not recipe.train.warmup_steps:
+            yield (
+                f"objective: '{key}' lets the first steps at the full learning rate through unguarded; set "
+                f"{guard}: true, or train.warmup_steps"
+            )
 
 
 def _sampling_faults(recipe: Recipe, rollout: RolloutSection, flags: dict[str, Any]) -> Iterator[str]:

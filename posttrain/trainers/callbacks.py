@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,12 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from posttrain.observe.progress import ProgressView
-from posttrain.observe.summary import still_bounds
-from posttrain.observe.writer import RunWriter
+from posttrain.observe.watch import Watch
+from posttrain.observe.writer import RunWriter, read_evaluation, read_samples
 
 _RATES = ("_runtime", "_per_second", "num_tokens", "epoch")
 _SHOWN = ("loss", "accuracy", "reward", "completions/mean_length", "completions/clipped_ratio")
-_WATCHED = 20  # steps after which bounds that never moved are worth a word
+_PACED = 20  # logs over which tokens a second are averaged
 
 
 class RunCallback(TrainerCallback):
@@ -43,9 +44,8 @@ class RunCallback(TrainerCallback):
         self.view = view
         self._completions = completions
         self._completions_every = completions_every
-        self._tokens: deque[tuple[float, float]] = deque(maxlen=_WATCHED)  # (time, tokens so far)
-        self._recent: list[dict[str, Any]] = []
-        self._warned = False
+        self._tokens: deque[tuple[float, float]] = deque(maxlen=_PACED)  # (time, tokens so far)
+        self._watch = Watch()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -73,7 +73,8 @@ class RunCallback(TrainerCallback):
             metrics |= {} if speed is None else {"tokens_per_second": speed}
         self.writer.log(state.global_step, metrics, epoch=state.epoch)
         self.view.update(state.global_step, state.max_steps, metrics)
-        self._watch_bounds(state.global_step, metrics)
+        for note in self._watch.see({"step": state.global_step, **metrics}):
+            self.view.message(note)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -100,16 +101,6 @@ class RunCallback(TrainerCallback):
         (began, first), (now, last) = self._tokens[0], self._tokens[-1]
         return (last - first) / (now - began) if now > began and last > first else None
 
-    def _watch_bounds(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Says once that adaptive bounds have not moved."""
-        if self._warned or not any(name.endswith("/clip_low") for name in metrics):
-            return
-        self._recent.append({"step": step, **metrics})
-        if len(self._recent) == _WATCHED:
-            for note in still_bounds(self._recent):
-                self.view.message(note)
-            self._warned, self._recent = True, []
-
 
 def attach(trainer: Any, callback: RunCallback) -> None:
     """Adds the callback to a trainer and takes transformers' own printers and bars away."""
@@ -132,6 +123,14 @@ class HeldOut(TrainerCallback):
         self.results: dict[str, dict[str, float]] = {}
         self.samples: dict[str, Mapping[str, Sequence[Any]]] = {}
         self.last_step = -1
+
+    def take_up(self, run_dir: str | Path) -> None:
+        """What a run that is resumed measured before its first step."""
+        measured, columns = read_evaluation(run_dir).get("before"), read_samples(run_dir, "before")
+        if measured is not None:
+            self.results["before"] = measured
+        if columns is not None:
+            self.samples["before"] = columns
 
     def on_evaluate(
         self,

@@ -11,8 +11,9 @@ import pytest
 
 from posttrain.commands import report as command
 from posttrain.observe import plots, report
+from posttrain.observe.curves import edges
 from posttrain.observe.reasons import CLASSES
-from posttrain.observe.summary import edges, signal_shares, summarise
+from posttrain.observe.summary import signal_shares, summarise
 from posttrain.observe.writer import RunWriter
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter, completion_files, read_events, read_metrics
 from posttrain.trainers import callbacks
-from posttrain.trainers.callbacks import RunCallback, attach
+from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
 
 
 class Model(nn.Module):
@@ -132,3 +132,27 @@ def test_bounds_that_never_moved_are_named_once(harness: Callable[..., Harness])
     for step in range(1, 60):
         moving.log(step, **{**still, "bapo/clip_high": 1.25 if step == 7 else 1.2})
     assert "inactive" not in moving.out.getvalue()
+
+
+def test_the_last_table_of_a_resumed_run_shows_what_was_measured_at_its_start(tmp_path: Path) -> None:
+    first = {"accuracy": 0.25, "reward": 0.3}
+    columns = {"prompt": ["31>", "20>"], "completion": ["31", "02"], "answer": ["13", "02"]}
+    RunWriter(tmp_path).write_evaluation("before", first, columns)
+    better = {**columns, "completion": ["13", "02"]}
+    held_out = HeldOut(None, lambda: better)
+    held_out.take_up(tmp_path)
+    held_out.on_evaluate(
+        arguments(tmp_path), TrainerState(global_step=9), TrainerControl(), {"eval_accuracy": 0.75}
+    )
+    out = io.StringIO()
+    held_out.show(Console(file=out, width=100))
+    shown = [line.split() for line in out.getvalue().splitlines()]
+    assert ["accuracy", "0.250", "0.750"] in shown
+    assert ["31>", "31", "13", "13"] in shown
+
+
+def test_a_run_resumed_where_nothing_was_measured_shows_its_end_alone(tmp_path: Path) -> None:
+    held_out = HeldOut(None, lambda: None)
+    held_out.take_up(tmp_path)
+    assert held_out.results == {}
+    assert held_out.samples == {}

@@ -134,3 +134,18 @@ def test_a_method_with_a_reference_of_its_own_need_not_keep_the_start(kept, here
     monkeypatch.setattr(type(recipe), "flags", lambda _: flags)
     shape = read_shape(recipe.model)
     assert estimate(recipe, shape, Launch()).reference == (1 if kept is None else 2) * shape.parameters * 4
+
+
+def test_a_calibration_that_nothing_guards_is_warned_of(here):
+    def warnings(*overrides):
+        found = plan(here, "capo_sort", *overrides)
+        assert found.refusals == []
+        return [warning for warning in found.warnings if "unguarded" in warning]
+
+    (warning,) = warnings("objective={calibrate: true}")
+    assert warning.startswith("objective: 'calibrate'")
+    assert "calibration_holds: true, or train.warmup_steps" in warning
+    assert warnings("objective={calibrate: true, calibration_holds: true}") == []
+    warm = ("train.warmup_steps=0.1", "train.lr_scheduler_type=constant_with_warmup")
+    assert warnings("objective={calibrate: true}", *warm) == []
+    assert warnings("objective={}") == []

@@ -1,0 +1,28 @@
+"""One metric of a run's lines, over its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_EDGE = 5  # steps averaged at either end of a curve
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric, where it was logged and is finite."""
+    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    found = [(step, float(value)) for step, value in found if math.isfinite(value)]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Numeric metrics that appear anywhere in the run, sorted."""
+    names = {k for row in rows for k, v in row.items() if isinstance(v, int | float)}
+    return sorted(names - {"step", "epoch", "time_s"})
+
+
+def edges(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the first and of the last few values; a short curve is halved so that they do not overlap."""
+    width = max(1, min(_EDGE, len(values) // 2))
+    return sum(values[:width]) / width, sum(values[-width:]) / width
