@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 
 from posttrain.data import DataError
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import launch_fault, precision_fault
 from posttrain.recipe import Recipe, RecipeError, load_recipe
+from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import EngineError
+
+LATER_S = 3.0
+"""How long the other processes give the one that speaks, where all of them fail together."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,8 +32,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     """Train what a recipe says; start it alone or under accelerate launch or torchrun.
 
-    Exits with 3 when the rollout engine cannot be reached or is lost; what was trained is saved by then. With 130 after
-    Ctrl-C.
+    Exits with 3 when the rollout engine cannot be reached or is lost, with 4 when a reward fails and its on_error is
+    raise; what was trained is saved by then. With 130 after Ctrl-C.
     """
     # Every process of a launch sees the same fault; one of them says it.
     speaks = os.environ.get("RANK", "0") == "0"
@@ -44,9 +49,10 @@ def main(args: Namespace) -> int:
             )
         return 2
     except EngineError as error:
-        if speaks:
-            print(f"{args.recipe}: {error}", file=sys.stderr)
-        return 3
+        return _stopped(f"{args.recipe}: {error}", 3, speaks)
+    except RewardError as error:
+        hint = "To count such failures and go on, write on_error: skip beside the reward's name."
+        return _stopped(f"{args.recipe}: {error}\n{hint}", 4, speaks)
     except KeyboardInterrupt:
         # before or after the steps: nothing is in hand that a checkpoint would save
         if speaks:
@@ -55,6 +61,15 @@ def main(args: Namespace) -> int:
                 file=sys.stderr,
             )
         return 130
+
+
+def _stopped(message: str, code: int, speaks: bool) -> int:
+    """`code`, once the message is out: a launcher ends all processes as soon as one of them has ended."""
+    if speaks:
+        print(message, file=sys.stderr, flush=True)
+    else:
+        time.sleep(LATER_S)
+    return code
 
 
 def _checked(args: Namespace, speaks: bool) -> Recipe:

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from posttrain.rewards.call import Call, Judged, handler_of
 from posttrain.rewards.pool import Outcome, WorkerPool, WorkerStartError, run_pools, start_pools
 from posttrain.rewards.resolve import RewardSpec, describe
 from posttrain.rewards.signature import RewardSignature
+from posttrain.rewards.worker import traceback_beyond
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,7 +28,7 @@ REASONS = ("none", "error", "timeout", "nan", "inf")
 
 
 class RewardError(RuntimeError):
-    """A reward failed and `on_error` is "raise"; the message holds its name and the worker's traceback."""
+    """A reward failed and `on_error` is "raise"; the message holds its name and its own traceback."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ def _in_process(handler: Callable[[Call], Judged], call: Call) -> Outcome:
         return Outcome(result=handler(call), seconds=time.monotonic() - began)
     except Exception as error:  # the same policy as for a worker
         message = f"{type(error).__name__}: {error}"
-        return Outcome(None, "error", message, traceback.format_exc(), time.monotonic() - began)
+        return Outcome(None, "error", message, traceback_beyond(error), time.monotonic() - began)
 
 
 def _distinct(names: list[str]) -> list[str]:

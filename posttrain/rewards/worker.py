@@ -37,11 +37,23 @@ def _write(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
+def traceback_beyond(error: BaseException) -> str:
+    """The traceback of what a reward raised, without the frames that lead to it; "" where no other is left."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    callers = {os.path.join(here, f"{name}.py") for name in ("worker", "call", "runner")}
+    frame = error.__traceback__
+    while frame is not None and os.path.abspath(frame.tb_frame.f_code.co_filename) in callers:
+        frame = frame.tb_next
+    if frame is None:
+        return ""
+    return "".join(traceback.format_exception(type(error), error, frame))
+
+
 def _answer(action: Callable[[], Any]) -> tuple[str, Any]:
     try:
         return "done", action()
     except Exception as error:  # a reward may fail in any way; the parent decides what that means
-        return "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())
+        return "failed", (f"{type(error).__name__}: {error}", traceback_beyond(error))
 
 
 def _leave_with_parent() -> None:

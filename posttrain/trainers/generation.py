@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import pad
 
+from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import (
     Completion,
     Engine,
@@ -186,10 +187,10 @@ class EngineGeneration(_Host):
         return super()._get_per_token_logps_and_entropies(model, *arguments, **named)
 
     def train(self, *arguments: Any, **named: Any) -> Any:
-        """As TRL's; when the engine is lost, the run stops at a saved checkpoint."""
+        """As TRL's; when the engine is lost or a reward fails, the run stops at a saved checkpoint."""
         try:
             return super().train(*arguments, **named)
-        except EngineError as error:
+        except (EngineError, RewardError) as error:
             raise type(error)(f"{error}\n{self._save_before_stopping()}") from error
 
     def _save_before_stopping(self) -> str:
@@ -197,7 +198,7 @@ class EngineGeneration(_Host):
         is nothing of the interrupted step in it."""
         step = self.state.global_step
         if step == 0:
-            return "No step was complete yet, so there is nothing to resume: mend the engine and start again."
+            return "No step was complete yet, so there is nothing to resume: mend it and start again."
         folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         if not folder.is_dir():
             self._save_checkpoint(self.model, trial=None)

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from posttrain.objectives.base import Groups
-from posttrain.rewards.runner import RewardRunner, Scores
+from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.config import PolicyConfig
 
 RewardLike = Callable[..., Any] | str
@@ -136,12 +136,13 @@ class GroupScoring:
             )
         except Exception as error:  # any failure of a reward must reach the other ranks before it is raised
             failure = error
-        failures = gather_object([None if failure is None else f"{type(failure).__name__}: {failure}"])
+        failures = gather_object([None if failure is None else str(failure) or type(failure).__name__])
         if failure is not None:
             raise failure
-        elsewhere = [message for message in failures if message is not None]
+        elsewhere = [(rank, message) for rank, message in enumerate(failures) if message is not None]
         if elsewhere:
-            raise RuntimeError(f"a reward failed on another rank: {elsewhere[0]}")
+            rank, message = elsewhere[0]
+            raise RewardError(f"on rank {rank}: {message}")
         return _in_order(gather_object([(mine, scores)]), len(rows))
 
     def scored_groups(self, group_size: int) -> Groups:

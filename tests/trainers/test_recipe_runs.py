@@ -140,11 +140,47 @@ def test_two_processes_from_one_recipe(tmp_path):
     assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").exists()
 
 
-def test_a_reward_that_raises_stops_the_run_with_its_traceback(tmp_path):
-    write(tmp_path, steps=2)
-    (tmp_path / "my_reward.py").write_text(
-        REWARD.replace("return [", "raise KeyError('no such unit'); return [")
-    )
-    said = finish(start("train", "own.yaml", cwd=tmp_path), code=1)
-    assert "starts_low" in said
-    assert "no such unit" in said
+BREAKS = """
+import os
+
+def breaks():
+    if WHEN:
+        raise KeyError("no such unit")
+""" + REWARD.replace("    return [", "    breaks()\n    return [")
+IN_SECOND_ROLLOUT = (
+    """print(".", file=open("calls", "a")) or os.path.getsize("calls") > 4"""  # two bytes a call
+)
+ON_RANK_1 = (
+    """b"\\0RANK=1\\0" in open(f"/proc/{os.getppid()}/environ", "rb").read()"""  # a worker has no rank
+)
+
+
+def test_a_reward_that_raises_leaves_a_checkpoint_that_goes_on_as_if_it_had_not(tmp_path):
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, steps=3)
+    finish(start("train", "own.yaml", cwd=tmp_path / "whole"))
+    broken = tmp_path / "broken"
+    (broken / "my_reward.py").write_text(BREAKS.replace("WHEN", IN_SECOND_ROLLOUT))
+    said = finish(start("train", "own.yaml", cwd=broken), code=4)
+    words = said[said.index("own.yaml: reward 'starts_low' failed on completions") :]
+    assert "KeyError: 'no such unit'" in words
+    assert "my_reward.py" in words
+    assert "worker.py" not in words  # only the frames of the reward's own
+    assert "saved as of step 2" in words
+    assert "on_error: skip" in words
+    (broken / "my_reward.py").write_text(REWARD)
+    finish(start("train", "own.yaml", "--resume", cwd=broken))
+    expected = weights(tmp_path / "whole" / "runs" / "own")
+    for name, value in weights(broken / "runs" / "own").items():
+        assert torch.equal(expected[name], value), name
+
+
+@pytest.mark.distributed
+def test_a_reward_that_raises_on_one_rank_stops_all_of_them(tmp_path):
+    write(tmp_path, steps=3)
+    (tmp_path / "my_reward.py").write_text(BREAKS.replace("WHEN", ON_RANK_1))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    said = finish(start("train", "own.yaml", cwd=tmp_path, launcher=launcher), code=1)
+    assert "own.yaml: on rank 1: reward 'starts_low' failed on completion" in said
+    assert "KeyError: 'no such unit'" in said
