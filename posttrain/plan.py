@@ -17,7 +17,7 @@ from rich.table import Table
 
 from posttrain.data import Survey
 from posttrain.planning import checks
-from posttrain.planning.batch import Rollout, plural, rollout_of, texts_of
+from posttrain.planning.batch import Rollout, rollout_of, texts_of
 from posttrain.planning.diffusion import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import idle_options
@@ -130,9 +130,15 @@ def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> No
     plan.batch += diffusion_lines(plan.recipe)
     plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
-    shared = {0: "", 1: ", optimizer states split", 2: ", gradients and optimizer states split"}
+    shared = {
+        0: ", gradients and optimizer states",
+        1: " and gradients; optimizer states split",
+        2: "; gradients and optimizer states split",
+    }
+    if processes > 1:
+        shared[0] += ", all whole (--zero 1, 2 or 3: what a launch that shards leaves of them)"
     plan.holds.append(
-        f"{trained}{shared.get(plan.launch.zero, ' split, as are gradients and optimizer states')}"
+        f"{trained}{shared.get(plan.launch.zero, ', gradients and optimizer states, all split')}"
     )
     if rollout is not None:
         plan.holds.append(
@@ -172,9 +178,11 @@ def print_plan(plan: Plan, console: Console | None = None, *, full: bool = True)
     console.print(
         f"[bold]{recipe.path}[/]: {recipe.method} ({recipe.spec.summary}), run folder {recipe.output.run_dir}"
     )
+    processes = plan.launch.processes
+    holder = f"Each of {processes} processes holds" if processes > 1 else "The process holds"
     sections: list[tuple[str, Sequence[str]]] = [
         ("Batch", plan.batch),
-        (f"Each of {plural(plan.launch.processes, 'process')} holds", plan.holds),
+        (holder, plan.holds),
         ("Data", plan.data),
         ("Rewards", plan.rewards),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, lcm
 
 from posttrain.recipe import Recipe
 from posttrain.train_options import PolicyTrain
@@ -51,12 +51,13 @@ class Rollout:
         if self.group < 2:
             yield "rollout: group_size 1 leaves nothing to compare a response with; use 2 or more"
         elif self.completions % self.group:
-            below = self.completions // self.group * self.group
+            step = lcm(self.group, self.processes)  # every process has as many
+            below = self.completions // step * step
             yield (
                 f"train: {self.micro_batch} responses x {plural(self.processes, 'process')} x "
                 f"{plural(self.window, 'micro-batch')} = {self.completions} do not divide into groups of {self.group}; "
                 f"make the product of per_device_train_batch_size, processes and steps_per_generation "
-                f"{' or '.join(str(n) for n in (below, below + self.group) if n)}"
+                f"{' or '.join(str(n) for n in (below, below + step) if n)}"
             )
         if self.window * self.passes % self.accumulation:
             yield (

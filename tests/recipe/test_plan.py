@@ -66,6 +66,7 @@ def test_passes_and_on_policy_are_said() -> None:
             "train: 8 responses x 1 process x 1 micro-batch = 8 do not divide into groups of 5; make the product of "
             "per_device_train_batch_size, processes and steps_per_generation 5 or 10",
         ),
+        ({"rollout": {"group_size": 5}}, 2, "processes and steps_per_generation 10 or 20"),
         ({"rollout": {"group_size": 16}}, 1, "groups of 16; make the product"),
         ({"rollout": {"group_size": 1}}, 1, "rollout: group_size 1 leaves nothing to compare"),
         (
