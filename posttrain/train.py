@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ def run(recipe: Recipe, *, resume: str | None = None) -> int:
 
     datasets.disable_progress_bars()  # the run has a progress view of its own
     transformers.utils.logging.disable_progress_bar()
-    trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
+    with replaced(run_dir) if checkpoint is None else nullcontext():
+        trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
     session = Session(recipe, trainer, run_dir)
     session.begin(resumed=checkpoint is not None)
     if finished and checkpoint is not None:
@@ -80,15 +83,33 @@ def open_run_dir(recipe: Recipe, run_dir: Path, resume: str | None) -> str | Non
                 f"{recipe.path}: --resume: no checkpoint at {found or existing}; start without --resume"
             )
         return found
-    if run_dir.exists() and any(run_dir.iterdir()):
-        if not recipe.output.overwrite:
-            raise RecipeError(
-                f"{recipe.path}: output: {run_dir} already holds a run; --resume continues it, "
-                "--set output.overwrite=true replaces it, --set output.name=NAME starts beside it"
-            )
-        if int(os.environ.get("RANK", "0")) == 0:
-            shutil.rmtree(run_dir)
+    if run_dir.exists() and any(run_dir.iterdir()) and not recipe.output.overwrite:
+        raise RecipeError(
+            f"{recipe.path}: output: {run_dir} already holds a run; --resume continues it, "
+            "--set output.overwrite=true replaces it, --set output.name=NAME starts beside it"
+        )
     return None
+
+
+@contextmanager
+def replaced(run_dir: Path) -> Iterator[None]:
+    """Takes an old run away once what is done within has not failed; else it is there again as before."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        yield
+        return
+    aside = run_dir.with_name(f".{run_dir.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed
+    if not run_dir.exists():
+        yield
+        return
+    run_dir.rename(aside)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        aside.rename(run_dir)
+        raise
+    shutil.rmtree(aside)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

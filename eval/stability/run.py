@@ -65,12 +65,13 @@ def train(recipe: Recipe, cell: Cell) -> tuple[Path, float]:
     from measure import RandomRejection, ShiftMeter, WatchedCAPO, watch_coverage
 
     from posttrain.session import Session
-    from posttrain.train import CHECKPOINTS, open_run_dir
+    from posttrain.train import CHECKPOINTS, open_run_dir, replaced
 
     torch.set_num_threads(1)
     run_dir = Path(recipe.output.run_dir)
     open_run_dir(recipe, run_dir, None)
-    trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
+    with replaced(run_dir):
+        trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
     watch_coverage(trainer)
     if cell.method == "capo":
         watched = RandomRejection if cell.random_rejection else WatchedCAPO

@@ -36,6 +36,11 @@ def model_faults(recipe: Recipe) -> Iterator[str]:
             yield f"model: no folder '{folder}' here or beside the recipe; first train {maker_of(folder, recipe)}"
         elif not (folder / "config.json").is_file():
             yield f"model: folder '{folder}' holds no config.json, so it is not a saved model"
+        elif recipe.output.overwrite and Path(recipe.output.run_dir).resolve() in folder.resolve().parents:
+            yield (
+                f"model: folder '{folder}' is part of the run that output.overwrite would replace; "
+                "give this run another output.name"
+            )
         elif model.revision is not None:
             yield "model: 'revision' does nothing with a local folder; remove it"
     tokenizer = model.tokenizer

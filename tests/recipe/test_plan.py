@@ -333,6 +333,17 @@ def test_a_run_folder_in_the_way_is_warned_of(load: Load) -> None:
     assert make_plan(recipe, resume=True).warnings == []
 
 
+def test_a_model_in_the_run_folder_to_be_replaced_is_refused(load: Load) -> None:
+    folder = Path("runs/r/model")
+    recipe = load(model={"scratch": None, "path": str(folder)}, output={"overwrite": True})
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (refusal,) = [refusal for refusal in make_plan(recipe).refusals if refusal.startswith("model:")]
+    assert "is part of the run that output.overwrite would replace" in refusal
+    beside = load(model={"scratch": None, "path": str(folder)}, output={"overwrite": True, "name": "another"})
+    assert not [refusal for refusal in make_plan(beside).refusals if "overwrite" in refusal]
+
+
 # --------------------------------------------------------------------------------------------- the command
 
 

@@ -11,6 +11,7 @@ import torch
 from helpers import arguments, judged, rows
 from transformers.trainer_utils import get_last_checkpoint
 
+from posttrain.train import replaced
 from posttrain.trainers import resume as resume_module
 from posttrain.trainers.bindings import BAPOConfig, BAPOTrainer
 
@@ -134,3 +135,30 @@ def test_resume_across_epochs_is_bit_equal(step, tiny_model, tokenizer, tmp_path
     resumed = run(tmp_path / "resumed", str(tmp_path / "whole" / f"checkpoint-{step}"))
     for a, b in zip(weights(resumed), weights(whole), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_old_run_goes_only_when_the_new_one_stands(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("old")
+
+    def start_without_a_server():
+        with replaced(run):
+            run.mkdir()
+            (run / "half").write_text("new")
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        start_without_a_server()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (run / "metrics.jsonl").read_text() == "old"
+    with replaced(run):
+        assert not run.exists()
+        run.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["run"]
+
+
+def test_another_rank_leaves_the_old_run_to_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with replaced(tmp_path):
+        assert tmp_path.exists()
