@@ -53,16 +53,14 @@ FAMILY = {
     "cispo": Cell("cispo"),
     "reinforce": Cell("reinforce"),
     "bnpo": Cell("bnpo"),
-    "bnpo_per_response": Cell("bnpo", {"aggregate": "per_response"}),  # GRPO's divisor: gradients compare
     "bapo": Cell("bapo", ADAPTIVE),
-    "bapo_paper": Cell("bapo"),
     "copo": Cell("copo"),
     "capo": Cell("capo", CALIBRATED),
-    "capo_follows": Cell("capo", FOLLOWING),
-    "capo_1_percent": Cell("capo", SPARING),
 }
+CAPO_FORMS = {"capo_follows": Cell("capo", FOLLOWING), "capo_1_percent": Cell("capo", SPARING)}
 CLIPPED = {
     **FAMILY,
+    "bapo_paper": Cell("bapo"),
     "fixed_wide": Cell(
         "dapo", {"clip_low": 0.1, "clip_high": 1.0}
     ),  # what BAPO is when its bounds do not move
@@ -76,12 +74,19 @@ SGD = {"optimizer_model": "sgd", **CALIBRATED}
 
 REGIMES: dict[str, Regime] = {
     "on_policy": Regime(
-        "one update a rollout, learning rate 1e-4", {"train.max_steps": 120, "train.eval_steps": 5}, FAMILY
+        "one update a rollout, learning rate 1e-4",
+        {"train.max_steps": 120, "train.eval_steps": 5},
+        {
+            **FAMILY,
+            **CAPO_FORMS,
+            # GRPO's divisor, so that gradients compare
+            "bnpo_per_response": Cell("bnpo", {"aggregate": "per_response"}),
+        },
     ),
     "reuse8_1e-4": Regime(
         "eight updates a rollout, learning rate 1e-4",
         {"train.num_iterations": 8, "train.max_steps": 240, "train.eval_steps": 16},
-        CLIPPED,
+        {**CLIPPED, **CAPO_FORMS},
     ),
     "reuse8_3e-4": Regime(
         "eight updates a rollout, learning rate 3e-4",
@@ -117,10 +122,7 @@ REGIMES: dict[str, Regime] = {
     "aggressive_adamw_5e-4": Regime(
         "one update a rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
         {"train.max_steps": 120, "train.learning_rate": 5e-4},
-        {
-            name: {**FAMILY, **AGGRESSIVE}[name]
-            for name in ("grpo", "capo", "capo_follows", "capo_1_percent", *AGGRESSIVE)
-        },
+        {"grpo": FAMILY["grpo"], "capo": FAMILY["capo"], **CAPO_FORMS, **AGGRESSIVE},
     ),
     "plain_sgd": Regime(
         "one update a rollout, plain SGD at .06, gradients not clipped",

@@ -97,7 +97,9 @@ def collect(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
 def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float | None]:
     """The report's numbers of one run; None where there was nothing to measure."""
 
-    held = {step for step, kept in curves.get("kept_share", []) if kept == 0}  # CAPO's calibration
+    # CAPO's calibration with the policy held: nothing kept, and nothing rejected by a test
+    tested = {step for step, share in curves.get("capo/rejected_share", []) if share > 0}
+    held = {step for step, kept in curves.get("kept_share", []) if kept == 0} - tested
 
     def values(name: str) -> list[float]:
         return [value for step, value in curves.get(name, []) if step not in held]

@@ -64,9 +64,9 @@ def predicted_shifts(
 ) -> tuple[Tensor, Tensor]:
     """(objective_shift, policy_shift), (N,) each: what a token's own optimizer step would do (eq. 7 to 10).
 
-    logits (N, V) after temperature, hidden (N, H) the LM head's input that gave them, actions (N,) the
-    sampled ids, advantages (N,). `lr` is the learning rate of the LM head's parameter group, or the one it
-    would have.
+    logits (N, V) after temperature T, hidden (N, H) the LM head's input over T, so that the head times it is the
+    logits; actions (N,) the sampled ids, advantages (N,). `lr` is the learning rate of the LM head's parameter
+    group, or the one it would have.
     moments  None: plain SGD, in closed form. Else Adam, each token stepping alone from the shared moments.
 
     objective_shift  second-order expansion of A (pi'(a) / pi(a) - 1)
@@ -165,7 +165,9 @@ class CAPO(Objective):
     calibration_steps: Annotated[int, Ge(1)] = 2  # optimizer steps measured, once the Adam model acts
     calibration_holds: bool = False  # no token counts while calibrating, so that the policy stays as it is
     calibration_follows: bool = False  # thresholds rise where later steps would reject more than the target
-    target_rejection: Annotated[float, Gt(0), Lt(1)] = 0.06  # share of tokens the proposed thresholds reject
+    target_rejection: Annotated[float, Gt(0), Lt(1)] = (
+        0.06  # share of the tokens with an advantage that the proposed thresholds reject
+    )
 
     def __post_init__(self) -> None:
         given = self.objective_threshold is not None or self.policy_threshold is not None
@@ -292,15 +294,27 @@ class CAPO(Objective):
         if self.optimizer_model == "adam":
             self.moments.update([self._row_gradients(self._kept(batch)) for batch in batches], all_sum)
         if self.calibrate and measures and (self.calibrating or self.calibration_follows):
-            shifts = [(*self._shifts(batch), batch.mask) for batch in batches]
-            counts = torch.stack([joint_counts(m_h.abs(), m_f, mask) for m_h, m_f, mask in shifts]).sum(dim=0)
-            counts = all_sum(counts)
-            if not self.calibrating:
-                return found | self.calibration.follow(counts, self.target_rejection)
-            self.calibration.add(counts)
-            if self.calibration.steps >= self.calibration_steps:
-                found |= self.calibration.propose(self.target_rejection)
+            counts = all_sum(torch.stack([self._counts(batch) for batch in batches]).sum(dim=0))
+            found |= self._calibrate(counts)
         return found
+
+    def _counts(self, batch: TokenBatch) -> Tensor:
+        """Joint histogram of both shifts over the tokens that have an advantage: to reject another changes nothing
+        but the divisor. (BINS, BINS)."""
+        m_h, m_f = self._shifts(batch)
+        measured = (batch.mask > 0) & (self.effective_advantages(batch) != 0) & (m_h + m_f).isfinite()
+        return joint_counts(m_h.abs(), m_f, measured)
+
+    def _calibrate(self, counts: Tensor) -> dict[str, Tensor]:
+        """What a step's counts make of the thresholds; a step without advantages says nothing."""
+        if not bool(counts.any()):
+            return {}
+        if not self.calibrating:
+            return self.calibration.follow(counts, self.target_rejection)
+        self.calibration.add(counts)
+        if self.calibration.steps < self.calibration_steps:
+            return {}
+        return self.calibration.propose(self.target_rejection)
 
     def metrics(self, batch: TokenBatch) -> dict[str, Tensor]:
         """rejected_share (of the loss tokens), rejected_by_{objective,policy} (the same by test), mean and 99
@@ -385,7 +399,10 @@ class CAPO(Objective):
         advantages = self.effective_advantages(batch).expand_as(batch.mask).reshape(-1, 1)
         work = torch.promote_types(forward["candidate_logits"].dtype, torch.float32)
         coefficients = (advantages * score).to(work)
-        return RowGradients(ids, coefficients, forward["hidden"].flatten(0, 1), batch.mask.reshape(-1))
+        hidden = forward["hidden"].flatten(0, 1)
+        # one NaN would stay in the moments for the rest of the run
+        finite = coefficients.isfinite().all(dim=1) & hidden.isfinite().all(dim=1)
+        return RowGradients(ids, coefficients, hidden, batch.mask.reshape(-1) * finite)
 
     def _learning_rate(self, batch: TokenBatch) -> float | Tensor:
         # thresholds must hold where the schedule peaks, and warm-up has not been there yet

@@ -115,18 +115,20 @@ class COPO(Objective):
         entropy = self._entropy(groups)
         coefficient = self._coefficient(entropy, rewards.size(1)) if self.entropy_coefficient else 1.0
         between = global_advantages(rewards * coefficient).unsqueeze(1).expand_as(rewards)
+        # float64: where the global loss weighs little, 1 - weight has few digits in float32
         weight = local_weight(
-            entropy,
-            rewards,
+            entropy.double(),
+            rewards.double(),
             gamma=self.gamma,
             rho=self.rho,
             selective=self.selective,
             incorrect_at=self.incorrect_at,
         )
         return {
-            "advantages": group_zscore(rewards.double(), STD_EPSILON).to(rewards.dtype),
+            "advantages": group_zscore(rewards.double(), STD_EPSILON).to(_floating(rewards)),
             "global_advantages": torch.where(rewards.isnan(), 0.0, between),
-            "local_weight": weight,
+            "local_weight": weight.to(_floating(rewards)),
+            "global_weight": (1 - weight).to(_floating(rewards)),
         }
 
     def rollout_metrics(self, groups: Groups) -> dict[str, Tensor]:
@@ -149,12 +151,14 @@ class COPO(Objective):
 
     def token_loss(self, batch: TokenBatch) -> Tensor:  # (B, T)
         local, between = self._losses(batch)
-        weight = batch.streams["local_weight"]
-        return weight * local + (1 - weight) * between
+        return batch.streams["local_weight"] * local + batch.streams["global_weight"] * between
 
     def effective_advantages(self, batch: TokenBatch) -> Tensor:
-        weight = batch.streams["local_weight"]
-        return weight * batch.advantages + (1 - weight) * batch.streams["global_advantages"]
+        streams = batch.streams
+        return (
+            streams["local_weight"] * batch.advantages
+            + streams["global_weight"] * streams["global_advantages"]
+        )
 
     def clip_bounds(self, batch: TokenBatch) -> tuple[float, float]:
         return 1 - self.clip_low, 1 + self.clip_high
@@ -165,9 +169,8 @@ class COPO(Objective):
     def metrics(self, batch: TokenBatch) -> dict[str, Tensor]:
         """global_loss_share: of the summed |weighted token losses|, the part of the global term."""
         local, between = (losses.detach() for losses in self._losses(batch))
-        weight = batch.streams["local_weight"]
-        of_local = (weight * local.abs() * batch.mask).sum()
-        of_global = ((1 - weight) * between.abs() * batch.mask).sum()
+        of_local = (batch.streams["local_weight"] * local.abs() * batch.mask).sum()
+        of_global = (batch.streams["global_weight"] * between.abs() * batch.mask).sum()
         return {
             "global_loss_share": of_global
             / (of_local + of_global).clamp(min=torch.finfo(of_local.dtype).tiny)

@@ -16,8 +16,8 @@ REASONS: dict[str, str] = {
     "clipped_low": "ratio below the lower bound, advantage negative",
     "clipped_high": "ratio above the upper bound, advantage positive",
     "dual_clipped": "ratio so high, advantage negative, that the loss is capped",
-    "curvature": "rejected by the objective's keep mask",
     "nonfinite": "NaN or infinity in the gradient, the ratio or the importance weight",
+    "curvature": "rejected by the objective's keep mask",
     "other": "masked for another reason, or a gradient of exactly zero",
 }
 """A token is counted under the first reason that holds."""

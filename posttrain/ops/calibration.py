@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from posttrain.ops.histogram import joint_thresholds, quantile
+from posttrain.ops.histogram import HIGHEST_EDGE, LOWEST_EDGE, joint_thresholds, quantile
 
 LEVELS = (0.5, 0.9, 0.95, 0.99)
 
@@ -31,12 +31,24 @@ class Calibration:
         """Fixes the thresholds; returns them and the quantiles behind them."""
         assert self.counts is not None
         objective, policy = joint_thresholds(self.counts, rejection)
+        self._check_range(float(objective), float(policy))
         self.thresholds = float(objective), float(policy)
         found = {"proposed_objective_threshold": objective, "proposed_policy_threshold": policy}
         for level in LEVELS:
             found[f"calibration/objective_shift_abs_q{100 * level:g}"] = quantile(self.counts.sum(1), level)
             found[f"calibration/policy_shift_q{100 * level:g}"] = quantile(self.counts.sum(0), level)
         return found
+
+    @staticmethod
+    def _check_range(objective: float, policy: float) -> None:
+        """ValueError where a threshold is the end of what the counts can tell apart."""
+        for name, value in (("objective", objective), ("policy", policy)):
+            if not LOWEST_EDGE < value < HIGHEST_EDGE:
+                what = "no token moves" if value <= LOWEST_EDGE else "most tokens move beyond all measure"
+                raise ValueError(
+                    f"calibration: the {name} threshold would be {value:.0e}: by the optimizer model {what}. Look at "
+                    "the learning rate, or set the thresholds by hand and leave calibrate out"
+                )
 
     def follow(self, counts: Tensor, rejection: float) -> dict[str, Tensor]:
         """Lets the thresholds rise to what recent steps propose, never fall; returns them."""

@@ -9,6 +9,8 @@ from torch import Tensor
 BINS = 512
 LOWEST, HIGHEST = -14.0, 2.0
 """Decimal logarithms of the range covered; what lies outside is counted in the first and last bin."""
+LOWEST_EDGE, HIGHEST_EDGE = 10.0 ** (LOWEST + (HIGHEST - LOWEST) / BINS), 10.0**HIGHEST
+"""Upper ends of the first and the last bin: as a threshold, either says that the range was left."""
 
 
 def joint_counts(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:

@@ -52,6 +52,9 @@ def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 class ForwardProbe:
     """Reads the LM head's input, and the candidates it ranks highest, out of a running forward pass.
 
+    Where both are read, the input comes times the logits' scale over the sampling temperature: the head's gradient
+    is with respect to that.
+
     Only forwards through TRL's fused head can be read for candidates: it sees the tiles that head works through.
     """
 
@@ -103,6 +106,8 @@ class ForwardProbe:
         batch, length = actions.shape
         self._taken = {"hidden": hidden[:, -length - 1 : -1]} if "hidden" in self._needs else {}
         if tiles is not None:
+            if "hidden" in self._taken:  # so that the head times it is the logits of the loss
+                self._taken["hidden"] = self._taken["hidden"] * tiles.slope
             ids, logits = (part.view(batch, -1, part.size(-1))[:, -length:] for part in tiles.result())
             self._taken |= {"candidate_ids": ids, "candidate_logits": logits}
 

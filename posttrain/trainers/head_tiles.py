@@ -35,6 +35,7 @@ class TileCandidates:
         self._scored = scored
         self._num_candidates = num_candidates
         self._shown = scored[scored] if compact else scored
+        self.slope = 1.0  # of the logits along the head's product, a soft cap's own aside
         self._num_shown = 0
         self._rows = scored.nonzero().squeeze(1)[:0]
         self._ids: list[Tensor] = []
@@ -47,6 +48,7 @@ class TileCandidates:
         """One tile: positions x the vocabulary from `start` on, as the head's product left it; `head` as
         `_finished`. sampled_logits fills up while the tiles of these positions pass."""
         if start == 0:
+            self.slope = head["logit_scale"] * head["inv_t"]
             self._rows = self._shown[self._num_shown : self._num_shown + len(tile)].nonzero().squeeze(1)
             self._num_shown += len(tile)
             self._sampled.append((self._rows, sampled_ids, sampled_logits))

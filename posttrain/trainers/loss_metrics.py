@@ -47,8 +47,9 @@ class LossMetrics:
         bounds = objective.clip_bounds(batch)
         if bounds is not None:
             ratio = objective.ratio(batch).detach()
-            low = (ratio < bounds[0]) & (batch.advantages < 0)
-            high = (ratio > bounds[1]) & (batch.advantages > 0)
+            advantages = objective.effective_advantages(batch)
+            low = (ratio < bounds[0]) & (advantages < 0)
+            high = (ratio > bounds[1]) & (advantages > 0)
             for name, clipped in (("low", low), ("high", high), ("region", low | high)):
                 self._add(f"clip_ratio/{name}_mean", *_masked(clipped.float(), mask))
             self._per_response.setdefault("clip_ratio/low_min", []).append(_response_means(low.float(), mask))

@@ -304,6 +304,7 @@ def make_batch(seed: int, rows: int = 4, columns: int = 5, k: int = 6) -> TokenB
         "global_advantages": torch.randn(rows, 1, generator=generator, dtype=torch.float64),
         "local_weight": torch.rand(rows, 1, generator=generator, dtype=torch.float64),
     }
+    streams["global_weight"] = 1 - streams["local_weight"]
     forward = forward_of(tokens, (rows, columns), k)
     return TokenBatch(new.requires_grad_(), old, mask, advantages, streams=streams, forward=forward)
 
@@ -400,7 +401,9 @@ def test_the_wrapper_answers_for_its_base():
     ).observes_step  # its divisor counts kept tokens
     rewards = tensor([[1.0, 0.0, 1.0]])
     groups = Groups(rewards, rewards.unsqueeze(-1), torch.ones(1), [["1", "2", "1"]])
-    assert set(CAPO(base="copo").advantages(groups)) == {"advantages", "global_advantages", "local_weight"}
+    assert set(CAPO(base="copo").advantages(groups)) == {
+        *("advantages", "global_advantages", "local_weight", "global_weight")
+    }
     assert "answer_entropy" in CAPO(base="copo").rollout_metrics(groups)
     batch = make_batch(0)
     assert CAPO(base="reinforce").clip_bounds(batch) is None
@@ -543,6 +546,78 @@ def test_calibration_can_hold_the_policy(base):
     found = run(holding, [make_batch(5)])
     assert torch.equal(found.masks[0], run(moving, [make_batch(5)]).masks[0])
     assert found.masks[0].sum() > 0
+
+
+def test_only_tokens_with_an_advantage_are_measured():
+    """One response in five teaches: a share of all tokens as large as theirs would reject every one of them."""
+    settings = {"optimizer_model": "sgd", "calibrate": True, "calibration_steps": 1, "num_candidates": 6}
+    objective, alone = (CAPO(target_rejection=0.2, **settings) for _ in range(2))
+    batch = make_batch(8, rows=20, columns=20)
+    taught = (torch.arange(20) % 5 == 0).unsqueeze(1)
+    sparse = replace(batch, advantages=batch.advantages * taught)
+    objective.finish_step(run(objective, [sparse]).batches, one_rank)
+    alone.finish_step(run(alone, [replace(batch, mask=batch.mask * taught)]).batches, one_rank)
+    assert objective.thresholds == alone.thresholds
+    kept = run(objective, [sparse], lr=0.1).masks[0]
+    tokens = batch.mask * taught
+    assert 0.8 <= float((kept * tokens).sum() / tokens.sum()) < 0.95
+
+
+def test_a_step_without_advantages_says_nothing_about_thresholds():
+    settings = {"optimizer_model": "sgd", "calibrate": True, "calibration_steps": 1, "num_candidates": 6}
+    objective = CAPO(calibration_follows=True, **settings)
+    batch = make_batch(8, rows=20, columns=20)
+    nothing = replace(batch, advantages=0 * batch.advantages)
+    masked = replace(batch, mask=0 * batch.mask)
+    for empty in (nothing, masked):
+        assert objective.finish_step(run(objective, [empty]).batches, one_rank) == {}
+        assert objective.calibrating
+    objective.finish_step(run(objective, [batch]).batches, one_rank)
+    before = objective.thresholds
+    assert 0 < before[0] < 100
+    for empty in (nothing, masked):
+        assert objective.finish_step(run(objective, [empty]).batches, one_rank) == {}
+    assert objective.thresholds == before
+
+
+@pytest.mark.parametrize(("lr", "words"), [(1e-30, "no token moves"), (1e6, "beyond all measure")])
+def test_thresholds_at_the_end_of_what_is_counted_are_refused(lr, words):
+    objective = CAPO(optimizer_model="sgd", calibrate=True, calibration_steps=1, num_candidates=6)
+    batches = run(objective, [make_batch(8, rows=20, columns=20)], lr=lr).batches
+    with pytest.raises(ValueError, match=words):
+        objective.finish_step(batches, one_rank)
+
+
+def test_quantiles_are_of_the_magnitude_of_the_objectives_shift():
+    """Almost every shift of the objective is negative here; a count of their signed values would see none of them."""
+    objective = CAPO(optimizer_model="sgd", calibrate=True, calibration_steps=1, num_candidates=6)
+    batches = run(objective, [make_batch(8, rows=20, columns=20)], lr=0.05).batches
+    shifts = batches[0].forward["objective_shift"]
+    turned = [replace(batches[0], forward={**batches[0].forward, "objective_shift": -shifts.abs()})]
+    found = objective.finish_step(turned, one_rank)
+    taken = shifts.abs()[batches[0].mask > 0]
+    assert_close(
+        found["calibration/objective_shift_abs_q50"].item(), taken.median().item(), rtol=0.08, atol=0
+    )
+    q99 = objective.metrics(turned[0])["objective_shift_abs_q99"].item()
+    assert_close(q99, taken.quantile(0.99).item(), rtol=1e-5, atol=0)
+
+
+def test_a_token_that_is_not_a_number_is_left_out_of_moments_and_counts():
+    settings = {"calibrate": True, "calibration_steps": 1, "num_candidates": 6, "cold_start": "adam"}
+    torn, clean = CAPO(**settings), CAPO(**settings)
+    batch = make_batch(3)
+    hidden = batch.forward["hidden"].clone()
+    hidden[0, 0] = float("nan")
+    mask = batch.mask.clone()
+    mask[0, 0] = 1.0
+    torn_batch = replace(batch, mask=mask, forward={**batch.forward, "hidden": hidden})
+    mask = mask.clone()
+    mask[0, 0] = 0.0
+    for objective, one in ((torn, torn_batch), (clean, replace(batch, mask=mask))):
+        objective.finish_step(run(objective, [one]).batches, one_rank)
+    assert torn.thresholds == clean.thresholds
+    assert_close(torn.moments.state_dict(), clean.moments.state_dict())
 
 
 def test_thresholds_can_follow_rising_shifts_but_never_fall():

@@ -259,7 +259,7 @@ def test_losses_are_blended_not_advantages():
         torch.zeros(1, 1),
         torch.ones(1, 1),
         tensor([[1.0]]),
-        streams={"global_advantages": tensor([[-1.0]]), "local_weight": half},
+        streams={"global_advantages": tensor([[-1.0]]), "local_weight": half, "global_weight": half},
     )
     assert_close(objective.token_loss(batch), tensor([[0.15]]))
     assert_close(objective.effective_advantages(batch), tensor([[0.0]]))
@@ -272,7 +272,11 @@ def test_dual_clip_holds_both_losses():
         torch.zeros(1, 1),
         torch.ones(1, 1),
         tensor([[-1.0]]),
-        streams={"global_advantages": tensor([[-2.0]]), "local_weight": tensor([[0.25]])},
+        streams={
+            "global_advantages": tensor([[-2.0]]),
+            "local_weight": tensor([[0.25]]),
+            "global_weight": tensor([[0.75]]),
+        },
     )
     assert_close(COPO().token_loss(batch), tensor([[0.25 * 3 + 0.75 * 6]]))
     assert_close(COPO(dual_clip=None).token_loss(batch), tensor([[0.25 * 5 + 0.75 * 10]]))
@@ -281,8 +285,50 @@ def test_dual_clip_holds_both_losses():
 def test_weight_one_is_grpo():
     objective = COPO(dual_clip=None)
     batch = vector_batch(objective)
-    ones = {**batch.streams, "local_weight": torch.ones_like(batch.advantages)}
-    assert_close(objective.token_loss(replace(batch, streams=ones)), GRPO().token_loss(batch))
+    ones = torch.ones_like(batch.advantages)
+    alone = {**batch.streams, "local_weight": ones, "global_weight": 0 * ones}
+    assert_close(objective.token_loss(replace(batch, streams=alone)), GRPO().token_loss(batch))
+
+
+def test_a_small_global_weight_keeps_its_digits_in_float32():
+    """1 - sigmoid(20 (2 - 1.5)) = 4.5398e-5, of which float32 has one part in 1000 once it was taken from 1."""
+    answers = [["1", "2", "3", "4"], ["1", "1", "1", "1"]]
+    rewards = tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    weight = COPO(selective="none").advantages(groups_of(rewards, answers))["global_weight"]
+    assert weight.dtype == torch.float32
+    assert weight[0, 0].item() == pytest.approx(1 / (1 + math.exp(10)), rel=1e-6)
+    assert weight[1, 0].item() == pytest.approx(1 / (1 + math.exp(-30)), rel=1e-6)
+
+
+def test_bounds_above_and_below_are_not_the_same():
+    objective = COPO(clip_low=0.1, clip_high=0.3)
+    batch = TokenBatch(
+        tensor([[0.8, 1.2, 1.4]]).log(),
+        torch.zeros(1, 3),
+        torch.ones(1, 3),
+        tensor([[-1.0]]),
+        streams={
+            "global_advantages": tensor([[1.0]]),
+            "local_weight": tensor([[0.25]]),
+            "global_weight": tensor([[0.75]]),
+        },
+    )
+    assert objective.clip_bounds(batch) == (0.9, 1.3)
+    # local: -min(-r, -clip(r)) = max(r, clip(r)); global: -min(r, clip(r))
+    expected = tensor([[0.25 * 0.9 - 0.75 * 0.8, 0.25 * 1.2 - 0.75 * 1.2, 0.25 * 1.4 - 0.75 * 1.3]])
+    assert_close(objective.token_loss(batch), expected)
+    # weighted shares of |loss|: tokens outside the mask are in neither
+    half = replace(batch, mask=tensor([[1.0, 0.0, 0.0]]))
+    share = 0.75 * 0.8 / (0.25 * 0.9 + 0.75 * 0.8)
+    assert_close(objective.metrics(half), {"global_loss_share": tensor(share)})
+
+
+def test_unjudged_responses_make_a_group_neither_all_wrong_nor_all_right():
+    nan = float("nan")
+    rewards = tensor([[nan, nan], [nan, 0.0], [nan, 1.0], [1.0, 0.0]])
+    found = COPO(rho=0.5).rollout_metrics(groups_of(rewards, [["1", "2"]] * 4))
+    assert found["all_wrong"].item() == 0.25  # the second; of the first nothing is known
+    assert found["all_right"].item() == 0.25  # the third
 
 
 def test_every_response_gets_gradient_where_grpo_has_few():

@@ -127,7 +127,7 @@ def test_advantage_rules_are_computed_anew_from_the_recorded_rewards(tmp_path: P
     streams = {name: value.flatten() for name, value in COPO().advantages(groups()).items()}
     blend = (
         streams["local_weight"] * streams["advantages"]
-        + (1 - streams["local_weight"]) * streams["global_advantages"]
+        + streams["global_weight"] * streams["global_advantages"]
     )
     for found, row in zip(copo.advantages, rows, strict=True):
         torch.testing.assert_close(found[:, 0], blend[row])

@@ -90,7 +90,7 @@ def test_a_token_with_every_reason_is_counted_once_under_the_first() -> None:
     add(1, 1, gradient=zero, ratio=column([9.0]), keep=dropped)
     add(1, -1, gradient=zero, ratio=column([9.0]), keep=dropped)
     add(1, 1, gradient=bad, ratio=column([9.0]), keep=dropped)
-    add(1, 1, gradient=bad, ratio=column([9.0]))
+    add(1, 1, gradient=column([0.5]), ratio=column([1.0]), keep=dropped)
     add(1, 1, gradient=zero, ratio=column([1.0]))
     add(1, 1, gradient=column([0.5]), ratio=column([1.0]))
     assert seen == [*REASONS, CARRIED]
@@ -165,6 +165,7 @@ def test_a_blended_loss_carries_gradient_where_the_local_advantage_is_zero() -> 
         [0.0, 0.0],
         global_advantages=column([-0.8, 0.0]),
         local_weight=column([0.25, 0.25]),
+        global_weight=column([0.75, 0.75]),
     )
     assert counted(COPO(), batch) == {"carried": 2, "clipped_low": 1, "equal_rewards": 3}
 

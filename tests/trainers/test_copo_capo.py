@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import arguments, judged, rows
 from peft import LoraConfig
 from torch.testing import assert_close
 
+from posttrain.objectives.base import TokenBatch
+from posttrain.objectives.copo import COPO
+from posttrain.observe.signal import account_objective
 from posttrain.plan import make_plan
 from posttrain.recipe import load_recipe
 from posttrain.rewards.hooks import yields_answers
 from posttrain.trainers import bindings
 from posttrain.trainers.forward import model_inputs
+from posttrain.trainers.loss_metrics import LossMetrics
 
 LORA = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 TEMPERATURE = 0.7
@@ -81,12 +86,11 @@ def test_the_probe_reads_the_position_that_predicts_the_token(peft_config, tiny_
     with torch.no_grad():
         whole = type(causal_lm).forward(causal_lm, **given).logits  # the class's own, without any fused head
         again = causal_lm.lm_head(batch.forward["hidden"])
-    logits = whole[:, -length - 1 : -1]
+    logits = whole[:, -length - 1 : -1] / TEMPERATURE
     tokens = batch.mask > 0
     assert_close(again[tokens], logits[tokens], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(again[tokens], whole[:, -length:][tokens], atol=1e-2)  # one position later
-
-    logits = logits / TEMPERATURE
+    late = whole[:, -length:] / TEMPERATURE
+    assert not torch.allclose(again[tokens], late[tokens], atol=1e-2)  # one position later
     logprobs = logits.log_softmax(-1).gather(-1, inputs["completion_ids"].unsqueeze(-1)).squeeze(-1)
     assert_close(batch.logprobs.detach()[tokens], logprobs[tokens], rtol=1e-5, atol=1e-5)
 
@@ -223,6 +227,31 @@ def test_copo_learns_from_groups_with_equal_rewards(tiny_model, tokenizer, tmp_p
     assert log["signal/carried"] == 1.0
     assert log["copo/global_loss_share"] == pytest.approx(1.0)
     assert found["GRPO"][0]["signal/equal_rewards"] == 1.0
+
+
+def test_clip_ratios_go_by_the_advantage_the_loss_has():
+    """The group says down, the batch says up, and the batch has all the weight: what is clipped lies above."""
+    one, nothing = torch.ones(1, 1), torch.zeros(1, 1)
+    batch = TokenBatch(
+        torch.tensor([[0.5, 1.5, 1.1, 1.0]]).log(),
+        torch.zeros(1, 4),
+        torch.ones(1, 4),
+        -one,
+        streams={"global_advantages": one, "local_weight": nothing, "global_weight": one},
+    )
+    metrics = LossMetrics(Accelerator(cpu=True))
+    signal = account_objective(COPO(), batch, generated=batch.mask)
+    shared = {
+        "keep": None,
+        "kl": None,
+        "entropies": batch.mask,
+        "policy_loss": nothing.sum(),
+        "signal": signal,
+    }
+    metrics.add(COPO(), "copo", batch, **shared)
+    found = metrics.flush()
+    assert found["clip_ratio/high_mean"] == found["signal/clipped_high"] == 0.25
+    assert found["clip_ratio/low_mean"] == 0.0
 
 
 def test_capo_on_copo_plans_with_the_blended_advantage(tiny_model, tokenizer, tmp_path):
