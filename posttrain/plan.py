@@ -24,7 +24,7 @@ from posttrain.planning.idle import idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
-from posttrain.planning.method_checks import method_faults, method_warnings, run_in_words
+from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
 from posttrain.planning.rewards import reward_faults, reward_lines
 from posttrain.planning.shapes import Shape, read_shape
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -74,6 +74,7 @@ def make_plan(
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []
     faults += sampler_faults(recipe)
+    plan.refusals += batch_faults(recipe, rollout)
     plan.refusals += engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
     found = _plan_data(plan, countable=not faults)

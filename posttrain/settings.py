@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import json
 import math
 import tokenize
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED: Any = ...
@@ -101,6 +102,16 @@ def read_flags(path: str, *, root: Path = ROOT) -> dict[str, Any]:
                 except SettingsError:
                     flags.pop(statement.target.id, None)
     return flags
+
+
+def check_values(path: str, values: dict[str, Any], *, root: Path = ROOT) -> None:
+    """ValueError, "name: why", at the first of `values` that is of a wrong type or out of range, as in a recipe."""
+    model = read_settings(path, root=root)
+    try:
+        model.model_validate_json(json.dumps(values), strict=True)  # JSON, or a list would be no tuple
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
 def check_settings(path: str, values: dict[str, Any], *, root: Path = ROOT) -> dict[str, Any]:

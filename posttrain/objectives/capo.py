@@ -148,6 +148,8 @@ class CAPO(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"hidden", "candidates"})
     settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}  # so that a recipe checks both
     unprotected: ClassVar[dict[str, str]] = {"calibrate": "calibration_holds"}
+    measured_first: ClassVar[dict[str, str]] = {"calibrate": "calibration_steps"}
+    models_optimizer: ClassVar[str] = "optimizer_model"
 
     base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = (
         "grpo"  # whose loss the kept tokens have
@@ -156,7 +158,7 @@ class CAPO(Objective):
     objective_threshold: Annotated[float, Ge(0)] | None = None  # tau_H (delta_H); 0 = test off
     policy_threshold: Annotated[float, Ge(0)] | None = None  # tau_F (delta_F); 0 = test off
     symmetric: bool = True  # -tau_H < m_H; false: 0 <= m_H
-    num_candidates: Annotated[int, Ge(1)] = 50  # K, the candidate ids a token
+    num_candidates: Annotated[int, Ge(2)] = 50  # K, the candidate ids a token; one alone never moves
     optimizer_model: Literal["adam", "sgd"] = "adam"  # Opt: what a token's own step is predicted with
     cold_start: Literal["raw", "adam"] = "raw"  # Adam model before its first update: gradient, or Adam
     moment_decay: tuple[float, float] = (0.9, 0.999)  # beta_1, beta_2 of the Adam model
@@ -195,7 +197,9 @@ class CAPO(Objective):
 
     @cached_property
     def base_objective(self) -> Objective:
-        cls = BASES[self.base]
+        cls = BASES.get(self.base)
+        if cls is None:
+            raise ValueError(f"CAPO: base is {self.base!r}; it must be one of {', '.join(BASES)}")
         known = [f.name for f in fields(cls)]
         for name in self.base_settings or {}:
             if name not in known:

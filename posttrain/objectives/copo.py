@@ -98,6 +98,8 @@ def _entropy_bits(counts: Counter[Hashable | None]) -> float:
 @dataclass(frozen=True)
 class COPO(Objective):
     needs_answers: ClassVar[bool] = True
+    compares_prompts: ClassVar[bool] = True
+    bits_of_a_group: ClassVar[tuple[str, ...]] = ("rho",)
 
     gamma: Annotated[float, Gt(0)] = 20.0  # gamma: how sharply entropy decides between the losses
     rho: Annotated[float, Ge(0)] = 1.5  # rho, in bits: entropy at which both weigh the same; at most log2 G

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,6 @@ from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -32,7 +30,9 @@ from posttrain.objectives.step import StepResult, step_losses
 from posttrain.observe.reasons import CARRIED, REASONS
 from posttrain.observe.recorder import Record, load_record
 from posttrain.observe.signal import SignalCounts, account_objective
-from posttrain.settings import read_settings
+from posttrain.ops.logprobs import top_candidates
+from posttrain.settings import check_values
+from posttrain.strict_yaml import parse
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def replay_step(record: Record, objective: Objective, label: str) -> Replay:
     notes = _check_needs(record, objective)
     batches = [
         replace(batch, logprobs=batch.logprobs.detach().clone().requires_grad_())
-        for batch in _with_advantages(record, objective, notes)
+        for batch in (_with_candidates(one, objective) for one in _with_advantages(record, objective, notes))
     ]
     results = _run_ranks(record, objective, batches)
     shares = [share for result in results for share in result.losses]
@@ -170,7 +170,7 @@ _FORWARD_KEYS = {"hidden": ("hidden",), "candidates": ("actions", "candidate_ids
 
 
 def _check_needs(record: Record, objective: Objective) -> list[str]:
-    found = set(record.batches[0].forward)
+    found = set.intersection(*(set(batch.forward) for batch in record.batches))
     missing = [need for need in sorted(objective.needs) if not found.issuperset(_FORWARD_KEYS[need])]
     if missing:
         left_out = f" (too large, left out: {', '.join(record.left_out)})" if record.left_out else ""
@@ -178,9 +178,32 @@ def _check_needs(record: Record, objective: Objective) -> list[str]:
             f"{type(objective).__name__} reads {' and '.join(missing)} of the forward pass, which the record does "
             f"not hold{left_out}; record a step of a run whose objective reads them"
         )
+    if "candidates" in objective.needs:
+        recorded = min(batch.forward["candidate_ids"].size(-1) for batch in record.batches)
+        if objective.num_candidates > recorded:
+            raise ValueError(
+                f"{type(objective).__name__} wants {objective.num_candidates} candidates a token and the record holds "
+                f"{recorded}; --set num_candidates to {recorded} or less"
+            )
     if len(record.ranks) < record.world_size:
         return [f"ranks {record.ranks} of {record.world_size} found: sums are over these ranks alone"]
     return []
+
+
+def _with_candidates(batch: TokenBatch, objective: Objective) -> TokenBatch:
+    """The micro-batch with as many of the recorded candidates as the objective wants, the sampled id among them."""
+    if "candidates" not in objective.needs:
+        return batch
+    forward, wanted = batch.forward, objective.num_candidates
+    ids, logits, actions = (forward[name] for name in ("candidate_ids", "candidate_logits", "actions"))
+    if ids.size(-1) == wanted:
+        return batch
+    rows, logits = ids.flatten(0, 1), logits.flatten(0, 1)
+    sampled = (rows == actions.reshape(-1, 1)).int().argmax(dim=-1)  # its place among the recorded ones
+    places, logits = top_candidates(logits, sampled, wanted)
+    cut = {"candidate_ids": rows.gather(1, places), "candidate_logits": logits}
+    shape = (*actions.shape, wanted)
+    return replace(batch, forward={**forward, **{name: value.view(shape) for name, value in cut.items()}})
 
 
 def _with_advantages(record: Record, objective: Objective, notes: list[str]) -> list[TokenBatch]:
@@ -236,10 +259,9 @@ def build_objective(name: str, settings: Mapping[str, Any]) -> Objective:
         if key not in fields:
             raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
     try:
-        read_settings(METHODS[name].settings).model_validate_json(json.dumps(dict(settings)), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{name}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        check_values(METHODS[name].settings, dict(settings))
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
     # JSON and YAML know lists only
     return cls(
         **{
@@ -264,15 +286,25 @@ def replay_file(
         # the bare name of the recorded objective means it as it ran; LABEL=NAME and others start at the defaults
         as_it_ran = label == name == record.objective
         objective = build_objective(name, {**(record.settings if as_it_ran else {}), **settings[label]})
-        whole = not any(key.startswith("state/") for key in record.left_out)
-        notes = []
-        if as_it_ran and record.state and whole:
-            objective.load_state_dict(record.state)
-        elif objective.state_dict():
-            notes.append("running statistics start empty")
+        notes = [] if _take_up_state(objective, name, record) else ["running statistics start empty"]
         found = replay_step(record, objective, label)
         replays.append(replace(found, notes=[*found.notes, *notes]))
     return record, replays
+
+
+def _take_up_state(objective: Objective, name: str, record: Record) -> bool:
+    """Loads the recorded running statistics where they are of this objective; True also where it has none."""
+    wanted = set(objective.state_dict())
+    if not wanted:
+        return True
+    left_out = any(key.startswith("state/") for key in record.left_out)
+    if name != record.objective or left_out or not wanted <= set(record.state):
+        return False
+    try:
+        objective.load_state_dict({key: record.state[key] for key in wanted})
+    except ValueError:  # of another base
+        return False
+    return True
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -281,8 +313,6 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _overrides(texts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    import yaml
-
     found: dict[str, dict[str, Any]] = {label: {} for label in labels}
     for text in texts:
         path, equals, value = text.partition("=")
@@ -291,7 +321,10 @@ def _overrides(texts: Sequence[str], labels: Sequence[str]) -> dict[str, dict[st
             raise ValueError(f"--set {text}: write OBJECTIVE.SETTING=VALUE, for instance bapo.target=0.5")
         if label not in found:
             raise ValueError(f"--set {text}: no --objective {label!r}{_nearest(label, labels)}")
-        found[label][key] = yaml.safe_load(value)
+        try:
+            found[label][key] = parse(value)
+        except ValueError as error:
+            raise ValueError(f"--set {text}: the value cannot be read: {error}") from None
     return found
 
 

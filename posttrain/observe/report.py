@@ -116,10 +116,16 @@ def _signal(s: Summary) -> str:
         f'<td class="muted">{escape(meaning)}</td><td class="number">{share:.2%}</td></tr>'
         for name, meaning, share in s.signal
     )
+    blended = "".join(
+        f'<tr><td>{escape(name)}</td><td class="muted">{escape(meaning)}</td><td class="number">{value:.2%}</td></tr>'
+        for name, meaning, value in s.blend
+    )
+    if blended:
+        blended = f'<table><tr><th>blend of two losses</th><th></th><th class="number">share</th></tr>{blended}</table>'
     return (
         "<h2>Signal: what became of the generated tokens</h2>"
         f'<div class="card"><div class="stack">{bar}</div>'
-        f'<table><tr><th>class</th><th></th><th class="number">share of tokens</th></tr>{rows}</table></div>'
+        f'<table><tr><th>class</th><th></th><th class="number">share of tokens</th></tr>{rows}</table>{blended}</div>'
         f'<div class="card wide"><h3>Over the steps</h3>{plots.draw_signal(s.rows)}</div>'
     )
 
@@ -263,6 +269,8 @@ def print_summary(s: Summary, console: Console) -> None:
         table = Table("generated tokens", "share", "", box=None, padding=(0, 2, 0, 0))
         for name, meaning, share in s.signal:
             table.add_row(name, f"{share:.2%}", "" if name == CARRIED else f"[dim]{meaning}[/dim]")
+        for name, meaning, value in s.blend:
+            table.add_row(name, f"{value:.2%}", f"[dim]{meaning}[/dim]")
         console.print(table)
     for function, reason, count in s.failures:
         console.print(f"reward {function}: {reason}: {count:,} responses", markup=False, highlight=False)

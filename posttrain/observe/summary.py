@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.observe import writer
-from posttrain.observe.curves import edges, series
+from posttrain.observe.curves import edges, metric_names, series
 from posttrain.observe.progress import clock
-from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+from posttrain.observe.reasons import BLEND, CARRIED, CLASSES, PREFIX, REASONS
 from posttrain.observe.watch import idle_thresholds, stale_thresholds, still_bounds
 
 FAILURES = "reward_failures/"
@@ -48,6 +48,7 @@ class Summary:
 
     result      (label, before, after) or None
     signal      (class, meaning, share of all generated tokens), empty classes left out
+    blend       (metric, meaning, mean over the steps) of a method that blends two losses
     failures    (reward function, reason, responses)
     evaluation  {"before": {metric: value}, "after": {...}}
     """
@@ -61,6 +62,7 @@ class Summary:
     duration_s: float
     result: tuple[str, float, float] | None
     signal: list[tuple[str, str, float]]
+    blend: list[tuple[str, str, float]]
     failures: list[tuple[str, str, int]]
     evaluation: dict[str, dict[str, float]]
     pairs: list[Pair]
@@ -104,6 +106,7 @@ def summarise(run_dir: str | Path) -> Summary:
         duration_s=max((row.get("time_s") or 0.0 for row in rows), default=0.0),
         result=_result(rows, evaluation),
         signal=signal_shares(rows),
+        blend=blend_means(rows),
         failures=_failures(rows),
         evaluation=evaluation,
         pairs=pairs,
@@ -127,6 +130,19 @@ def signal_shares(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, flo
         for name in CLASSES
     }
     return [(name, meanings[name], share) for name, share in shares.items() if share > 0 or name == CARRIED]
+
+
+def blend_means(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """(metric, meaning, mean over the steps that log it; of `_min` and `_max` the extreme); [] where none is."""
+    found = []
+    for key, meaning in BLEND.items():
+        for name in metric_names(rows):
+            values = series(rows, name)[1] if name.endswith(f"/{key}") else []
+            if values:
+                extreme = min if key.endswith("_min") else max if key.endswith("_max") else None
+                value = extreme(values) if extreme is not None else sum(values) / len(values)
+                found.append((name, meaning, value))
+    return found
 
 
 def describe_model(model: Mapping[str, Any]) -> str:

@@ -6,6 +6,10 @@ steps_are      settings whose product is the run's number of optimizer steps
 stages_are     the setting that counts the stages, where `train` speaks of one of them
 first_stage_from  the setting whose file gives a stage before those
 needs_beta     True: beta 0 would take the method's reference away
+compares_prompts  True: one prompt a rollout has nothing to be compared with
+bits_of_a_group   settings in bits, of which the answers of a group have at most log2 of their number
+measured_first settings with which a run begins by measuring -> the setting that says for how many steps
+models_optimizer  the setting that says which optimizer a method reckons with
 unprotected    settings whose first steps nothing guards -> the setting that holds the policy still meanwhile
 names_files    settings that name a file
 names_models   settings that name a model folder or hub name, or a list of them
@@ -14,15 +18,17 @@ names_models   settings that name a model folder or hub name, or a list of them
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
+from math import log2, prod
 from pathlib import Path
 from typing import Any
 
-from posttrain.planning.batch import length_in_words, plural
+from posttrain.methods import METHODS
+from posttrain.planning.batch import Rollout, length_in_words, plural
 from posttrain.planning.checks import maker_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
 from posttrain.sections import RolloutSection
+from posttrain.settings import read_flags
 from posttrain.train_options import PolicyTrain
 
 ONLY_WITH_REWARDS = frozenset(
@@ -48,11 +54,27 @@ def method_faults(recipe: Recipe) -> Iterator[str]:
         yield from _sampling_faults(recipe, recipe.rollout, flags)
     yield from _step_faults(recipe, flags)
     yield from _stage_faults(recipe, flags)
+    max_steps = recipe.train.max_steps
+    for key, steps in flags.get("measured_first", {}).items():
+        if settings[key] and max_steps is not None and settings[steps] >= max_steps - 1:
+            yield f"objective: '{steps}' {settings[steps]} leaves nothing of train.max_steps {max_steps} to use it in"
     for name in flags.get("names_files", ()):
         if settings[name] is not None and not Path(settings[name]).is_file():
             yield f"objective: {name}: no file '{settings[name]}' here or beside the recipe"
     for name in flags.get("names_models", ()):
         yield from _model_faults(recipe, name, settings[name])
+
+
+def batch_faults(recipe: Recipe, rollout: Rollout | None) -> Iterator[str]:
+    """Why a rollout of this size is of no use to the method."""
+    base = recipe.flags().get("settings_of", {}).values()
+    built_on = [METHODS[vars(recipe.objective)[chooser]].settings for chooser in base]
+    compares = [read_flags(path).get("compares_prompts") for path in (recipe.spec.settings, *built_on)]
+    if rollout is not None and rollout.prompts == 1 and any(compares):
+        yield (
+            f"rollout: method '{recipe.method}' compares prompts with each other, and one rollout has one; raise "
+            "train.per_device_train_batch_size or steps_per_generation, or lower rollout.group_size"
+        )
 
 
 def method_warnings(recipe: Recipe) -> Iterator[str]:
@@ -64,6 +86,26 @@ def method_warnings(recipe: Recipe) -> Iterator[str]:
                 f"objective: '{key}' lets the first steps at the full learning rate through unguarded; set "
                 f"{guard}: true, or train.warmup_steps"
             )
+    for key in recipe.flags().get("bits_of_a_group", ()):
+        size = recipe.rollout.group_size if recipe.rollout is not None else 1
+        if values[key] > log2(size):
+            yield (
+                f"objective: {key} {values[key]:g} is more than the {log2(size):.3g} bits that {size} answers can "
+                "differ by: the weight stays below one half in every group"
+            )
+    modelled = recipe.flags().get("models_optimizer")
+    if modelled is not None:
+        yield from _optimizer_warnings(recipe.train, modelled, values)
+
+
+def _optimizer_warnings(train: Any, key: str, values: dict[str, Any]) -> Iterator[str]:
+    """Where the optimizer that is reckoned with is not the one that steps."""
+    taken = {"sgd": train.optim == "sgd", "adam": "adam" in train.optim}
+    if not taken[values[key]]:
+        yield f"objective: {key} {values[key]!r} predicts steps that train.optim {train.optim!r} does not take"
+    betas = (train.adam_beta1, train.adam_beta2)
+    if values[key] == "adam" and "moment_decay" in values and tuple(values["moment_decay"]) != betas:
+        yield f"objective: moment_decay {tuple(values['moment_decay'])} is not train's adam_beta1, adam_beta2 {betas}"
 
 
 def _sampling_faults(recipe: Recipe, rollout: RolloutSection, flags: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from trl import GRPOConfig
 
+from posttrain.settings import check_values
+
 ConfigT = TypeVar("ConfigT")
 SettingsT = TypeVar("SettingsT")
 
@@ -86,5 +88,11 @@ def flat_config(name: str, base: type[ConfigT], settings: type, module: str) -> 
 
 
 def settings_from(args: Any, settings: type[SettingsT]) -> SettingsT:
-    """The method's settings, collected from a flat config."""
-    return settings(**{f.name: vars(args)[f.name] for f in dataclasses.fields(settings) if f.init})  # type: ignore[arg-type]  # a dataclass
+    """The method's settings, collected from a flat config. ValueError names a value that a recipe could not hold."""
+    values = {f.name: vars(args)[f.name] for f in dataclasses.fields(settings) if f.init}  # type: ignore[arg-type]  # a dataclass
+    if settings.__module__.startswith("posttrain."):  # whose source can be read for its ranges
+        try:
+            check_values(f"{settings.__module__}:{settings.__name__}", values)
+        except ValueError as error:
+            raise ValueError(f"{settings.__name__}: {error}") from None
+    return settings(**values)

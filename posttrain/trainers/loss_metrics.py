@@ -39,7 +39,7 @@ class LossMetrics:
         signal: SignalCounts,
     ) -> None:
         """One micro-batch. Means are over loss tokens (a per-response ratio: over responses); the objective's own
-        scalars, `METHOD/name`, are averaged over micro-batches and ranks."""
+        scalars, `METHOD/name`, are averaged over micro-batches and ranks, by their loss tokens."""
         mask = batch.mask
         self._add("entropy", *_masked(entropies, mask))
         if kl is not None:
@@ -60,8 +60,10 @@ class LossMetrics:
             self._add("kept_share", *_masked(keep.float(), mask))
         one = torch.ones((), device=mask.device)
         self._add("policy_loss", policy_loss, one)
+        tokens = mask.sum().clamp(min=1)
         for name, value in objective.metrics(batch).items():
-            self._add(f"{method}/{name}", torch.as_tensor(value, device=mask.device).detach(), one)
+            share = torch.as_tensor(value, device=mask.device).detach() * tokens
+            self._add(f"{method}/{name}", share, tokens)
         self._signal = signal if self._signal is None else self._signal + signal
 
     def flush(self) -> dict[str, float]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -227,6 +228,30 @@ def with_forward(batches: list[TokenBatch], candidates: int = 4) -> list[TokenBa
     return found
 
 
+def best_two(forward: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The two likeliest of the candidates, or the likeliest and the sampled id where that is neither."""
+    ids, logits, actions = (forward[name] for name in ("candidate_ids", "candidate_logits", "actions"))
+    order = logits.argsort(dim=-1, descending=True)
+    ids, logits = ids.gather(-1, order), logits.gather(-1, order)
+    found = (ids == actions.unsqueeze(-1)).int().argmax(dim=-1, keepdim=True)
+    second = torch.cat([torch.zeros_like(found), found.clamp(min=1)], dim=-1)
+    return {
+        **forward,
+        "candidate_ids": ids.gather(-1, second),
+        "candidate_logits": logits.gather(-1, second),
+    }
+
+
+def test_a_micro_batch_without_what_the_objective_reads_is_named(tmp_path: Path) -> None:
+    batches, rows = micro_batches()
+    first, second = with_forward(batches)
+    less = {name: value for name, value in second.forward.items() if name != "hidden"}
+    batches = [first, replace(second, forward=less)]
+    path = record_step(tmp_path, 1, batches, totals_of(batches), "capo", {}, groups=groups(), rows=rows)
+    with pytest.raises(ValueError, match="reads hidden of the forward pass, which the record does not hold"):
+        replay_file(path, ["capo"], ["capo.num_candidates=4"])
+
+
 def test_curvature_is_judged_again_with_the_recorded_moments(tmp_path: Path) -> None:
     """CAPO: what it derived from the forward pass is not replayed, its moments are."""
     settings = {"num_candidates": 4, "policy_threshold": 1e-9, "objective_threshold": 0.0}
@@ -257,8 +282,37 @@ def test_curvature_is_judged_again_with_the_recorded_moments(tmp_path: Path) -> 
     assert 0 < as_it_ran.kept_share < 1
     assert as_it_ran.signal.as_dict()["curvature"] > 0
     assert as_it_ran.notes == []
-    assert lax.notes == ["running statistics start empty"]
+    assert lax.notes == []
     assert lax.kept_share > as_it_ran.kept_share
+
+    # fewer candidates are the best of the recorded ones and the sampled id, as a run with as many would have had
+    few = CAPO(**{**settings, "num_candidates": 2})
+    few.load_state_dict(state)
+    cut = [replace(b, forward=best_two(b.forward)) for b in batches]
+    expected = step_losses(
+        few, cut, max_completion_length=T, known={"learning_rate": 1e-3, "peak_learning_rate": 1e-3}
+    )
+    _, (replayed, by_sgd) = replay_file(
+        path,
+        ["capo", "sgd=capo"],
+        [
+            *("capo.num_candidates=2", "sgd.optimizer_model=sgd", "sgd.num_candidates=2"),
+            *("sgd.policy_threshold=1e-9", "sgd.objective_threshold=0"),
+        ],
+    )
+    for ours, theirs in zip(replayed.masks, expected.masks, strict=True):
+        assert torch.equal(ours, theirs > 0)
+    assert by_sgd.notes == []  # it keeps no moments
+    without = [
+        "capo.objective_threshold=null",
+        "capo.policy_threshold=null",
+    ]  # or calibrate has nothing to find
+    _, (calibrating,) = replay_file(path, ["capo"], ["capo.calibrate=true", *without])
+    assert calibrating.notes == ["running statistics start empty"]
+    with pytest.raises(ValueError, match="wants 50 candidates a token and the record holds 4"):
+        replay_file(path, ["wide=capo"], [])
+    with pytest.raises(ValueError, match="num_candidates"):
+        replay_file(path, ["capo"], ["capo.num_candidates=1"])
     with pytest.raises(ValueError, match="CAPO reads candidates and hidden of the forward pass"):
         replay_file(record(tmp_path / "grpo"), ["capo"], [])
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from posttrain.commands import report as command
 from posttrain.observe import plots, report
@@ -122,6 +124,28 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
         if key in ("src", "href", "xlink:href") and value
     }
     assert all(link.startswith("#") for link in links)
+
+
+def test_the_blend_of_two_losses_stands_with_the_signal(tmp_path: Path) -> None:
+    writer = policy_run(tmp_path)
+    for step, share, least in ((51, 0.25, 0.5), (52, 0.75, 0.125)):
+        found = {
+            "copo/global_loss_share": share,
+            "copo/local_weight_min": least,
+            "copo/local_weight_max": least,
+        }
+        writer.log(step, found)
+    assert [(name, value) for name, _, value in summarise(tmp_path).blend] == [
+        ("copo/global_loss_share", 0.5),
+        ("copo/local_weight_min", 0.125),
+        ("copo/local_weight_max", 0.5),
+    ]
+    words = " ".join(page_of(tmp_path).text.split())
+    assert "blend of two losses share copo/global_loss_share" in words
+    out = io.StringIO()
+    report.print_summary(summarise(tmp_path), Console(file=out, width=160))
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("copo/global_loss_share")]
+    assert "50.00%" in line
 
 
 def test_notes_name_what_to_worry_about(tmp_path: Path) -> None:

@@ -149,3 +149,48 @@ def test_a_calibration_that_nothing_guards_is_warned_of(here):
     warm = ("train.warmup_steps=0.1", "train.lr_scheduler_type=constant_with_warmup")
     assert warnings("objective={calibrate: true}", *warm) == []
     assert warnings("objective={}") == []
+
+
+def test_settings_with_which_a_run_would_not_train_are_refused(here):
+    (refusal,) = plan(here, "capo_sort", "objective.calibration_steps=60").refusals
+    assert refusal == "objective: 'calibration_steps' 60 leaves nothing of train.max_steps 40 to use it in"
+    assert plan(here, "capo_sort", "objective.calibration_steps=38").refusals == []
+    with pytest.raises(RecipeError, match="num_candidates"):
+        plan(here, "capo_sort", "objective.num_candidates=1")
+
+
+def test_one_prompt_a_rollout_is_nothing_to_compare_prompts_with(here):
+    one = ("train.per_device_train_batch_size=8", "train.steps_per_generation=1")
+    (refusal,) = plan(here, "copo_sort", *one).refusals
+    assert refusal.startswith(
+        "rollout: method 'copo' compares prompts with each other, and one rollout has one"
+    )
+    (refusal,) = plan(
+        here, "capo_sort", "objective={base: copo}", "rewards.0.name=math_answer", *one
+    ).refusals
+    assert "compares prompts" in refusal
+    assert plan(here, "grpo_sort", *one).refusals == []
+
+
+def test_an_entropy_no_group_can_have_is_warned_of(here):
+    (warning,) = [w for w in plan(here, "copo_sort", "objective.rho=9").warnings if "rho" in w]
+    assert "rho 9 is more than the 3 bits that 8 answers can differ by" in warning
+    assert not [w for w in plan(here, "copo_sort", "objective.rho=2.9").warnings if "rho" in w]
+
+
+@pytest.mark.parametrize(
+    ("objective", "train", "words"),
+    [
+        ("{}", "sgd", "optimizer_model 'adam' predicts steps that train.optim 'sgd' does not take"),
+        ("{optimizer_model: sgd}", "adamw_torch", "optimizer_model 'sgd' predicts steps"),
+        ("{}", "lion_32bit", "optimizer_model 'adam' predicts steps"),
+        ("{moment_decay: [0.9, 0.95]}", "adamw_torch", "moment_decay (0.9, 0.95) is not train's"),
+        ("{optimizer_model: sgd}", "sgd", None),
+        ("{}", "adamw_torch_fused", None),
+    ],
+)
+def test_another_optimizer_than_the_one_reckoned_with_is_warned_of(here, objective, train, words):
+    found = plan(here, "capo_sort", f"objective={objective}", f"train.optim={train}")
+    warnings = [w for w in found.warnings if w.startswith("objective:")]
+    assert found.refusals == []
+    assert [words in w for w in warnings] == ([] if words is None else [True])

@@ -21,12 +21,22 @@ from posttrain.rewards.hooks import yields_answers
 from posttrain.trainers import bindings
 from posttrain.trainers.models import character_tokenizer, scratch_llama
 
+SLOW = {"learning_rate": 0.02, "lr_scheduler_type": "constant"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "GRPO": {"beta": 0.05},
     "BAPO": {"target": 0.55},
     "BNPO": {},
     "COPO": {"rho": 0.9},
-    "CAPO": {"calibrate": True, "calibration_steps": 1, "target_rejection": 0.2, "num_candidates": 8},
+    # a rate at which shifts are within what is counted, and does not fall, or nothing would be rejected
+    "CAPO": {"objective_threshold": 0.6, "policy_threshold": 0.2, "num_candidates": 8, **SLOW},
+    "CAPO, calibrated": {
+        "calibrate": True,
+        "calibration_steps": 2,
+        "calibration_follows": True,
+        "target_rejection": 0.3,
+        "num_candidates": 8,
+        **SLOW,
+    },
 }
 
 
@@ -53,7 +63,8 @@ def fixed_completion(prompt: list[int], place: int) -> list[int]:
 
 def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str, Any]:
     tokenizer = character_tokenizer()
-    trainer_class = vars(bindings)[f"{method}Trainer"]
+    name = method.partition(",")[0]
+    trainer_class = vars(bindings)[f"{name}Trainer"]
     seen: list[torch.Tensor] = []
 
     class Fixed(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
@@ -66,7 +77,7 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
             super().record_advantages(advantages)
             seen.append(advantages.clone())
 
-    config = vars(bindings)[f"{method}Config"](
+    config = vars(bindings)[f"{name}Config"](
         **arguments(
             folder,
             per_device_train_batch_size=batch,
@@ -75,8 +86,7 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
             max_steps=4,
             optim="sgd",  # Adam would turn a rounding difference into a step of full size
             max_grad_norm=0.0,
-            learning_rate=0.5,
-            **SETTINGS[method],
+            **{"learning_rate": 0.5, **SETTINGS[method]},
         )
     )
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)

@@ -299,3 +299,20 @@ def test_plan_refuses_copo_without_answers(method, objective, tmp_path):
         recipe.write_text(REFUSED.format(method=method, objective=objective, reward=reward))
         refusals = make_plan(load_recipe(recipe)).refusals
         assert any("final answers" in refusal for refusal in refusals) == refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer_model": "Adam"}, "CAPO: optimizer_model: Input should be 'adam' or 'sgd'"),
+        (
+            {"objective_threshold": -0.01},
+            "CAPO: objective_threshold: Input should be greater than or equal to 0",
+        ),
+        ({"base": "gspo"}, "CAPO: base: Input should be 'grpo'"),
+        ({"moment_decay": (0.9,)}, "CAPO: moment_decay"),
+    ],
+)
+def test_a_config_holds_what_a_recipe_could(settings, words, tiny_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        spied("CAPO", tiny_model, tokenizer, tmp_path, **settings)

@@ -13,12 +13,14 @@ import torch
 from torch.testing import assert_close
 
 SCRIPT = Path(__file__).parent / "split_run.py"
+PROPOSED = ("proposed_objective", "proposed_policy", "objective", "policy")
 METRICS = {
     "GRPO": {"kl", "entropy", "signal/carried", "signal/tokens"},
     "BAPO": {"bapo/clip_low", "bapo/clip_high", "bapo/positive_share_before", "entropy"},
     "BNPO": {"bnpo/alpha", "bnpo/beta", "entropy"},
     "COPO": {"copo/answer_entropy", "copo/global_advantage_abs", "entropy", "signal/carried"},
-    "CAPO": {"kept_share", "capo/proposed_policy_threshold", "signal/curvature", "entropy"},
+    "CAPO": {"kept_share", "signal/curvature", "capo/rejected_share", "entropy"},
+    "CAPO, calibrated": {"kept_share", *(f"capo/{proposed}_threshold" for proposed in PROPOSED), "entropy"},
 }
 
 
@@ -55,4 +57,8 @@ def test_ranks_and_micro_batches_move_nothing(split, whole, tmp_path):
             assert b["grad_norm"] > 0
             for name in metrics & b.keys():  # those of the rollout are logged on rollout steps only
                 assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), f"{method}: {name}"
+        if method == "CAPO":  # or the masks of ranks could not differ
+            kept = [log["kept_share"] for log in json.loads(its["logs"])]
+            assert min(kept) < 0.95
+            assert min(kept) > 0.1
         assert metrics <= {name for log in json.loads(its["logs"]) for name in log}, method
