@@ -35,9 +35,16 @@ STD_EPSILON = 1e-6
 def answer_entropy(answers: Sequence[Sequence[Hashable | None]]) -> Tensor:
     """Entropy in bits of the final answers of each group (eq. 9). P lists of G answers -> (P,).
 
-    Answers are compared by equality, so they must come normalised. None, no answer found, is one shared
-    symbol: unparsed completions agree with each other. An empty group has entropy 0.
+    Answers are compared by equality, so they must come normalised (1, 1.0 and True are one answer). None, no
+    answer found, is one shared symbol: unparsed completions agree with each other. An empty group has entropy 0.
+
+    Raises TypeError for a text in place of a list of answers, whose letters would be counted.
     """
+    for place, group in enumerate(answers):
+        if isinstance(group, str):
+            raise TypeError(
+                f"answer_entropy: group {place} is the text {group!r}; it must be a list of answers"
+            )
     return torch.tensor([_entropy_bits(Counter(group)) for group in answers])
 
 

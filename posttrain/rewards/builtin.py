@@ -29,6 +29,7 @@ def math_answers(
         canonical_answer(
             extract_answer(text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning).answer
         )
+        or None  # a box with nothing in it is no answer
         for text in completions
     ]
 

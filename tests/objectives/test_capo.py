@@ -391,6 +391,18 @@ def test_copos_shifts_are_of_the_blended_advantage():
     assert_close(mine, plain)
 
 
+def test_the_bases_numbers_are_of_the_kept_tokens():
+    batch = make_batch(2, rows=8, columns=8)
+    objective = tight("copo")
+    prepared = run(objective, [batch]).batches[0]
+    kept = replace(prepared, mask=prepared.mask * objective.keep(prepared))
+    assert 0 < kept.mask.sum() < prepared.mask.sum()
+    base = objective.base_objective
+    found = objective.metrics(prepared)["global_loss_share"]
+    assert_close(found, base.metrics(kept)["global_loss_share"])
+    assert not torch.isclose(found, base.metrics(prepared)["global_loss_share"])
+
+
 def test_the_wrapper_answers_for_its_base():
     assert CAPO(base="copo").needs_answers
     assert not CAPO(base="grpo").needs_answers
@@ -418,6 +430,28 @@ def test_thresholds_default_to_the_papers_for_the_base():
     assert CAPO(base="dr_grpo", policy_threshold=1e-2).thresholds == (5e-4, 1e-2)
 
 
+def test_sizes_that_would_broadcast_are_refused():
+    given = {
+        "logits": torch.randn(4, 9, requires_grad=True),
+        "hidden": torch.randn(4, 3, requires_grad=True),
+        "actions": torch.arange(4),
+        "advantages": torch.ones(4),
+    }
+    for moments in (None, Moments(cold_start="adam")):
+        objective_shift, _ = predicted_shifts(**given, lr=0.1, top_k=9, moments=moments)
+        assert objective_shift.shape == (4,)
+        assert not objective_shift.requires_grad
+    wrong = {
+        "logits": given["logits"][0],
+        "hidden": given["hidden"][:1],
+        "actions": given["actions"].unsqueeze(1),
+        "advantages": given["advantages"].unsqueeze(1),
+    }
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=r"wants \(N, V\), \(N, H\), \(N,\), \(N,\); got"):
+            predicted_shifts(**{**given, name: value}, lr=0.1, top_k=5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -427,6 +461,7 @@ def test_thresholds_default_to_the_papers_for_the_base():
         ({"calibration_follows": True}, "without calibrate"),
         ({"optimizer_model": "sgd", "cold_start": "adam"}, "no effect"),
         ({"moment_decay": (0.9, 1.0)}, "moment_decay"),
+        ({"moment_decay": (0.9,)}, "moment_decay"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

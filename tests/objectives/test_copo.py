@@ -290,6 +290,11 @@ def test_weight_one_is_grpo():
     assert_close(objective.token_loss(replace(batch, streams=alone)), GRPO().token_loss(batch))
 
 
+def test_a_text_is_no_list_of_answers():
+    with pytest.raises(TypeError, match="group 1 is the text '42'; it must be a list of answers"):
+        answer_entropy([["4", "2"], "42"])
+
+
 def test_a_small_global_weight_keeps_its_digits_in_float32():
     """1 - sigmoid(20 (2 - 1.5)) = 4.5398e-5, of which float32 has one part in 1000 once it was taken from 1."""
     answers = [["1", "2", "3", "4"], ["1", "1", "1", "1"]]

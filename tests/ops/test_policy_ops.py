@@ -179,3 +179,11 @@ def test_largest_is_topk_in_long_rows(vocabulary):
     assert torch.equal(found, expected.values)
     assert torch.equal(ids, expected.indices)
     assert torch.equal(values.gather(1, ids), found)
+
+
+def test_largest_where_there_are_fewer_blocks_than_wanted():
+    values = torch.randn(3, 32 * 6 + 5, generator=torch.Generator().manual_seed(0))
+    found, ids = largest(values, 50)
+    expected = values.topk(50, dim=1)
+    assert torch.equal(found, expected.values)
+    assert torch.equal(values.gather(1, ids), found)

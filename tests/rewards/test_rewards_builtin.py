@@ -24,6 +24,7 @@ def test_math_answer_is_right_wrong_or_cannot_be_judged():
 def test_math_answers_share_a_spelling_if_equal():
     texts = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{x = 1/2}", r"\boxed{2}", "none", r"\boxed{1"]
     assert math_answer.answers(texts) == ["1/2", "1/2", "1/2", "2", None, None]
+    assert math_answer.answers([r"\boxed{,}", r"\boxed{\,}"]) == [None, None]  # boxes with nothing in them
     assert math_answer.answers(
         [r"\boxed{\{2,1\}}", r"\boxed{1, 2}", r"\boxed{\sqrt{8}}", r"\boxed{2\sqrt2}"]
     )[0::2] == (math_answer.answers([r"\boxed{1,2}", r"\boxed{\sqrt{8}}"]))
