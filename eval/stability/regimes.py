@@ -28,11 +28,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Regime:
-    """warmup: "plain" is the demo's; in "long_wrong" the teacher's wrong answers are twice as long."""
+    """warmup: "plain" is the demo's; in "long_wrong" the teacher's wrong answers are twice as long.
+
+    own  the cells it is about, which the report draws together
+    """
 
     about: str
     overrides: Override
     cells: Mapping[str, Cell]
+    own: tuple[str, ...]
     warmup: Literal["plain", "long_wrong"] = "plain"
 
 
@@ -72,6 +76,8 @@ AGGRESSIVE = {
 }
 SGD = {"optimizer_model": "sgd", **CALIBRATED}
 
+CLIP = ("dapo", "fixed_wide", "bapo", "bapo_paper")
+
 REGIMES: dict[str, Regime] = {
     "on_policy": Regime(
         "one update a rollout, learning rate 1e-4",
@@ -82,11 +88,13 @@ REGIMES: dict[str, Regime] = {
             # GRPO's divisor, so that gradients compare
             "bnpo_per_response": Cell("bnpo", {"aggregate": "per_response"}),
         },
+        ("reinforce", "bnpo", "bnpo_per_response", "capo_follows"),
     ),
     "reuse8_1e-4": Regime(
         "eight updates a rollout, learning rate 1e-4",
         {"train.num_iterations": 8, "train.max_steps": 240, "train.eval_steps": 16},
         {**CLIPPED, **CAPO_FORMS},
+        CLIP,
     ),
     "reuse8_3e-4": Regime(
         "eight updates a rollout, learning rate 3e-4",
@@ -97,11 +105,13 @@ REGIMES: dict[str, Regime] = {
             "train.learning_rate": 3e-4,
         },
         CLIPPED,
+        CLIP,
     ),
     "stale": Regime(
         "a rollout of 1024 responses trained on in eight steps, learning rate 1e-4",
         {"train.steps_per_generation": 8, "train.max_steps": 120},
         CLIPPED,
+        CLIP,
     ),
     "long_wrong": Regime(
         "wrong answers twice as long as right ones, eight updates a rollout, learning rate 1e-4",
@@ -112,17 +122,20 @@ REGIMES: dict[str, Regime] = {
             "rollout.max_new_tokens": 16,
         },
         CLIPPED,
+        CLIP,
         warmup="long_wrong",
     ),
     "aggressive_adamw": Regime(
         "one update a rollout, learning rate 8e-4, AdamW: plain GRPO ends below its start",
         {"train.max_steps": 120, "train.learning_rate": 8e-4},
         {**FAMILY, **AGGRESSIVE},
+        ("capo", *AGGRESSIVE),
     ),
     "aggressive_adamw_5e-4": Regime(
         "one update a rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
         {"train.max_steps": 120, "train.learning_rate": 5e-4},
         {"grpo": FAMILY["grpo"], "capo": FAMILY["capo"], **CAPO_FORMS, **AGGRESSIVE},
+        ("capo", "capo_follows", "capo_random", "capo_sgd_model", "grpo_clip_0.2"),
     ),
     "plain_sgd": Regime(
         "one update a rollout, plain SGD at .06, gradients not clipped",
@@ -138,6 +151,7 @@ REGIMES: dict[str, Regime] = {
             "capo_random": Cell("capo", SGD, random_rejection=True),
             "grpo_clip_1.4": Cell("grpo", train={"max_grad_norm": 1.4}),
         },
+        ("capo", "capo_random", "grpo_clip_1.4"),
     ),
     "degenerate": Regime(
         "32 prompts x 4: most groups have equal rewards; learning rate 1e-4",
@@ -147,5 +161,6 @@ REGIMES: dict[str, Regime] = {
             "copo_sized": Cell("copo", SIZED),
             "copo_fill_in": Cell("copo", FILL_IN),
         },
+        ("copo", "copo_sized", "copo_fill_in"),
     ),
 }

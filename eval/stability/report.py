@@ -1,6 +1,7 @@
 """One page about the lab's runs: python eval/stability/report.py  ->  eval/stability/results/report.html
 
     python eval/stability/report.py --markdown REGIME [--columns t5 best]      the regime's table, for a method's card
+    python eval/stability/report.py --family                                   t5 of all methods in all regimes
 
 Reads the stored curves only; the summaries are computed anew from them. Runs of other lengths than their regime's
 are grouped apart and say their number of steps. Steps at which a calibration holds the policy are left out.
@@ -22,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from regimes import REGIMES  # noqa: E402  # after the path is set
+from regimes import FAMILY, REGIMES  # noqa: E402  # after the path is set
 from run import RESULTS, summarise  # noqa: E402
 
 from posttrain.observe import plots, report  # noqa: E402
@@ -61,6 +62,9 @@ PLOTTED = (
     ("lab/coverage", "Responses with gradient", True),
     ("kept_share", "Tokens kept", True),
 )
+REFERENCE = "grpo"
+DRAWN_FOR_ALL = ("eval_accuracy", "entropy", "grad_norm")
+AT_ONCE = 5  # curves beside the reference's that a panel can hold apart
 STYLE = """
 .seeds { font-size: 10.5px; } .wide { overflow-x: auto; margin-bottom: 12px; }
 .wide td, .wide th { padding-right: 7px; font-size: 12.5px; }
@@ -111,10 +115,12 @@ def table(runs: Sequence[Run], cells: Sequence[str]) -> str:
     return f"<table><tr><th>method</th><th>seeds</th>{titles}</tr>{''.join(rows)}</table>"
 
 
-def charts(runs: Sequence[Run], cells: Sequence[str]) -> str:
+def charts(runs: Sequence[Run], cells: Sequence[str], metrics: Sequence[str] | None = None) -> str:
     """One panel a metric, one curve a method: the mean over the seeds at the steps they share."""
     cards = []
     for metric, title, percent in PLOTTED:
+        if metrics is not None and metric not in metrics:
+            continue
         curves = []
         for cell in cells:
             by_seed = [moving(run, metric) for run in runs if run["cell"] == cell]
@@ -128,6 +134,60 @@ def charts(runs: Sequence[Run], cells: Sequence[str]) -> str:
             )
             cards.append(f'<div class="card chart"><h3>{escape(title)}</h3>{plots.draw(panel)}</div>')
     return f'<div class="charts">{"".join(cards)}</div>'
+
+
+def all_charts(runs: Sequence[Run], cells: Sequence[str], own: Sequence[str]) -> str:
+    """What the regime is about first, then the rest of the family, always beside GRPO."""
+    first = [cell for cell in cells if cell in own]
+    rest = [cell for cell in cells if cell not in own and cell != REFERENCE]
+    parts = [charts(runs, [REFERENCE, *first])]
+    for start in range(0, len(rest), AT_ONCE):
+        parts.append(charts(runs, [REFERENCE, *rest[start : start + AT_ONCE]], DRAWN_FOR_ALL))
+    return "".join(parts)
+
+
+def family(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Regimes, and for each method t5 there: the mean of the seeds, lowest and highest in brackets."""
+    regimes = list(REGIMES)
+    methods = [cell for cell in REGIMES["on_policy"].cells if cell in FAMILY]
+    rows = []
+    for method in methods:
+        cells = []
+        for name in regimes:
+            mine = [
+                run["summary"]["t5"]
+                for run in runs
+                if (run["regime"], run["cell"], run["steps"]) == (name, method, full_length(name))
+            ]
+            low_high = f" ({number(min(mine), 2)}-{number(max(mine), 2)})" if len(mine) > 1 else ""
+            cells.append(f"{number(statistics.fmean(mine), 2)}{low_high}" if mine else "")
+        rows.append((method, cells))
+    return regimes, rows
+
+
+def full_length(regime: str) -> int:
+    return REGIMES[regime].overrides["train.max_steps"]
+
+
+def family_table(runs: Sequence[Run]) -> str:
+    regimes, rows = family(runs)
+    head = "".join(f'<th class="number">{escape(name)}</th>' for name in regimes)
+    body = "".join(
+        f"<tr><td>{escape(method)}</td>"
+        + "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
+        + "</tr>"
+        for method, cells in rows
+    )
+    return f"<table><tr><th>t5</th>{head}</tr>{body}</table>"
+
+
+def family_markdown(runs: Sequence[Run]) -> str:
+    regimes, rows = family(runs)
+    lines = [
+        "| | " + " | ".join(f"`{name}`" for name in regimes) + " |",
+        "|---|" + "---|" * len(regimes),
+    ]
+    return "\n".join([*lines, *(f"| {method} | " + " | ".join(cells) + " |" for method, cells in rows)])
 
 
 def moving(run: Run, metric: str) -> dict[float, float]:
@@ -144,6 +204,8 @@ def page(runs: Sequence[Run]) -> str:
         f"<style>{STYLE}</style><header><h1>Stability lab</h1><p>Sort task, 0.43 million parameters, equal samples "
         "for all methods of a regime; mean over seeds, each seed below</p></header>",
         f'<div class="card"><dl class="glossary">{glossary}</dl></div>',
+        "<h2>The family in every regime: mean of the seeds, lowest and highest in brackets</h2>",
+        f'<div class="card wide">{family_table(runs)}</div>',
     ]
     for name, regime in REGIMES.items():
         order = list(regime.cells)
@@ -153,7 +215,10 @@ def page(runs: Sequence[Run]) -> str:
             starts = ", ".join(sorted({run["start"] for run in mine}))
             parts.append(f"<h2>{escape(name)}: {escape(regime.about)}</h2>")
             parts.append(f'<p class="muted">{steps} steps, started from {escape(starts)}</p>')
-            parts += [f'<div class="card wide">{table(mine, cells)}</div>', charts(mine, cells)]
+            parts += [
+                f'<div class="card wide">{table(mine, cells)}</div>',
+                all_charts(mine, cells, regime.own),
+            ]
     hardware = "; ".join(sorted({f"{run['hardware']}, {run['date']}" for run in runs}))
     template = Path(report.__file__).with_name("report_template.html").read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -182,12 +247,16 @@ def main() -> None:
     )
     parser.add_argument("--markdown", metavar="REGIME", choices=list(REGIMES))
     parser.add_argument("--columns", nargs="*", choices=list(COLUMNS), default=["t5", "best", "entropy_last"])
+    parser.add_argument("--family", action="store_true")
     args = parser.parse_args()
     runs = load()
     if not runs:
         sys.exit(f"no runs in {RESULTS}; make some with eval/stability/run.py")
     if args.markdown:
         print(markdown(runs, args.markdown, args.columns))
+        return
+    if args.family:
+        print(family_markdown(runs))
         return
     out = RESULTS / "report.html"
     out.write_text(page(runs), encoding="utf-8")
