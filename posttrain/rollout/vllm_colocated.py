@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch.distributed as distributed_group
 from torch import Tensor
 
 from posttrain.rollout.base import (
@@ -75,6 +76,7 @@ class VLLMColocated:
                     "rollout.vllm.sleep: on a CPU vLLM cannot give its memory back; remove it"
                 )
         self._sleeps = sleep
+        self._joined_a_group = distributed_group.is_initialized()
         limits: dict[str, Any] = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
         if self._on_cpu:
             # A prompt read in parts has its draws taken back, which torch's CPU generators cannot: rows have seeds.
@@ -183,9 +185,26 @@ class VLLMColocated:
         return None
 
     def close(self) -> None:
-        """Frees vLLM's workers and cache."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """Frees vLLM's workers and cache; a process group that was there before it stays."""
+        with _group_kept() if self._joined_a_group else nullcontext():
+            self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+
+
+@contextmanager
+def _group_kept() -> Iterator[None]:
+    """vLLM's shutdown ends the default process group, which here is the training's; groups of its own may end."""
+    end = distributed_group.destroy_process_group
+
+    def end_another(group: Any = None) -> None:
+        if group is not None and group is not distributed_group.group.WORLD:
+            end(group)
+
+    distributed_group.destroy_process_group = end_another
+    try:
+        yield
+    finally:
+        distributed_group.destroy_process_group = end
 
 
 def _prepare_process() -> None:

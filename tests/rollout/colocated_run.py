@@ -1,7 +1,7 @@
 """vLLM in a process of its own for the tests: it takes over torch.distributed, threads and memory of its process.
 
 python tests/rollout/colocated_run.py FOLDER tied|untied -> one line of JSON, the last of its output
-torchrun --nproc_per_node 2 tests/rollout/colocated_run.py FOLDER ranks -> the same, from rank 0
+torchrun --nproc_per_node 2 tests/rollout/colocated_run.py FOLDER ranks|between -> the same, from rank 0
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from engine_checks import agreement, losses_of, losses_with, trainer_on, write_model
 from rollout_fakes import nudge
 
-from posttrain.rollout.base import WeightsDiffer
+from posttrain.rollout.base import Sampling, WeightsDiffer
 from posttrain.rollout.vllm_colocated import VLLMColocated
+from posttrain.sections import VLLMSection
+from posttrain.trainers.generating import EngineGenerator
+from posttrain.trainers.loops.from_recipe import vllm_engine_of
+from posttrain.trainers.models import character_tokenizer
+
+SETTINGS = VLLMSection(gpu_memory_utilization=0.1, max_model_length=64, max_num_seqs=16, enforce_eager=True)
 
 
 def engine_of(folder: Path, distributed: bool = False) -> VLLMColocated:
@@ -47,10 +54,32 @@ def in_ranks(folder: Path) -> dict[str, Any]:
     return {"ranks": state.num_processes, "losses": losses_of(trainer), "gap": max(gaps)}
 
 
+def between_trainings(folder: Path) -> dict[str, Any]:
+    """Two policies sampled one after the other, as a method in stages does; one rank has no prompt."""
+    state = PartialState(cpu=True)
+    if state.is_main_process:
+        write_model(folder / "model").save_pretrained(folder / "later")
+        character_tokenizer().save_pretrained(folder / "later")
+    state.wait_for_everyone()
+    engine_of = vllm_engine_of(SETTINGS, dtype="float32", base=folder / "base")
+    generator = EngineGenerator(character_tokenizer(), engine_of)
+    sampling = Sampling(temperature=1.0, max_new_tokens=5, seed=1)
+    texts = []
+    for name in ("model", "later"):
+        generator.open(folder / name)
+        mine = [[5, 6, 7]] if state.is_main_process else []
+        texts.append(gather_object(generator(folder / name, mine, sampling)))
+        generator.close()
+        state.wait_for_everyone()
+    return {"ranks": state.num_processes, "texts": texts}
+
+
 def main(folder: Path, kind: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     if kind == "ranks":
         return in_ranks(folder)
+    if kind == "between":
+        return between_trainings(folder)
     model = write_model(folder / "model", tied=kind == "tied")
     engine = engine_of(folder)
     found: dict[str, Any] = {"start": agreement(engine, model), "synced": [], "stale": None}

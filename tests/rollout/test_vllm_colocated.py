@@ -18,7 +18,9 @@ SCRIPT = Path(__file__).with_name("colocated_run.py")
 def run(folder: Path, kind: str) -> dict:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if kind == "ranks" else []
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        if kind in ("ranks", "between")
+        else []
     )
     env["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), kind]
@@ -63,6 +65,16 @@ def test_two_ranks_with_an_engine_each_train_as_one_does(untied: dict, tmp_path:
     assert found["ranks"] == 2
     assert found["gap"] < 1e-4
     assert found["losses"] == pytest.approx(untied["losses"]["engine"], abs=1e-3)
+
+
+@pytest.mark.distributed
+def test_engines_come_and_go_without_taking_the_process_group_along(tmp_path: Path) -> None:
+    found = run(tmp_path, "between")
+    assert found["ranks"] == 2
+    first, second = found["texts"]
+    assert first == second  # the same policy, saved twice
+    assert len(first) == 1
+    assert first[0]
 
 
 def test_a_head_size_without_a_kernel_is_refused_before_vllm_starts(tmp_path: Path) -> None:
