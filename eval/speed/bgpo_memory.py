@@ -121,13 +121,39 @@ def trainer_of(way: str) -> type:
     return Joint
 
 
+def config_of(way: str, samples: int, folder: str, args: argparse.Namespace) -> Any:
+    """Two updates a rollout, so that the second is off-policy; one rollout more than is timed, for counting."""
+    from posttrain.trainers import diffusion_bindings
+
+    config_class = diffusion_bindings.BGPOConfig if way == "bgpo" else diffusion_bindings.VRPOOLConfig
+    return config_class(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+        per_device_train_batch_size=args.responses,
+        num_generations=GROUP,
+        num_iterations=2,
+        max_completion_length=args.tokens,
+        learning_rate=1e-5,
+        optim="sgd",
+        max_steps=2 * (args.steps + 1),
+        seed=0,
+        samples=samples,
+        noise="count",
+    )
+
+
 def measure(way: str, samples: int, args: argparse.Namespace) -> dict[str, float]:
     """Numbers of the second update of a rollout, repeated for `args.steps` rollouts, and once more with counting."""
     import torch
     from datasets import Dataset
 
     from posttrain.rollout.mask_predictor import scratch_mask_model
-    from posttrain.trainers import diffusion_bindings
     from posttrain.trainers.models import character_tokenizer
 
     torch.set_num_threads(1)
@@ -163,30 +189,9 @@ def measure(way: str, samples: int, args: argparse.Namespace) -> dict[str, float
             cpu_seconds.append(time.process_time() - used)
             return loss
 
-    config_class = diffusion_bindings.BGPOConfig if way == "bgpo" else diffusion_bindings.VRPOOLConfig
     with tempfile.TemporaryDirectory() as folder:
-        config = config_class(
-            output_dir=folder,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_steps=1,
-            per_device_train_batch_size=args.responses,
-            num_generations=GROUP,
-            num_iterations=2,
-            max_completion_length=args.tokens,
-            learning_rate=1e-5,
-            optim="sgd",
-            max_steps=2 * (args.steps + 1),
-            seed=0,
-            samples=samples,
-            noise="count",
-        )
-        rows = Dataset.from_list([{"prompt": "0123456789" * args.prompt} for _ in range(16)])
-        rows = rows.map(lambda row: {"prompt": row["prompt"][: args.prompt]})
+        config = config_of(way, samples, folder, args)
+        rows = Dataset.from_list([{"prompt": ("0123456789" * args.prompt)[: args.prompt]} for _ in range(16)])
         reward = lambda completions, **_: [float(i % 2) for i, _ in enumerate(completions)]  # noqa: E731
         trainer = Measured(model, reward, config, rows, processing_class=tokenizer)
         trainer.train()
