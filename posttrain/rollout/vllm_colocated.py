@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch.distributed as distributed_group
+import torch.distributed as dist
 from torch import Tensor
 
 from posttrain.rollout.base import (
@@ -76,7 +76,7 @@ class VLLMColocated:
                     "rollout.vllm.sleep: on a CPU vLLM cannot give its memory back; remove it"
                 )
         self._sleeps = sleep
-        self._joined_a_group = distributed_group.is_initialized()
+        self._joined_a_group = dist.is_initialized()
         limits: dict[str, Any] = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
         if self._on_cpu:
             # A prompt read in parts has its draws taken back, which torch's CPU generators cannot: rows have seeds.
@@ -194,17 +194,17 @@ class VLLMColocated:
 @contextmanager
 def _group_kept() -> Iterator[None]:
     """vLLM's shutdown ends the default process group, which here is the training's; groups of its own may end."""
-    end = distributed_group.destroy_process_group
+    end = dist.destroy_process_group
 
     def end_another(group: Any = None) -> None:
-        if group is not None and group is not distributed_group.group.WORLD:
+        if group is not None and group is not dist.group.WORLD:
             end(group)
 
-    distributed_group.destroy_process_group = end_another
+    dist.destroy_process_group = end_another
     try:
         yield
     finally:
-        distributed_group.destroy_process_group = end
+        dist.destroy_process_group = end
 
 
 def _prepare_process() -> None:
