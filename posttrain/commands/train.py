@@ -51,8 +51,7 @@ def main(args: Namespace) -> int:
     except EngineError as error:
         return _stopped(f"{args.recipe}: {error}", 3, speaks)
     except RewardError as error:
-        hint = "To count such failures and go on, write on_error: skip beside the reward's name."
-        return _stopped(f"{args.recipe}: {error}\n{hint}", 4, speaks)
+        return _stopped(f"{args.recipe}: {error}", 4, speaks)
     except KeyboardInterrupt:
         # before or after the steps: nothing is in hand that a checkpoint would save
         if speaks:

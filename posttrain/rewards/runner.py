@@ -263,7 +263,8 @@ class _Round:
             self._take(rows, outcome.result)
             return
         if self.reward.on_error == "raise":
-            raise RewardError(self._failure(rows, outcome))
+            remedy = "To count such failures and go on, give the reward on_error: skip."
+            raise RewardError(f"{self._failure(rows, outcome)}\n{remedy}")
         if not self.reward.warned:
             self.reward.warned = True
             log.warning("%s\nfurther failures of this reward are only counted", self._failure(rows, outcome))
