@@ -14,7 +14,7 @@ from posttrain.observe import writer
 from posttrain.observe.curves import edges, metric_names, series
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import BLEND, CARRIED, CLASSES, PREFIX, REASONS
-from posttrain.observe.watch import idle_thresholds, stale_thresholds, still_bounds
+from posttrain.observe.watch import found_thresholds, idle_thresholds, stale_thresholds, still_bounds
 
 FAILURES = "reward_failures/"
 _SHORT = 5  # fewer logged steps than this make no curve
@@ -215,7 +215,8 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Only {shares[CARRIED]:.0%} of the generated tokens carried gradient; "
             f"the largest loss is {worst} ({shares.get(worst, 0.0):.0%}: {REASONS[worst]})."
         )
-    notes += [*still_bounds(s.rows), *stale_thresholds(s.rows), *idle_thresholds(s.rows)]
+    notes += [*still_bounds(s.rows), *found_thresholds(s.rows)]
+    notes += [*stale_thresholds(s.rows), *idle_thresholds(s.rows)]
     odd = sorted(
         {k for row in s.rows for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
     )

@@ -8,7 +8,11 @@ from typing import Any
 from posttrain.observe.curves import metric_names, series
 
 WINDOW = 20  # logged steps that are looked at together
-WATCHED = ("/clip_low", "/rejected_share")  # what makes a logged line worth a look
+WATCHED = (
+    "/clip_low",
+    "/rejected_share",
+    "/proposed_policy_threshold",
+)  # what makes a logged line worth a look
 TOO_MANY = 0.1  # share of rejected tokens above which thresholds do not fit the run
 
 
@@ -48,6 +52,21 @@ def stale_thresholds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+def found_thresholds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a calibration proposed, to be used from then on or written into the next recipe."""
+    notes = []
+    for name in metric_names(rows):
+        method, _, key = name.rpartition("/")
+        steps, policy = series(rows, name)
+        objective = series(rows, f"{method}/proposed_objective_threshold")[1]
+        if key == "proposed_policy_threshold" and policy and objective:
+            notes.append(
+                f"{method} calibrated at step {steps[-1]}: objective_threshold {objective[-1]:.3g}, policy_threshold "
+                f"{policy[-1]:.3g}."
+            )
+    return notes
+
+
 def idle_thresholds(rows: Sequence[Mapping[str, Any]], shortest: int = WINDOW) -> list[str]:
     """Thresholds that never rejected a token: the method was the objective it is built on."""
     notes = []
@@ -75,7 +94,8 @@ class Watch:
             return []
         self._rows = [*self._rows[1 - WINDOW :], row]
         self._seen += 1
-        notes = still_bounds(self._rows) if self._seen == WINDOW else []
+        notes = found_thresholds([row])
+        notes += still_bounds(self._rows) if self._seen == WINDOW else []
         if not self._told and (stale := stale_thresholds(self._rows)):
             self._told = True
             notes += stale

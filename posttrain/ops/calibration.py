@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from posttrain.ops.histogram import HIGHEST_EDGE, LOWEST_EDGE, joint_thresholds, quantile
@@ -51,12 +52,16 @@ class Calibration:
                 )
 
     def follow(self, counts: Tensor, rejection: float) -> dict[str, Tensor]:
-        """Lets the thresholds rise to what recent steps propose, never fall; returns them."""
+        """Lets the thresholds rise to what recent steps propose, never fall; returns them. One that would lie at the
+        end of what is counted stays: at it, nothing would be rejected any more."""
         assert self.counts is not None
         assert self.thresholds is not None
         self.counts = FOLLOWING_DECAY * self.counts.to(counts.device) + counts
         proposed = joint_thresholds(self.counts, rejection)
-        raised = [new.clamp(min=old) for new, old in zip(proposed, self.thresholds, strict=True)]
+        raised = [
+            torch.where((new > old) & (new < HIGHEST_EDGE), new, old)
+            for new, old in zip(proposed, self.thresholds, strict=True)
+        ]
         self.thresholds = float(raised[0]), float(raised[1])
         return {"objective_threshold": raised[0], "policy_threshold": raised[1]}
 

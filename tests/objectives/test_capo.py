@@ -623,6 +623,19 @@ def test_thresholds_at_the_end_of_what_is_counted_are_refused(lr, words):
         objective.finish_step(batches, one_rank)
 
 
+def test_thresholds_do_not_follow_beyond_what_is_counted():
+    """At 100 they would reject nothing, where the updates are at their worst."""
+    settings = {"num_candidates": 6, "optimizer_model": "sgd", "calibrate": True, "calibration_steps": 1}
+    following = CAPO(calibration_follows=True, target_rejection=0.1, **settings)
+    batches = [make_batch(seed, rows=20, columns=20) for seed in (8, 9)]
+    following.finish_step(run(following, batches).batches, one_rank)
+    before = following.thresholds
+    for _ in range(40):
+        following.finish_step(run(following, batches, lr=1e6).batches, one_rank)
+    assert following.thresholds == before
+    assert all((mask == 0).any() for mask in run(following, batches, lr=1e6).masks)
+
+
 def test_quantiles_are_of_the_magnitude_of_the_objectives_shift():
     """Almost every shift of the objective is negative here; a count of their signed values would see none of them."""
     objective = CAPO(optimizer_model="sgd", calibrate=True, calibration_steps=1, num_candidates=6)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from posttrain.observe.watch import WINDOW, Watch, idle_thresholds, stale_thresholds
+from posttrain.observe.watch import WINDOW, Watch, found_thresholds, idle_thresholds, stale_thresholds
 
 
 def rows(*shares: float) -> list[dict[str, float]]:
@@ -37,3 +37,17 @@ def test_while_a_run_goes_it_is_said_once_and_evaluations_between_do_not_hide_it
     ((place, note),) = notes
     assert place == 2 * (WINDOW - 1)
     assert "capo rejected 50% of the tokens in steps 1 to 20" in note
+
+
+def test_what_a_calibration_found_is_said_at_its_step_and_once() -> None:
+    found = {"capo/proposed_objective_threshold": 0.02345, "capo/proposed_policy_threshold": 1.5e-4}
+    run = [
+        {"step": 1, "capo/rejected_share": 0.0},
+        {"step": 2, **found},
+        {"step": 3, "capo/rejected_share": 0.04},
+    ]
+    expected = "capo calibrated at step 2: objective_threshold 0.0234, policy_threshold 0.00015."
+    assert found_thresholds(run) == [expected]
+    watch = Watch()
+    assert [watch.see(row) for row in run] == [[], [expected], []]
+    assert found_thresholds(run[:1]) == []
