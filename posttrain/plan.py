@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from posttrain.data import Survey
 from posttrain.planning import checks
-from posttrain.planning.batch import Rollout, rollout_of, texts_of
+from posttrain.planning.batch import Rollout, plural, rollout_of, texts_of
 from posttrain.planning.diffusion import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import idle_options
@@ -172,41 +173,68 @@ def _count(shape: Shape) -> str:
     return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number:,}"
 
 
-def print_plan(plan: Plan, console: Console | None = None, *, full: bool = True) -> None:
-    """To the terminal: sections, the resolved recipe unless `full=False`, warnings."""
+def print_plan(plan: Plan, console: Console | None = None, *, full: bool = False) -> None:
+    """To the terminal, the verdict first; `full` adds what a screen has no room for, and the resolved recipe.
+
+    The reasons of a verdict that is no go to stderr, where every refusal goes, in their place below the verdict.
+    """
     console = console or Console(highlight=False, soft_wrap=True)
     recipe = plan.recipe
-    console.print(
-        f"[bold]{recipe.path}[/]: {recipe.method} ({recipe.spec.summary}), run folder {recipe.output.run_dir}"
-    )
+    title = f"{recipe.path}: {recipe.method} ({recipe.spec.summary}), run folder {recipe.output.run_dir}"
+    console.print(title, markup=False, style="bold")
+    _print_verdict(plan, console)
     processes = plan.launch.processes
     holder = f"Each of {processes} processes holds" if processes > 1 else "The process holds"
-    sections: list[tuple[str, Sequence[str]]] = [
-        ("Batch", plan.batch),
-        (holder, plan.holds),
-        ("Data", plan.data),
-        ("Rewards", plan.rewards),
-    ]
-    for title, lines in sections:
-        if lines:
-            console.print(f"\n[bold]{title}[/]")
-            for line in lines:
-                console.print(f"  {line}", markup=False)
-    console.print(f"\n[bold]Memory of one device, estimated[/] ({plan.memory_note})")
-    if plan.memory is not None:
+    _print_lines(console, "Batch", plan.batch)
+    if full or processes > 1:
+        _print_lines(console, holder, plan.holds)
+    _print_memory(plan, console, full)
+    _print_lines(console, "Data", plan.data)
+    _print_lines(console, "Rewards", plan.rewards)
+    if full:
+        console.print("[bold]Resolved recipe[/]")
+        console.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True), markup=False)
+    if plan.warnings:
+        _print_lines(console, f"[yellow]{'Warnings' if plan.warnings[1:] else 'Warning'}[/]", plan.warnings)
+
+
+def _print_verdict(plan: Plan, console: Console) -> None:
+    if not plan.refusals:
+        also = f", with {plural(len(plan.warnings), 'warning')} below" if plan.warnings else ""
+        console.print(f"[green]can start[/]{also}")
+        return
+    console.print(f"[red]cannot start[/], for {plural(len(plan.refusals), 'reason')}:")
+    console.file.flush()
+    for refusal in plan.refusals:
+        print(f"{plan.recipe.path}: {refusal}", file=sys.stderr, flush=True)
+
+
+def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    console.print(f"[bold]{title}[/]")
+    for line in lines:
+        console.print(f"  {line}", markup=False)
+
+
+def _print_memory(plan: Plan, console: Console, full: bool) -> None:
+    if plan.memory is None:
+        console.print(f"[bold]Memory of one device[/]: {escape(plan.memory_note)}")
+        return
+    peak = f"about {_bytes(plan.memory.peak)} at the peak"
+    console.print(f"[bold]Memory of one device[/]: {peak} ({escape(plan.memory_note)})")
+    rows = [(name, size) for name, size in plan.memory.rows() if name != "peak"]
+    if full:
         table = Table(box=None, show_header=False, padding=(0, 2))
         table.add_column()
         table.add_column(justify="right")
-        for name, size in plan.memory.rows():
+        for name, size in rows:
             table.add_row(name, _bytes(size))
         console.print(table)
-        for note in plan.memory.notes:
-            console.print(f"  {note}", markup=False)
-    if full:
-        console.print("\n[bold]Resolved recipe[/]")
-        console.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True), markup=False)
-    for warning in plan.warnings:
-        console.print(f"[yellow]warning[/]: {warning}")
+    else:
+        console.print(f"  {', '.join(f'{name} {_bytes(size)}' for name, size in rows)}", markup=False)
+    for note in plan.memory.notes:
+        console.print(f"  {note}", markup=False)
 
 
 def _bytes(size: float) -> str:
@@ -220,6 +248,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--zero", type=int, default=0, choices=range(4), help="DeepSpeed stage; 3 for FSDP2 (default 0)"
     )
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device, to compare with")
+    parser.add_argument(
+        "--full", action="store_true", help="also what each process holds, and the resolved recipe"
+    )
 
 
 def add_recipe_arguments(parser: ArgumentParser) -> None:
@@ -239,9 +270,8 @@ def main(args: Namespace) -> int:
             zero=args.zero,
             device_gib=args.memory,
         )
-        print_plan(plan)
-        plan.require()
     except RecipeError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
+    print_plan(plan, full=args.full)
+    return 2 if plan.refusals else 0

@@ -80,7 +80,7 @@ def _checked(args: Namespace, speaks: bool) -> Recipe:
     if fault is not None:
         raise RecipeError(f"{recipe.path}: {fault}")
     plan = make_plan(recipe, resume=args.resume is not None)
-    if speaks:
-        print_plan(plan, full=False)
     plan.require()
+    if speaks:
+        print_plan(plan)
     return recipe

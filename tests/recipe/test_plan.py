@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest_recipe import POLICY, SFT, Load
+from rich.console import Console
 
 from posttrain.cli import main
 from posttrain.data import load_rows
-from posttrain.plan import Plan, make_plan
+from posttrain.plan import Plan, make_plan, print_plan
 from posttrain.planning.batch import Rollout
 from posttrain.planning.checks import loaded_faults
+from posttrain.recipe import load_recipe
 from posttrain.train_options import ELSEWHERE, OWNED
 
 
@@ -352,14 +356,57 @@ def test_exit_codes_and_one_line_a_refusal(load: Load, capsys: pytest.CaptureFix
     assert main(["plan", "r.yaml"]) == 0
     out, err = capsys.readouterr()
     assert "2 prompts x 4 responses = 8 completions a rollout" in out
-    assert "Resolved recipe" in out
+    assert out.splitlines()[1] == "can start"
+    assert "Resolved recipe" not in out
     assert err == ""
+    assert main(["plan", "r.yaml", "--full"]) == 0
+    out = capsys.readouterr().out
+    resolved = yaml.safe_load(out[out.index("Resolved recipe\n") + len("Resolved recipe\n") :])
+    assert resolved == load_recipe("r.yaml").resolved()
     assert main(["plan", "r.yaml", "--set", "rollout.group_size=3", "--set", "train.eval_steps=1"]) == 2
     out, err = capsys.readouterr()
+    assert out.splitlines()[1] == "cannot start, for 2 reasons:"
     assert len(err.splitlines()) == 2
     assert all(line.startswith("r.yaml: train: ") for line in err.splitlines())
     assert main(["plan", "r.yaml", "--set", "train.sed=1"]) == 2
     assert capsys.readouterr() == ("", "r.yaml: train: unknown key 'sed'; did you mean 'seed'?\n")
+
+
+def test_train_says_only_the_reasons_of_a_recipe_that_cannot_start(
+    load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load()
+    assert main(["train", "r.yaml", "--set", "rollout.group_size=3"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "recipe", ["bapo/qwen2.5-7b_math", "bgpo/llada-8b_gsm8k", "smoke/dpo_calm", "smoke/bapo_sort", "demo/sft"]
+)
+def test_a_plan_fits_a_screen(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    plan = make_plan(load_recipe(f"recipes/{recipe}.yaml"))
+    terminal = Console(file=StringIO(), width=80, highlight=False)
+    print_plan(plan, terminal)
+    lines = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]  # the StringIO above
+    assert len(lines) <= 24
+    assert any(line.startswith("Batch") for line in lines)
+
+
+def test_a_warning_is_announced_beside_the_verdict(load: Load) -> None:
+    recipe = load(
+        model={"scratch": None, "path": "someone/[bold]model", "dtype": "bfloat16"},
+        train={"learning_rate": 1e-6},
+    )
+    terminal = Console(file=StringIO(), width=300, highlight=False)
+    print_plan(make_plan(recipe), terminal)
+    lines = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]  # the StringIO above
+    assert lines[1] == "can start, with 1 warning below"
+    assert "someone/[bold]model is not on this machine" in "\n".join(lines)
+    assert lines[-2] == "Warning"
+    assert lines[-1].startswith("  bfloat16 weights with learning rate")
 
 
 def test_plan_and_every_refusal_come_before_torch(load: Load) -> None:
