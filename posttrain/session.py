@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from posttrain import exit_codes
 from posttrain.commands.report import report_run
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter
@@ -61,7 +62,7 @@ class Session:
             trainer.args.eval_on_start = not resumed
 
     def end(self) -> int:
-        """Saves the model, measures again, writes the report. 130 when the run was asked to stop before its end."""
+        """Saves the model, measures again, writes the report. Returns the exit code: STOPPED when that came first."""
         trainer = self.trainer
         if self.stop.asked and trainer.state.global_step < trainer.state.max_steps:
             launcher = "the same launcher and " if trainer.accelerator.num_processes > 1 else ""
@@ -69,7 +70,7 @@ class Session:
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
                 f"continue with: {launcher}{self.recipe.train_command} --resume"
             )
-            return 130
+            return exit_codes.STOPPED
         if self.held_out is not None and self.held_out.last_step != trainer.state.global_step:
             trainer.evaluate()
         trainer.save_model(str(self.run_dir / MODEL))

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 
+from posttrain import exit_codes
 from posttrain.data import DataError
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import launch_fault, precision_fault
@@ -47,11 +48,11 @@ def main(args: Namespace) -> int:
             print(
                 error if isinstance(error, RecipeError) else f"{args.recipe}: data: {error}", file=sys.stderr
             )
-        return 2
+        return exit_codes.REFUSED
     except EngineError as error:
-        return _stopped(f"{args.recipe}: {error}", 3, speaks)
+        return _stopped(f"{args.recipe}: {error}", exit_codes.ENGINE_LOST, speaks)
     except RewardError as error:
-        return _stopped(f"{args.recipe}: {error}", 4, speaks)
+        return _stopped(f"{args.recipe}: {error}", exit_codes.REWARD_FAILED, speaks)
     except KeyboardInterrupt:
         # before or after the steps: nothing is in hand that a checkpoint would save
         if speaks:
@@ -59,7 +60,7 @@ def main(args: Namespace) -> int:
                 f"{args.recipe}: stopped; --resume continues the last checkpoint, if there is one",
                 file=sys.stderr,
             )
-        return 130
+        return exit_codes.STOPPED
 
 
 def _stopped(message: str, code: int, speaks: bool) -> int:
