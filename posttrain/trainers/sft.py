@@ -12,6 +12,8 @@ from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.resume import ExactResume
 
+SFTConfig = trl.SFTConfig  # there is nothing to add to it
+
 
 @dataclass(frozen=True)
 class SFTSettings:
