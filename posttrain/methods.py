@@ -126,3 +126,51 @@ METHODS: dict[str, Method] = {
         _preference("rpo", "RPO", "DPO with an imitation term against overoptimisation"),
     ]
 }
+
+NOT_HERE: dict[str, str] = {
+    "ppo": "it needs a critic, which is not here; grpo, dapo and bapo learn from the same rewards without one",
+    "rloo": "reinforce has a group's mean as its baseline; TRL's RLOOTrainer leaves the response itself out",
+    "reinforce_plus_plus": "reinforce and bnpo are its nearest neighbours here",
+    "remax": "reinforce has a group's mean as its baseline instead of a greedy response",
+    "vapo": "it needs a critic, which is not here; dapo is the same without one",
+    "kto": "it learns from single answers, marked good or bad; here dpo learns from pairs, drift from complaints",
+    "bco": "it learns from single answers, marked good or bad; here dpo learns from pairs, drift from complaints",
+    "orpo": "simpo needs no reference model either; rpo adds an imitation term to dpo",
+    "cpo": "simpo needs no reference model either; rpo adds an imitation term to dpo",
+    "slic": "hinge is its loss on pairs",
+    "online_dpo": "seppo and drift sample anew between rounds of dpo",
+    "iterative_dpo": "seppo and drift sample anew between rounds of dpo",
+    "spin": "seppo sets pairs against samples of past checkpoints",
+    "sppo": "seppo sets pairs against samples of past checkpoints",
+    "nash_md": "seppo sets pairs against samples of past checkpoints",
+    "xpo": "seppo sets pairs against samples of past checkpoints",
+    "tdpo": "dpo, with train.sync_ref_model for a reference that moves",
+    "raft": "sample and sort with posttrain eval, then sft on what is kept",
+    "rejection_sampling": "sample and sort with posttrain eval, then sft on what is kept",
+    "best_of_n": "sample and sort with posttrain eval, then sft on what is kept",
+    "reward": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "reward_model": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "rm": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "prm": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "gkd": "distillation is not here; sft on a teacher's completions is the nearest",
+    "distillation": "distillation is not here; sft on a teacher's completions is the nearest",
+    "pretrain": "sft trains on given texts; pretraining is not here",
+    "pt": "sft trains on given texts; pretraining is not here",
+    "lora": "any method trains an adapter: write model.peft",
+    "qlora": "any method trains an adapter: write model.peft",
+    "sapo": "gspo and cispo soften the clip in other ways",
+    "gmpo": "gspo has one ratio a response, which is the geometric mean of its tokens'",
+    "mdpo": "bgpo, vrpo_ol, coupled_grpo and diffu_grpo are the methods for masked diffusion",
+    "d1": "diffu_grpo is its method",
+    "vrpo": "vrpo_ol is the method for rewards, with the same estimate of the likelihood",
+    "dream": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
+    "llada": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
+}
+"""Names known from papers and other toolkits -> what it is to them that is here."""
+
+
+def not_here(name: str) -> str:
+    """ "'ppo' is not a method here: ...", or "" for a name that is not known either."""
+    plain = name.lower().replace("+", "_plus").replace("-", "_").replace(" ", "_")
+    word = NOT_HERE.get(plain) or NOT_HERE.get(plain.removesuffix("trainer").strip("_"))
+    return "" if word is None else f"'{name}' is not a method here: {word}"

@@ -22,10 +22,37 @@ class RecipeError(ValueError):
         super().__init__("\n".join(problems))
 
 
+SHORT = 5
+"""Words of up to this many letters are near each other by accident: 'ppo' is no typo of 'seppo'."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'clip_high'?", or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """ "; did you mean 'clip_high'?", or nothing where no known word is near enough to be meant."""
+    known = sorted(known)
+    same = [name for name in known if _bare(name) == _bare(word)]
+    if same:
+        near = same[:1]
+    elif len(word) <= SHORT:
+        near = [name for name in known if name[:1] == word[:1] and one_slip_apart(word, name)]
+    else:
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(name) for name in near[:3])}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def one_slip_apart(one: str, other: str) -> bool:
+    """Whether one letter was added, left out or mistaken, or two neighbours stand in each other's place."""
+    shorter, longer = sorted((one, other), key=len)
+    same = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
+    if len(shorter) == len(longer):
+        swapped = shorter[same : same + 2] == longer[same : same + 2][::-1]
+        return shorter[same + 1 :] == longer[same + 1 :] or (
+            swapped and shorter[same + 2 :] == longer[same + 2 :]
+        )
+    return len(longer) == len(shorter) + 1 and shorter[same:] == longer[same + 1 :]
 
 
 def spell(place: Place) -> str:
@@ -74,7 +101,7 @@ def _line(section: str, place: Place, faults: list[dict[str, Any]], unknown: Unk
     if kind == "missing":
         return f"{where}: {spell(place[depth:-1])!r} holds too few values"
     subject = f"{key!r} must be" if key else "must be"
-    return f"{where}: {subject} {wanted}, not {_show(first['input'])}{hint}"
+    return f"{where}: {subject} {wanted}, not {show(first['input'])}{hint}"
 
 
 def _wanted(fault: dict[str, Any]) -> str:
@@ -116,7 +143,8 @@ def _literal_hint(faults: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value as a message names it, in one line."""
     if value is None:
         return "null"
     text = str(value).lower() if isinstance(value, bool) else repr(value)

@@ -12,9 +12,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posttrain.evaluation.in_training import EvaluationSettings
-from posttrain.methods import METHODS, Family
+from posttrain.methods import METHODS, Family, not_here
 from posttrain.recipe import FamilySections, Recipe
-from posttrain.recipe_errors import Place, RecipeError, explain, suggest
+from posttrain.recipe_errors import Place, RecipeError, explain, show, suggest
 from posttrain.sections import (
     INHERITED,
     DataSection,
@@ -24,7 +24,7 @@ from posttrain.sections import (
     RolloutSection,
 )
 from posttrain.settings import check_settings, read_flags, read_settings
-from posttrain.strict_yaml import parse
+from posttrain.strict_yaml import YAMLFault, parse, read_text
 from posttrain.train_options import ELSEWHERE, OWNED
 
 SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output", "evaluation")
@@ -46,9 +46,47 @@ class Loader:
         self.models: dict[str, type[BaseModel]] = {}
 
     def load(self, overrides: Sequence[str]) -> Recipe:
+        try:
+            recipe = self.load_raw(overrides)
+        except RecipeError as error:
+            if not overrides:
+                raise
+            raise RecipeError(*self.by_override(error.problems, overrides)) from None
+        return replace(recipe, overrides=tuple(overrides))
+
+    def by_override(self, problems: Sequence[str], overrides: Sequence[str]) -> list[str]:
+        """The faults, each that comes with an override under that override's name instead of the file's."""
+        before: Sequence[str] = ()
+        blamed: dict[str, str | None] = {}
+        for count in range(len(overrides) + 1):
+            try:
+                Loader(self.file, self.families).load_raw(overrides[:count])
+                found: Sequence[str] = ()
+            except RecipeError as error:
+                found = error.problems
+            # Without a method no section is looked at, so what comes to light behind it may have been there.
+            hidden = not count or any(problem.startswith(f"{self.file}: method: ") for problem in before)
+            for problem in found:
+                if problem not in before:
+                    blamed[problem] = None if hidden else overrides[count - 1]
+            before = found
+        here = f"{self.file}: "
+        return [
+            problem if (override := blamed.get(problem)) is None
+            else f"--set {override}: {problem.removeprefix(here)}"
+            for problem in problems
+        ]  # fmt: skip
+
+    def load_raw(self, overrides: Sequence[str]) -> Recipe:
         raw = self.read()
         for override in overrides:
-            apply_override(raw, override, self.file)
+            apply_override(raw, override)
+        return self.checked(raw)
+
+    def fault(self, *problems: str) -> RecipeError:
+        return RecipeError(*(f"{self.file}: {problem}" for problem in problems))
+
+    def checked(self, raw: dict[str, Any]) -> Recipe:
         name = self.method(raw)
         family = self.families[METHODS[name].family]
         settings_path = METHODS[name].settings
@@ -67,18 +105,18 @@ class Loader:
         self.top_level(raw, name, family)
         recipe = self.sections(raw, name, family)
         if self.problems:
-            raise RecipeError(*(f"{self.file}: {problem}" for problem in self.problems))
-        return replace(recipe, overrides=tuple(overrides))
+            raise self.fault(*dict.fromkeys(self.problems))
+        return recipe
 
     def read(self) -> dict[str, Any]:
         try:
-            raw = parse(Path(self.file).read_text(encoding="utf-8"))
+            raw = parse(read_text(Path(self.file).read_bytes()))
         except OSError as error:
-            raise RecipeError(f"{self.file}: cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise RecipeError(f"{self.file}: {error}") from None
+            raise self.fault(f"cannot be read: {error.strerror}") from None
+        except ValueError as error:  # a name with a null byte too
+            raise self.fault(str(error)) from None
         if not isinstance(raw, dict):
-            raise RecipeError(f"{self.file}: is not a recipe: expected sections {', '.join(SECTIONS)}")
+            raise self.fault(f"is not a recipe: expected sections {', '.join(SECTIONS)}")
         return raw
 
     def method(self, raw: dict[str, Any]) -> str:
@@ -88,9 +126,12 @@ class Loader:
             return name
         known = ", ".join(METHODS)
         if name is None:
-            raise RecipeError(f"{self.file}: method: is missing; write one of {known}")
+            raise self.fault(f"method: is missing; write one of {known}")
+        foreign = not_here(str(name))
+        if foreign:
+            raise self.fault(f"method: {foreign}")
         hint = suggest(str(name), METHODS) or f"; methods are {known}"
-        raise RecipeError(f"{self.file}: method: unknown method {name!r}{hint}")
+        raise self.fault(f"method: unknown method {show(name)}{hint}")
 
     def top_level(self, raw: dict[str, Any], name: str, family: FamilySections) -> None:
         for key in raw:
@@ -226,11 +267,14 @@ class Loader:
 
     def locate(self, path: str) -> str:
         """`path` from the current folder, else from the recipe's; unchanged where it exists in neither."""
-        here = Path(path).expanduser()
-        beside = Path(self.file).parent / here
-        if here.exists():
-            return str(here)
-        return str(beside) if beside.exists() else path
+        try:
+            here = Path(path).expanduser()
+            beside = Path(self.file).parent / here
+            if here.exists():
+                return str(here)
+            return str(beside) if beside.exists() else path
+        except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
+            return path
 
 
 def inherit_eval(raw: dict[str, Any]) -> None:
@@ -246,24 +290,27 @@ def inherit_eval(raw: dict[str, Any]) -> None:
     data["eval"] = shared | own
 
 
-def apply_override(raw: dict[str, Any], override: str, file: str) -> None:
+_DOTTED = re.compile(r"[^.\[\]=\s]+(?:\.[^.\[\]=\s]+|\[[0-9]+\])*")
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
     """Put `a.b=value` (YAML) or `rewards.0.weight=2` into the raw recipe, making mappings on the way."""
     dotted, equals, text = override.partition("=")
+    if not equals or not _DOTTED.fullmatch(dotted):
+        raise RecipeError(f"--set {override}: write it as section.key=value")
     keys = re.findall(r"[^.\[\]]+", dotted)
-    if not equals or not keys:
-        raise RecipeError(f"{file}: --set {override}: write it as section.key=value")
     try:
         value = parse(text)
-    except ValueError as error:
-        raise RecipeError(f"{file}: --set {override}: the value cannot be read: {error}") from None
+    except YAMLFault as error:
+        raise RecipeError(f"--set {override}: the value cannot be read: {error.problem}") from None
     target: Any = raw
     for depth, key in enumerate(keys):
-        position = int(key) if isinstance(target, list) and key.isdigit() else key
+        position = int(key) if isinstance(target, list) and re.fullmatch("[0-9]{1,9}", key) else key
         last = depth == len(keys) - 1
         if isinstance(target, list) and not (isinstance(position, int) and position < len(target)):
-            raise RecipeError(f"{file}: --set {override}: {'.'.join(keys[:depth])} has no item {key}")
+            raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} has no item {key}")
         if not isinstance(target, list | dict):
-            raise RecipeError(f"{file}: --set {override}: {'.'.join(keys[:depth])} is a value, not a section")
+            raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section")
         if last:
             target[position] = value
         else:

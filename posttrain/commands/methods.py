@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from rich.console import Console
 from rich.table import Table
 
-from posttrain.methods import METHODS
+from posttrain.methods import METHODS, not_here
 from posttrain.recipe_errors import suggest
 from posttrain.settings import REQUIRED, list_settings
 
@@ -35,7 +35,8 @@ def main(args: Namespace) -> int:
     if args.name is None:
         return _list()
     if args.name not in METHODS:
-        print(f"posttrain methods: no method '{args.name}'{suggest(args.name, METHODS)}", file=sys.stderr)
+        reason = not_here(args.name) or f"no method '{args.name}'{suggest(args.name, METHODS)}"
+        print(f"posttrain methods: {reason}", file=sys.stderr)
         return 2
     return _show(args.name)
 

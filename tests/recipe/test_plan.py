@@ -369,7 +369,7 @@ def test_exit_codes_and_one_line_a_refusal(load: Load, capsys: pytest.CaptureFix
     assert len(err.splitlines()) == 2
     assert all(line.startswith("r.yaml: train: ") for line in err.splitlines())
     assert main(["plan", "r.yaml", "--set", "train.sed=1"]) == 2
-    assert capsys.readouterr() == ("", "r.yaml: train: unknown key 'sed'; did you mean 'seed'?\n")
+    assert capsys.readouterr() == ("", "--set train.sed=1: train: unknown key 'sed'; did you mean 'seed'?\n")
 
 
 def test_train_says_only_the_reasons_of_a_recipe_that_cannot_start(

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from conftest_recipe import POLICY, SFT, Load, Refused
 
-from posttrain.methods import METHODS
+from posttrain.methods import METHODS, NOT_HERE, not_here
 from posttrain.recipe import FAMILIES, RecipeError, load_recipe
+from posttrain.recipe_errors import one_slip_apart, suggest
 
 
 def test_sections_are_typed_and_defaults_filled(load: Load) -> None:
@@ -147,6 +148,12 @@ def test_settings_is_the_methods_own_class(load: Load) -> None:
         # the method
         ({"method": None}, None),
         ({"method": "dappo"}, "method: unknown method 'dappo'; did you mean 'dapo'?"),
+        ({"method": "Dr. GRPO"}, "method: unknown method 'Dr. GRPO'; did you mean 'dr_grpo'?"),
+        (
+            {"method": "ppo"},
+            "method: 'ppo' is not a method here: it needs a critic, which is not here; grpo, dapo and bapo learn from "
+            "the same rewards without one",
+        ),
     ],
 )
 def test_each_fault_is_one_line(refused: Refused, changes: dict[str, Any], line: str | None) -> None:
@@ -282,17 +289,42 @@ def test_overrides(load: Load) -> None:
     [
         ("train.learning_rate", "--set train.learning_rate: write it as section.key=value"),
         ("=3", "write it as section.key=value"),
+        ("train.=3", "write it as section.key=value"),
+        ("train..seed=3", "write it as section.key=value"),
+        ("rewards.².weight=1", "rewards has no item ²"),
+        ("rewards.99999999999999999999.weight=1", "has no item 9999"),
         ("rewards.3.weight=1", "rewards has no item 3"),
         ("method.x=1", "method is a value, not a section"),
-        ("train.seed=[1", "the value cannot be read"),
+        ("train.seed=[1", "the value cannot be read: a ',' or the closing ']' is missing"),
+        ("train.seed=!!int 3", "the value cannot be read: a recipe has no YAML tags"),
         ("train.sed=1", "train: unknown key 'sed'; did you mean 'seed'?"),
         ("train.seed=abc", "train: 'seed' must be a whole number, not 'abc'"),
     ],
 )
 def test_wrong_overrides(refused: Refused, override: str, complaint: str) -> None:
     (problem,) = refused(sets=[override])
-    assert problem.startswith("r.yaml: ")
+    assert problem.startswith(f"--set {override}: ")
     assert complaint in problem
+
+
+def test_each_fault_goes_to_the_override_that_brings_it(refused: Refused) -> None:
+    sets = ["train.seed=3", "train.sed=1", "rollout.top_p=2", "train.data_seed=-1"]
+    assert sorted(refused(sets=sets, output={"nam": "x"})) == [
+        "--set rollout.top_p=2: rollout: 'top_p' must be at most 1, not 2",
+        "--set train.data_seed=-1: train: 'data_seed' must be at least 0, not -1",
+        "--set train.sed=1: train: unknown key 'sed'; did you mean 'seed'?",
+        "r.yaml: output: unknown key 'nam'; did you mean 'name'?",
+    ]
+
+
+def test_a_fault_that_two_keys_make_together_is_the_overrides(refused: Refused) -> None:
+    (problem,) = refused(sets=["output.dir=x", "train.num_train_epochs=1"])
+    assert problem.startswith("--set train.num_train_epochs=1: train: say how long")
+
+
+def test_an_override_that_mends_the_method_is_not_blamed_for_the_file(refused: Refused) -> None:
+    (problem,) = refused(sets=["method=dapo"], method="dappo", train={"sed": 1})
+    assert problem.startswith("r.yaml: train: unknown key 'sed'")
 
 
 def test_paths_are_found_here_first_then_beside_the_recipe(
@@ -335,6 +367,57 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, complaint: str) ->
         load_recipe(file)
     assert str(caught.value).startswith(f"{file}: ")
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"\xef\xbb\xbfmethod: dapo", "model: the section is missing"),  # a byte-order mark is read
+        ("method: dapo".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
+        ("a: 1\nmethod: é".encode("latin-1"), "line 2: byte 0xe9 is not UTF-8"),
+    ],
+)
+def test_encodings(tmp_path: Path, data: bytes, complaint: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(data)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert caught.value.problems[0].startswith(f"{file}: ")
+    assert complaint in caught.value.problems[0]
+
+
+def test_names_of_methods_elsewhere_and_what_is_here_instead() -> None:
+    assert not NOT_HERE.keys() & METHODS.keys()
+    for name in ("PPO", "PPOTrainer", "reinforce++", "online-dpo", "KTO"):
+        assert not_here(name).startswith(f"'{name}' is not a method here: ")
+    assert not_here("grqo") == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("seppo", "'seppo'"),
+        ("sppo", "'seppo'"),
+        ("gropo", "'grpo'"),
+        ("dop", "'dpo'"),
+        ("bpo", "'bapo' or 'bgpo' or 'bnpo'"),
+        ("ppo", None),
+        ("xyz", None),
+        ("reinforced", "'reinforce'"),
+    ],
+)
+def test_only_plausible_slips_are_suggested(word: str, near: str | None) -> None:
+    assert suggest(word, METHODS) == ("" if near is None else f"; did you mean {near}?")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [("ab", "ab", True), ("ab", "ba", True), ("ab", "abc", True), ("abc", "axc", True), ("abcd", "acbd", True),
+     ("abc", "xbca", False), ("abcd", "dcba", False), ("abcd", "badc", False), ("a", "abc", False),
+     ("abc", "bcd", False)],
+)  # fmt: skip
+def test_one_slip(one: str, other: str, near: bool) -> None:
+    assert one_slip_apart(one, other) is one_slip_apart(other, one) is near
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
