@@ -14,6 +14,7 @@ from posttrain.planning.launcher import launch_fault, precision_fault
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import EngineError
+from posttrain.trainers.faults import NotFinite
 
 LATER_S = 3.0
 """How long the other processes give the one that speaks, where all of them fail together."""
@@ -34,7 +35,8 @@ def main(args: Namespace) -> int:
     """Train what a recipe says; start it alone or under accelerate launch or torchrun.
 
     Exits with 3 when the rollout engine cannot be reached or is lost, with 4 when a reward fails and its on_error is
-    raise; what was trained is saved by then. With 130 after Ctrl-C.
+    raise; what was trained is saved by then. With 5 at the first reward, loss, gradient or weight that is not finite;
+    the last checkpoint stays as it is. With 130 after Ctrl-C.
     """
     # Every process of a launch sees the same fault; one of them says it.
     speaks = os.environ.get("RANK", "0") == "0"
@@ -53,6 +55,8 @@ def main(args: Namespace) -> int:
         return _stopped(f"{args.recipe}: {error}", exit_codes.ENGINE_LOST, speaks)
     except RewardError as error:
         return _stopped(f"{args.recipe}: {error}", exit_codes.REWARD_FAILED, speaks)
+    except NotFinite as error:
+        return _stopped(f"{args.recipe}: {error}", exit_codes.NOT_FINITE, speaks)
     except KeyboardInterrupt:
         # before or after the steps: nothing is in hand that a checkpoint would save
         if speaks:

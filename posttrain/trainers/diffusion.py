@@ -177,6 +177,7 @@ class DiffusionTrainer(PolicyTrainer):
             for i in range(count)
         ]
         completions = self.mask_engine.generate(prompt_ids, sampling)
+        self.check_sampled(completion.logprobs for completion in completions)
         return [completion.token_ids for completion in completions], None
 
     def _get_per_token_logps_and_entropies(
@@ -263,6 +264,12 @@ class DiffusionTrainer(PolicyTrainer):
                     self._backward(loss)
                     value = value + loss.detach()
         whole = self._whole_batch(known, torch.cat(seen, dim=1))
+        for name, terms in (
+            ("the old policy's terms", known["old_terms"]),
+            ("the reference's terms", known["ref_terms"]),
+            ("the policy's terms", whole.terms),
+        ):
+            self.step_notes.note(name, terms)
         exact = ranks * reduced_loss(self.objective, whole, window.totals, self.beta).detach()
         self._note(whole, noise, inputs, exact * accumulation)
         if position == accumulation - 1:

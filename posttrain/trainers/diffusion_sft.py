@@ -38,6 +38,7 @@ from posttrain.trainers.build import training_arguments
 from posttrain.trainers.config import flat_config, settings_from
 from posttrain.trainers.diffusion_build import mask_ingredients
 from posttrain.trainers.diffusion_likelihood import draw_noise, pass_terms
+from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import as_text
 
@@ -67,7 +68,7 @@ _OF_TRL_ALONE = (
 )
 
 
-class MaskedSFTTrainer(ExactResume, Trainer):
+class MaskedSFTTrainer(FiniteSteps, ExactResume, Trainer):
     """`transformers.Trainer` on rows of "prompt" and "completion" (text, or messages)."""
 
     row_counts: RowCounts | None = None

@@ -8,6 +8,7 @@ An engine of posttrain/rollout does the work; this file turns prompts into token
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.rollout.base import Completion, Engine, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
+from posttrain.trainers.faults import NotFinite
 from posttrain.trainers.policy_folder import load_dense
 
 _FSDP_MAIN_RANK_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
@@ -53,6 +55,11 @@ class EngineGenerator:
         if not prompts:
             return []
         completions = engine.generate(prompts, sampling)
+        if any(not math.isfinite(value) for one in completions for value in one.logprobs):
+            raise NotFinite(
+                f"sampling from {folder}: the log-probs are not finite, so the policy saved there is of no use; start "
+                "again from the policy before it with a lower learning rate"
+            )
         return [answer_text(self.tokenizer, completion) for completion in completions]
 
     def open(self, folder: Path) -> Engine:

@@ -8,7 +8,7 @@ are cut and continued, rollout/partial.py's; how weights are sent and proved, we
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         num_generations: int
         max_completion_length: int
         _tokenizer: Any
+        check_sampled: Callable[[Iterable[Iterable[float]]], None]  # FiniteSteps
 else:
     _Host = object
 
@@ -173,6 +174,7 @@ class EngineGeneration(_Host):
             seed = first + self.accelerator.process_index * len(prompt_ids)
             sampling = replace(self._sampling(self.model.training), seed=seed)
             completions = together(lambda: self._generate_now(prompt_ids, sampling))
+        self.check_sampled(one.logprobs for one in completions)
         self._sampled = completions
         return [one.token_ids for one in completions], [one.logprobs for one in completions]
 

@@ -34,6 +34,7 @@ from posttrain.trainers.build import ingredients, policy_arguments, reward_runne
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.engines import attach_engine
 from posttrain.trainers.epoch_sampler import EpochRepeatSampler
+from posttrain.trainers.finite import FiniteSteps, reward_fault
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
 from posttrain.trainers.generation import EngineGeneration
 from posttrain.trainers.loss_metrics import LossMetrics
@@ -46,7 +47,7 @@ _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None
 _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
 
 
-class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPOTrainer):
+class PolicyTrainer(FiniteSteps, GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPOTrainer):
     """`trl.GRPOTrainer` that trains an `Objective`.
 
     `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
@@ -106,6 +107,9 @@ class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPO
             )
         finally:
             args.beta, args.sync_ref_model = beta, sync
+        if not self.use_vllm:
+            # NaN logits would end sampling in an assertion of the device; the forward that follows names them
+            self.generation_config.remove_invalid_values = True
         self._set_reference(ref_model)
         self.loss_metrics = LossMetrics(self.accelerator)
         self._probe = self._make_probe()
@@ -191,6 +195,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPO
         groups = self.scored_groups(self.num_generations)
         self._groups = groups
         streams = self.objective.advantages(groups)
+        self._check_rewards(groups, streams)
         rows = slice(
             self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
         )
@@ -209,6 +214,12 @@ class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPO
         # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
         output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
         return output
+
+    def _check_rewards(self, groups: Groups, streams: Mapping[str, Tensor]) -> None:
+        """NotFinite for rewards that advantages in float32 cannot be made of; the same rewards are on every rank."""
+        fault = reward_fault(groups, streams, self.reward_func_names)
+        if fault is not None:
+            self.stop_not_finite(fault, f"the rollout of step {self.state.global_step + 1}")
 
     def _generated_mask(self, completion_ids: Tensor, rows: slice) -> Tensor:
         """1 where the rollout has a token, whatever the loss does with it. (B, T)."""
@@ -262,6 +273,7 @@ class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPO
             raise RuntimeError(
                 "PolicyTrainer: a micro-batch arrived before the first one of its optimizer step"
             )
+        self._note_logprobs(batch, inputs)
         batch = self.objective.prepare(replace(batch, step=window.step, index=position))
         window.batches.append(without_gradient(batch))
         window.rows.append(inputs["row"])
@@ -295,6 +307,17 @@ class PolicyTrainer(GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPO
         if position == accumulation - 1:
             self._close_window(window)
         return loss
+
+    def _note_logprobs(self, batch: TokenBatch, inputs: Mapping[str, Any]) -> None:
+        """A clipped ratio can hide an infinity from the loss: the log-probs are looked at themselves."""
+        sampled = inputs.get("sampling_per_token_logps")
+        for name, logprobs in (
+            ("the sampler's log-probs", sampled),
+            ("the old policy's log-probs", batch.old_logprobs),
+            ("the reference's log-probs", batch.ref_logprobs),
+            ("the policy's log-probs", batch.logprobs),
+        ):
+            self.step_notes.note(name, logprobs, batch.mask)
 
     def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
         """One micro-batch scored: the batch, the entropies (with gradient) and the router's auxiliary loss."""

@@ -30,6 +30,7 @@ from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import settings_from
+from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.imitation import tokenize_imitation
 from posttrain.trainers.pair_collator import PairCollator, take_imitation
 from posttrain.trainers.pair_rows import PROMPT_FILLS, PairCounts, account_tokens, shorten_prompts
@@ -80,7 +81,7 @@ class Scored:
     aux_loss: Tensor | None
 
 
-class PreferenceTrainer(ExactResume, TRLDPOTrainer):
+class PreferenceTrainer(FiniteSteps, ExactResume, TRLDPOTrainer):
     """`trl.DPOTrainer` that trains a `PairLoss`.
 
     `PreferenceTrainer(model, args=PreferenceConfig(...), train_dataset=..., method=DPO())`; the trainer of a
@@ -231,6 +232,12 @@ class PreferenceTrainer(ExactResume, TRLDPOTrainer):
         scored, batch = self._forward(model, inputs)
         losses = self.method.pair_loss(batch)
         training = self.model.training
+        if training:
+            for name, logps in (
+                ("the reference's log-probs", torch.cat([batch.ref_chosen_logps, batch.ref_rejected_logps])),
+                ("the policy's log-probs", scored.logps),
+            ):
+                self.step_notes.note(name, logps)
         if training and self._pairs_in_step is not None:
             loss = losses.sum() / self._pairs_in_step * self.accelerator.num_processes
         else:

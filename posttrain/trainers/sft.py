@@ -10,9 +10,8 @@ import trl
 from posttrain.data import RowCounts
 from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, training_arguments
+from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
-
-SFTConfig = trl.SFTConfig  # there is nothing to add to it
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class SFTSettings:
     """Nothing to set beyond `train`: the loss is the mean negative log-likelihood of the completion's tokens."""
 
 
-class SFTTrainer(ExactResume, trl.SFTTrainer):
+class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
     """`trl.SFTTrainer`; nothing but its step counter has to be carried over a resume."""
 
     row_counts: RowCounts | None = None
