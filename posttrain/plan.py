@@ -26,8 +26,9 @@ from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
-from posttrain.planning.rewards import reward_faults, reward_lines
+from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
 from posttrain.planning.shapes import Shape, read_shape
+from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 
 
@@ -59,8 +60,10 @@ def make_plan(
     zero: int = 0,
     device_gib: float | None = None,
     resume: bool = False,
+    trial: bool = False,
 ) -> Plan:
-    """All that can be known before anything is loaded; `processes` is by default what the launcher started."""
+    """All that can be known before anything is loaded; `processes` is by default what the launcher started. `trial`
+    also runs each reward once; without it no code of the user's runs."""
     plan = Plan(recipe, Launch(processes or started(), zero, device_gib))
     rollout = rollout_of(recipe, plan.launch.processes)
     plan.refusals += [
@@ -80,8 +83,15 @@ def make_plan(
     plan.refusals += faults
     found = _plan_data(plan, countable=not faults)
     plan.warnings += checks.benchmark_overlaps(recipe, found)
-    plan.refusals += reward_faults(recipe, checks.visible_columns(recipe, found))
+    columns = checks.visible_columns(recipe, found)
+    reward_problems = reward_faults(recipe, columns)
+    plan.refusals += reward_problems
+    plan.warnings += reward_warnings(recipe, columns)
     plan.rewards = reward_lines(recipe)
+    if trial and not reward_problems:
+        tried = try_rewards(recipe, found.rows if found is not None else [])
+        plan.rewards += tried.lines
+        plan.refusals += tried.refusals
     if not faults:
         _plan_batch(plan, rollout, found)
     lengths = prompt_lengths(recipe.model, found.rows) if found is not None else None
@@ -247,6 +257,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--zero", type=int, default=0, choices=range(4), help="DeepSpeed stage; 3 for FSDP2 (default 0)"
     )
+    parser.add_argument(
+        "--try", dest="trial", action="store_true", help="also run each reward once, on a row of the data"
+    )
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device, to compare with")
     parser.add_argument(
         "--full", action="store_true", help="also what each process holds, and the resolved recipe"
@@ -269,6 +282,7 @@ def main(args: Namespace) -> int:
             processes=args.processes,
             zero=args.zero,
             device_gib=args.memory,
+            trial=args.trial,
         )
     except RecipeError as error:
         print(error, file=sys.stderr)

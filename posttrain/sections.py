@@ -184,6 +184,9 @@ class RewardSection(Section):
     args: dict[str, Any] = {}
     timeout_s: Positive = 30.0
     on_error: Literal["raise", "skip"] = "raise"
+    completions_as: Literal["text", "messages"] | None = (
+        None  # None: as the function's annotation says, else text
+    )
 
 
 # -------------------------------------------------------------------------------------------------- rollout

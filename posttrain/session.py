@@ -126,7 +126,17 @@ def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list
         add("tokens", [len(ids) for ids in rollout.completion_ids])
         add("truncated", [not ids or ids[-1] not in end_tokens for ids in rollout.completion_ids])
         add("correct", [_weighted(row, weights) is not None and row[0] == 1.0 for row in per_function])
-    return columns
+        for name in {name: None for one in rollouts for name in one.extra}:  # what rewards logged
+            add(f"extra/{name}", rollout.extra.get(name, [None] * len(per_function)))
+    return {name: _one_kind(v) if name.startswith("extra/") else v for name, v in columns.items()}
+
+
+def _one_kind(values: list[Any]) -> list[Any]:
+    """A column of a table: numbers, or text, or, where a reward logged both, all as text."""
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) for value in present):
+        return values
+    return [None if value is None else str(value) for value in values]
 
 
 def _weighted(row: Sequence[float | None], weights: Sequence[float]) -> float | None:

@@ -6,28 +6,48 @@ import asyncio
 import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.rewards.resolve import load_function
-
-
-class RewardOutputError(ValueError):
-    """A reward returned something else than one number or None a completion."""
+from posttrain.rewards.journal import Journal, NotHere, RewardOutputError, trainer_state_of
+from posttrain.rewards.resolve import RewardSpec, describe_loaded, load_function
+from posttrain.rewards.signature import RewardSignature
 
 
 @dataclass(frozen=True)
 class Call:
-    """One group of completions (or one completion) and the columns that go with it."""
+    """One group of completions (or one completion), and what goes with it.
 
-    completions: list[str]
+    completions    text, or messages where the reward reads those
+    columns        the data's and the run's, one value a completion
+    trainer_state  plain values of the trainer's state, where the reward takes it
+    objects        those of log_extra, log_metric and environments that it is to be given
+    """
+
+    completions: list[Any]
     columns: dict[str, list[Any]]
+    trainer_state: dict[str, Any] | None = None
+    objects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Judged:
+    """What one call gave: values, final answers where the reward yields them, and what it logged."""
+
     values: list[float | None]
     answers: list[str | None] | None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+
+def signature_handler(
+    name: str, base_dir: str, args: dict[str, Any], completions_as: Any
+) -> Callable[[None], RewardSignature]:
+    """The factory of a worker that says what a reward asks for, once it is loaded."""
+    signature = describe_loaded(
+        RewardSpec(name, args, completions_as=completions_as), load_function(name, base_dir)
+    )
+    return lambda _: signature
 
 
 def reward_handler(
@@ -49,15 +69,26 @@ def handler_of(reward: Callable[..., Any], args: Mapping[str, Any]) -> Callable[
     loop = asyncio.Runner()  # one loop for all calls: an async reward may keep its connections
 
     def handle(call: Call) -> Judged:
-        result = reward(completions=call.completions, **call.columns, **args)
+        journal = Journal(len(call.completions))
+        result = reward(completions=call.completions, **call.columns, **_objects(call, journal), **args)
         if inspect.isawaitable(result):
             result = loop.run(_awaited(result))
-        values = _numbers(result, len(call.completions))
-        if extractor is None:
-            return Judged(values, None)
-        return Judged(values, _texts(extractor(call.completions, **extractor_args), len(call.completions)))
+        values = numbers(result, len(call.completions))
+        answers = None
+        if extractor is not None:
+            answers = _texts(extractor(call.completions, **extractor_args), len(call.completions))
+        return Judged(values, answers, journal.extra, journal.metrics)
 
     return handle
+
+
+def _objects(call: Call, journal: Journal) -> dict[str, Any]:
+    """What TRL hands over beside columns, as far as the reward takes it."""
+    here = {"log_extra": journal.log_extra, "log_metric": journal.log_metric, "environments": NotHere()}
+    objects = {name: here[name] for name in call.objects}
+    if call.trainer_state is not None:
+        objects["trainer_state"] = trainer_state_of(call.trainer_state)
+    return objects
 
 
 async def _awaited(result: Any) -> Any:
@@ -72,7 +103,7 @@ def _accepted(function: Callable[..., Any], args: Mapping[str, Any]) -> dict[str
     return {key: value for key, value in args.items() if key in parameters}
 
 
-def _numbers(result: Any, size: int) -> list[float | None]:
+def numbers(result: Any, size: int) -> list[float | None]:
     """One float or None a completion, from whatever numbers a reward returns (ints, bools, numpy, 0-d tensors)."""
     if isinstance(result, str | bytes | Mapping) or not hasattr(result, "__iter__"):
         raise RewardOutputError(f"returned {_shown(result)}; a list of {size} numbers or None is expected")

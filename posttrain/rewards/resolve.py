@@ -1,12 +1,11 @@
 """From a reward's name in a recipe to a function, and what that function asks for.
 
 A name is a built-in one, `package.module:function`, or `path/file.py:function`. `describe` reads the function's
-signature from its source, so that a recipe is checked without importing what the user's file imports.
+signature from its source: nothing of the user's is run or imported by it.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import importlib.util
@@ -18,16 +17,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.rewards.signature import (
+    CompletionsAs,
     Outline,
     RewardSignature,
     RewardSpecError,
     callable_name,
     did_you_mean,
-    outline_in,
+    needs_environments,
     outline_of,
     signature_of,
-    top_level_names,
+    unknown_signature,
 )
+from posttrain.rewards.source import NotKnown, SourceReader
 
 BUILT_IN = {
     "math_answer": "posttrain.rewards.builtin:math_answer",
@@ -44,7 +45,8 @@ class RewardSpec:
     """One reward of a recipe.
 
     `label` is what it is counted and logged as (None: the function's name). `timeout_s` and `on_error` override the
-    runner's. `function` is a callable given from Python instead of a name to look up.
+    runner's. `completions_as` is "text" or "messages" (None: as the function's annotation says, else text).
+    `function` is a callable given from Python instead of a name to look up.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RewardSpec:
     label: str | None = None
     timeout_s: float | None = None
     on_error: Literal["raise", "skip"] | None = None
+    completions_as: CompletionsAs | None = None
     function: Callable[..., Any] | None = None
 
     @classmethod
@@ -78,17 +81,34 @@ class RewardSpec:
 
 
 def describe(spec: Any, base_dir: str | Path = ".") -> RewardSignature:
-    """What a reward asks for, found without running it. Raises RewardSpecError with what is wrong and what to do."""
+    """What a reward asks for, found without running it. Raises RewardSpecError with what is wrong and what to do.
+
+    `known` is False where only loading the reward would show it: what a factory or a decorator returns.
+    """
     spec = RewardSpec.of(spec)
-    if spec.function is not None:
-        outline = outline_of(spec.function)
-    else:
-        outline = _outline_of_name(spec.name, Path(base_dir))
-    signature = signature_of(spec.name, spec.args, outline)
+    if spec.completions_as not in (None, "text", "messages"):
+        raise RewardSpecError(
+            f"reward {spec.name!r}: completions_as is {spec.completions_as!r}; choose 'text' or 'messages'"
+        )
+    try:
+        if spec.function is not None:
+            outline = outline_of(spec.function)
+        else:
+            outline = _outline_of_name(spec.name, Path(base_dir))
+    except NotKnown:
+        return unknown_signature(spec.name, spec.args, spec.completions_as)
+    signature = signature_of(spec.name, spec.args, outline, spec.completions_as)
     if spec.name in BUILT_IN and spec.args:
-        _check_settings(spec, load_function(spec.name, base_dir))
+        check_settings(spec, load_function(spec.name, base_dir))
     elif spec.function is not None:
-        _check_settings(spec, spec.function)
+        check_settings(spec, spec.function)
+    return signature
+
+
+def describe_loaded(spec: RewardSpec, function: Callable[..., Any]) -> RewardSignature:
+    """What a reward asks for, once its function is loaded."""
+    signature = signature_of(spec.name, spec.args, outline_of(function), spec.completions_as)
+    check_settings(spec, function)
     return signature
 
 
@@ -99,6 +119,8 @@ def faults(spec: Any, columns: Iterable[str], base_dir: str | Path = ".") -> lis
         signature = describe(spec, base_dir)
     except RewardSpecError as error:
         return [str(error)]
+    if "environments" in signature.objects_needed:
+        return [needs_environments(signature.name)]
     return [_missing_column(signature, name, columns) for name in signature.missing(columns)]
 
 
@@ -184,41 +206,19 @@ def _import_module(name: str, module: str, base_dir: Path) -> Any:
         ) from error
 
 
-def _source_of(module: str, base_dir: Path) -> Path | None:
-    """The file of a dotted module, found without importing its package; None if it has none."""
-    first, *rest = module.split(".")
-    for folder in (str(base_dir.resolve()), str(Path.cwd()), *sys.path):
-        for candidate in (
-            Path(folder, first, *rest).with_suffix(".py"),
-            Path(folder, first, *rest, "__init__.py"),
-        ):
-            if candidate.is_file():
-                return candidate
-    return None
-
-
 # ---- signatures
 
 
 def _outline_of_name(name: str, base_dir: Path) -> Outline:
     module, function = _split(name)
-    is_file = module.endswith(".py")
-    file = _file(name, module, base_dir) if is_file else _source_of(module, base_dir)
-    if file is not None:
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-        except SyntaxError as error:
-            raise RewardSpecError(f"reward {name!r}: {file}, line {error.lineno}: {error.msg}") from error
-        outline = outline_in(tree, function)
-        if outline is not None:
-            return outline
-        names = top_level_names(tree)
-        if is_file and function not in names:
-            raise RewardSpecError(_no_function(name, module, function, names))
-    return outline_of(load_function(name, base_dir))
+    reader = SourceReader(name, (str(base_dir.resolve()), str(Path.cwd())))
+    if module.endswith(".py"):
+        return reader.in_file(_file(name, module, base_dir), function, shown=module)
+    return reader.in_module(module, function)
 
 
-def _check_settings(spec: RewardSpec, function: Callable[..., Any]) -> None:
+def check_settings(spec: RewardSpec, function: Callable[..., Any]) -> None:
+    """Raises RewardSpecError for settings that the function's own check refuses."""
     check = vars(function).get("check_settings") if hasattr(function, "__dict__") else None
     if check is None:
         return

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 RUNTIME_COLUMNS = ("prompts", "completion_ids", "completion_tokens")
 """Columns every run provides: the prompts, the generated token ids and how many they are."""
+
+RUNTIME_OBJECTS = ("trainer_state", "log_extra", "log_metric", "environments")
+"""What TRL hands to a reward beside columns: the trainer's state, two ways to log, the environments of a run."""
+
+PROVIDED = frozenset({"completions", *RUNTIME_COLUMNS, *RUNTIME_OBJECTS})
+"""Names that the run fills; a column of the data that has one of them is not passed."""
+
+CompletionsAs = Literal["text", "messages"]
 
 
 class RewardSpecError(ValueError):
@@ -27,6 +36,10 @@ class RewardSignature:
     is_async         whether it is a coroutine function
     args             the settings the recipe gives it
     runtime          those of RUNTIME_COLUMNS it reads
+    objects          those of RUNTIME_OBJECTS it names
+    objects_needed   those of them without a default
+    completions_as   "text", or "messages" where it asks for conversations
+    known            False: found to be a function of the user's, but what it asks for shows only when it is loaded
     yields_answers   whether it says what each completion's final answer is
     judges_each      whether completions are judged one by one, not within their group
     """
@@ -40,6 +53,10 @@ class RewardSignature:
     runtime: tuple[str, ...] = ()
     yields_answers: bool = False
     judges_each: bool = False
+    objects: tuple[str, ...] = ()
+    objects_needed: tuple[str, ...] = ()
+    completions_as: CompletionsAs = "text"
+    known: bool = True
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The columns it needs that are not among `columns`."""
@@ -53,12 +70,17 @@ class RewardSignature:
         taken = {*self.columns_needed, *self.optional, *self.runtime}
         return [name for name in columns if name in taken]
 
+    def takes(self, name: str) -> bool:
+        """Whether it is to be given one of RUNTIME_OBJECTS: it names it, or takes all there is (TRL's **kwargs)."""
+        return name in self.objects or self.accepts_any
+
 
 @dataclass(frozen=True)
 class Parameter:
     name: str
     required: bool
     annotation: str  # as written, "" if none
+    setting: bool = False  # filled already, by functools.partial
 
 
 @dataclass(frozen=True)
@@ -66,66 +88,11 @@ class Outline:
     """A function as its source or its object shows it."""
 
     parameters: tuple[Parameter, ...]
-    accepts_any: bool
+    accepts_any: bool  # takes every column: **columns, not **_
+    swallows: bool  # has ** under whatever name
     is_async: bool
     yields_answers: bool
     judges_each: bool
-
-
-def outline_in(tree: ast.Module, name: str) -> Outline | None:
-    """The outline of a function defined in the module's source, or None if it is made in another way."""
-    found, hooked = None, False
-    for node in _statements(tree.body):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
-            found = node
-        elif isinstance(node, ast.Assign):
-            hooked |= any(ast.unparse(target) == f"{name}.answers" for target in node.targets)
-    if found is None:
-        return None
-    decorators = [
-        ast.unparse(decorator).partition("(")[0].rpartition(".")[2] for decorator in found.decorator_list
-    ]
-    arguments = found.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pairs = [
-        *zip(positional, defaults, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
-    parameters = tuple(
-        Parameter(
-            argument.arg, default is None, ast.unparse(argument.annotation) if argument.annotation else ""
-        )
-        for argument, default in pairs
-    )
-    return Outline(
-        parameters,
-        accepts_any=arguments.kwarg is not None and not arguments.kwarg.arg.startswith("_"),
-        is_async=isinstance(found, ast.AsyncFunctionDef),
-        yields_answers=hooked or "yields_answers" in decorators,
-        judges_each="judges_each" in decorators,
-    )
-
-
-def _statements(body: list[ast.stmt]) -> Iterable[ast.stmt]:
-    """Statements of a module, those under `if`, `try` and `with` included."""
-    for node in body:
-        yield node
-        for block in ("body", "orelse", "finalbody"):
-            if isinstance(node, ast.If | ast.Try | ast.With):
-                yield from _statements(vars(node).get(block, []))
-
-
-def top_level_names(tree: ast.Module) -> list[str]:
-    names: list[str] = []
-    for node in _statements(tree.body):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names += [alias.asname or alias.name for alias in node.names]
-    return names
 
 
 def outline_of(function: Callable[..., Any]) -> Outline:
@@ -136,6 +103,7 @@ def outline_of(function: Callable[..., Any]) -> Outline:
             f"reward {callable_name(function)!r} has no readable signature: {error}"
         ) from error
     kinds = inspect.Parameter
+    bound = function.keywords if isinstance(function, functools.partial) else {}
     named = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
     return Outline(
         tuple(
@@ -143,6 +111,7 @@ def outline_of(function: Callable[..., Any]) -> Outline:
                 p.name,
                 p.default is kinds.empty,
                 "" if p.annotation is kinds.empty else _written(p.annotation),
+                setting=p.name in bound,
             )
             for p in signature.parameters.values()
             if p.kind in named
@@ -150,6 +119,7 @@ def outline_of(function: Callable[..., Any]) -> Outline:
         accepts_any=any(
             p.kind is kinds.VAR_KEYWORD and not p.name.startswith("_") for p in signature.parameters.values()
         ),
+        swallows=any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()),
         is_async=is_async(function),
         yields_answers=hasattr(function, "answers"),
         judges_each=hasattr(function, "judges_each"),
@@ -168,14 +138,26 @@ def is_async(function: Callable[..., Any]) -> bool:
 # ---- checks ------------------------------------------------------------------------------------------
 
 
-def signature_of(name: str, args: Mapping[str, Any], outline: Outline) -> RewardSignature:
+def unknown_signature(
+    name: str, args: Mapping[str, Any], completions_as: CompletionsAs | None
+) -> RewardSignature:
+    """Of a reward that has to be loaded before it says what it asks for."""
+    return RewardSignature(
+        name, (), (), False, False, dict(args), completions_as=completions_as or "text", known=False
+    )
+
+
+def signature_of(
+    name: str, args: Mapping[str, Any], outline: Outline, completions_as: CompletionsAs | None = None
+) -> RewardSignature:
+    """Raises RewardSpecError for a function that cannot be called as asked. `completions_as` None: by annotation."""
     names = [parameter.name for parameter in outline.parameters]
-    if "completions" not in names:
+    if "completions" not in names and not outline.swallows:
         raise RewardSpecError(
             f"reward {name!r} has no parameter 'completions'; it is called as "
             f"reward(completions, *, column, ...) -> list of numbers or None"
         )
-    settable = [p for p in outline.parameters if p.name not in ("completions", *RUNTIME_COLUMNS)]
+    settable = [p for p in outline.parameters if p.name not in PROVIDED]
     by_name = {parameter.name: parameter for parameter in settable}
     for key, value in args.items():
         if key not in by_name:
@@ -189,17 +171,62 @@ def signature_of(name: str, args: Mapping[str, Any], outline: Outline) -> Reward
                 f"reward {name!r}: {key} is {value!r}, which is not {by_name[key].annotation}"
             )
     free = [p for p in settable if p.name not in args]
+    objects = [p for p in outline.parameters if p.name in RUNTIME_OBJECTS]
     return RewardSignature(
         name=name,
         columns_needed=tuple(p.name for p in free if p.required),
-        optional=tuple(p.name for p in free if not p.required and not _is_setting(p.annotation)),
+        optional=tuple(
+            p.name for p in free if not p.required and not p.setting and not _is_setting(p.annotation)
+        ),
         accepts_any=outline.accepts_any,
         is_async=outline.is_async,
         args=dict(args),
         runtime=tuple(column for column in RUNTIME_COLUMNS if column in names),
         yields_answers=outline.yields_answers,
         judges_each=outline.judges_each,
+        objects=tuple(p.name for p in objects),
+        objects_needed=tuple(p.name for p in objects if p.required),
+        completions_as=_completions_as(name, outline, completions_as),
     )
+
+
+# ---- text or messages
+
+
+def _completions_as(name: str, outline: Outline, asked: CompletionsAs | None) -> CompletionsAs:
+    annotation = next((p.annotation for p in outline.parameters if p.name == "completions"), "")
+    written = completions_by_annotation(annotation)
+    if asked is not None and written is not None and asked != written:
+        raise RewardSpecError(
+            f"reward {name!r}: completions_as is {asked!r}, and its parameter is annotated as {annotation}"
+        )
+    return asked or written or "text"
+
+
+def completions_by_annotation(annotation: str) -> CompletionsAs | None:
+    """What a parameter annotated as a list of something holds: list[str] text, list[list[dict]] messages; None
+    where the annotation does not say."""
+    inner = _items(annotation)
+    if inner == "str":
+        return "text"
+    message = _items(inner) if inner else ""
+    base = message.partition("[")[0].rpartition(".")[2]
+    return "messages" if base in ("dict", "Dict", "Mapping", "MutableMapping") or "Message" in base else None
+
+
+def _items(annotation: str) -> str:
+    """X of list[X], Sequence[X] and their like; "" of anything else."""
+    try:
+        node = ast.parse(annotation.strip("'\""), mode="eval").body
+    except SyntaxError:
+        return ""
+    if not isinstance(node, ast.Subscript):
+        return ""
+    base = ast.unparse(node.value).rpartition(".")[2]
+    return ast.unparse(node.slice) if base in ("list", "List", "Sequence", "Iterable", "Collection") else ""
+
+
+# ---- settings
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -229,7 +256,12 @@ def _is_setting(annotation: str) -> bool:
 def _literals(node: ast.expr) -> list[Any] | None:
     if isinstance(node, ast.Subscript) and ast.unparse(node.value).rpartition(".")[2] == "Literal":
         inner = node.slice
-        return [ast.literal_eval(item) for item in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
+        try:
+            return [
+                ast.literal_eval(item) for item in (inner.elts if isinstance(inner, ast.Tuple) else [inner])
+            ]
+        except ValueError:  # Literal[NAME]: what it holds is not written here
+            return None
     return None
 
 
@@ -245,6 +277,21 @@ def _fits(value: Any, annotation: str) -> bool:
         if plain is not None and isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
             return True
     return not parts
+
+
+def provided_instead(names: Iterable[str]) -> str:
+    """What is said of data columns that have names of the run's own."""
+    return (
+        f"the data's {', '.join(map(repr, names))} does not reach the rewards: the run gives them values of its own "
+        "under that name; map the column to another name to read it"
+    )
+
+
+def needs_environments(name: str) -> str:
+    return (
+        f"reward {name!r} asks for environments, and this run has none: they come with environment_factory, through "
+        "a method's trainer in Python"
+    )
 
 
 # ---- words -----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def _write(stream: BinaryIO, message: Any) -> None:
 def traceback_beyond(error: BaseException) -> str:
     """The traceback of what a reward raised, without the frames that lead to it; "" where no other is left."""
     here = os.path.dirname(os.path.abspath(__file__))
-    callers = {os.path.join(here, f"{name}.py") for name in ("worker", "call", "runner")}
+    callers = {os.path.join(here, f"{name}.py") for name in ("worker", "call", "round", "runner")}
     frame = error.__traceback__
     while frame is not None and os.path.abspath(frame.tb_frame.f_code.co_filename) in callers:
         frame = frame.tb_next

@@ -54,7 +54,9 @@ class PolicyTrainer(FiniteSteps, GroupScoring, EngineGeneration, WholeStep, Exac
     a method (`BAPOTrainer`) takes the objective's settings from its config instead.
 
     reward_funcs  a function `f(completions, *, column, ...) -> list[float | None]`, its name ("math_answer",
-                  "package.module:function", "file.py:function"), a reward model, or a list of these
+                  "package.module:function", "file.py:function"), a `RewardSpec` or a mapping of its fields, a reward
+                  model or its name, or a list of any of these. Functions are given the completions' text; those whose
+                  parameter says `completions: list[list[dict]]` are given messages
     ref_model     the KL reference (beta > 0), when it is not the model as it is now
     """
 
@@ -99,7 +101,11 @@ class PolicyTrainer(FiniteSteps, GroupScoring, EngineGeneration, WholeStep, Exac
         try:
             super().__init__(
                 model,
-                self._prepare_rewards(reward_funcs, args),
+                self._prepare_rewards(
+                    reward_funcs,
+                    args,
+                    has_environments=trl_arguments.get("environment_factory") is not None,
+                ),
                 args,
                 train_dataset,
                 eval_dataset,

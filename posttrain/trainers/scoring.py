@@ -2,7 +2,8 @@
 
 TRL hands a reward function only the slice of its rank, so a group that straddles ranks is judged in pieces. Here
 the responses of all ranks are brought together, each rank scores some of the *groups*, and every rank learns all
-scores. A failure on one rank is raised on all of them, so that none waits for ever.
+scores. A failure on one rank is raised on all of them, so that none waits for ever. Reward models and an environment's
+own reward judge single responses, so these are left to TRL (reward_sources.py says which).
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
@@ -10,8 +11,9 @@ scores. A failure on one rank is raised on all of them, so that none waits for e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,10 +21,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from posttrain.objectives.base import Groups
+from posttrain.rewards.messages import text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.config import PolicyConfig
+from posttrain.trainers.reward_sources import judged_by_trl, reward_sources
 
+log = logging.getLogger(__name__)
 RewardLike = Callable[..., Any] | str
+_LOGS_KEPT = 100  # entries of trainer_state.log_history that a reward in another process is given
 
 
 @dataclass
@@ -36,6 +42,7 @@ class Rollout:
     rewards_per_function: Tensor  # (B, K), NaN = not judged
     answers: list[str | None] | None
     counts: dict[str, dict[str, int]]
+    extra: dict[str, list[Any]] = field(default_factory=dict)  # what rewards logged beside each response
     advantages: list[float] | None = None
     weight_versions: list[int] | None = None  # the latest weights a response was sampled with, where known
 
@@ -45,26 +52,21 @@ class GroupScoring:
 
     _runner: RewardRunner | None = None
     rollout: Rollout | None = None
+    _told_of_unjudged = False
 
-    def _prepare_rewards(self, reward_funcs: Any, args: PolicyConfig) -> list[Any]:
+    def _prepare_rewards(self, reward_funcs: Any, args: PolicyConfig, *, has_environments: bool) -> list[Any]:
         """What TRL's constructor gets: reward models as they are, functions as named stand-ins it never calls."""
-        funcs = (
-            reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
-        )
-        if isinstance(reward_funcs, RewardRunner):
-            self._runner = reward_funcs
-            return [_stand_in(name) for name in self._runner.names]
-        models = [f for f in funcs if isinstance(f, nn.Module)]
-        if models and len(models) < len(funcs):
-            raise ValueError(
-                "reward models and reward functions cannot be mixed in one trainer; pass one kind"
-            )
-        if models or not funcs:
-            return funcs
-        self._runner = RewardRunner(
-            funcs, timeout_s=args.reward_timeout_s, on_error=args.reward_on_error, workers=args.reward_workers
-        )
-        return [_stand_in(name) for name in self._runner.names]
+        sources = reward_sources(reward_funcs, args, has_environments=has_environments)
+        self._runner = sources.runner
+        if sources.weights is not None:
+            if args.reward_weights is None:
+                args.reward_weights = sources.weights
+            elif list(args.reward_weights) != sources.weights:
+                raise ValueError(
+                    f"reward_weights are {args.reward_weights}, and the rewards themselves say {sources.weights}; "
+                    "give the weights in one place"
+                )
+        return sources.functions
 
     def _calculate_rewards(
         self,
@@ -80,7 +82,8 @@ class GroupScoring:
         local = [
             {
                 "prompt": prompt,
-                "completion": as_text(completion),
+                "completion": text_of(completion),
+                "messages": None if isinstance(completion, str) else completion,
                 "ids": list(ids),
                 "columns": {key: row[key] for key in columns},
             }
@@ -89,12 +92,17 @@ class GroupScoring:
             )
         ]
         rows = gather_object(local)
-        if self._runner is None:  # reward models and environments judge single responses: TRL's own way
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            scores = Scores(values=rewards.tolist(), answers=None, counts={})
-        else:
+        scores = Scores(values=[], answers=None, counts={})
+        rewards = torch.full((len(rows), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
+        by_trl = judged_by_trl(self.reward_funcs)
+        by_runner = [k for k in range(len(self.reward_funcs)) if k not in by_trl]
+        if by_runner:
             scores = self._score_groups(rows, columns, group_size)
-            rewards = _as_tensor(scores.values, self.accelerator.device)
+            rewards[:, by_runner] = _as_tensor(scores.values, rewards.device)
+            self._pass_on_logs(scores, len(local))
+        if by_trl:
+            rewards[:, by_trl] = self._judge_as_trl(by_trl, inputs, prompts, completions, completion_ids_list)
+        require_finite(rewards, self.reward_weights, self.reward_func_names, self._models_among(by_trl))
         self.rollout = Rollout(
             prompts=[row["prompt"] for row in rows],
             completions=[row["completion"] for row in rows],
@@ -103,7 +111,9 @@ class GroupScoring:
             rewards_per_function=rewards,
             answers=scores.answers,
             counts=scores.counts,
+            extra=scores.extra,
         )
+        self._tell_of_unjudged(self.rollout)
         metrics = self._metrics["train" if training else "eval"]
         for name, reasons in scores.counts.items():
             for reason, count in reasons.items():
@@ -112,6 +122,45 @@ class GroupScoring:
         if first.numel() and bool(((first == 0) | (first == 1)).all()):  # right or wrong, nothing between
             metrics["accuracy"].append(first.mean().item())
         return rewards
+
+    def _judge_as_trl(self, positions: list[int], *batch: list[Any]) -> Tensor:
+        """TRL's own way for some of the rewards. (B, len(positions)) over all ranks."""
+        whole = self.reward_funcs, self.reward_processing_classes, self.reward_func_names
+        # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
+        self.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
+        self.reward_processing_classes = [*(whole[1][k] for k in positions), None]
+        self.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
+        try:
+            return super()._calculate_rewards(*batch)[:, :-1]
+        finally:
+            self.reward_funcs, self.reward_processing_classes, self.reward_func_names = whole
+
+    def _models_among(self, positions: list[int]) -> list[int]:
+        return [k for k in positions if isinstance(self.reward_funcs[k], nn.Module)]
+
+    def _pass_on_logs(self, scores: Scores, count: int) -> None:
+        """Hands what rewards logged to TRL, which gathers it over ranks: each rank gives its own responses."""
+        start = self.accelerator.process_index * count
+        for column, values in scores.extra.items():
+            self._log_completion_extra(column, values[start : start + count])
+        for name, values in scores.metrics.items():  # the same on all ranks, so their mean is this one's
+            for value in values:
+                self._log_metric(name, value)
+
+    def _tell_of_unjudged(self, rollout: Rollout) -> None:
+        """Responses that no reward judged teach nothing: said when it first happens, and whenever it is all of them."""
+        unjudged = rollout.rewards_per_function.isnan().all(dim=1)
+        count, total = int(unjudged.sum()), len(unjudged)
+        if count == 0 or (self._told_of_unjudged and count < total) or not self.accelerator.is_main_process:
+            return
+        self._told_of_unjudged = True
+        row = int(unjudged.nonzero()[0])
+        log.warning(
+            "no reward could judge %d of %d responses, so nothing is learned from them. The first: prompt %s, "
+            "response %s%s",
+            count, total, _shortened(rollout.prompts[row]), _shortened(rollout.completions[row]),
+            "" if count == total else "; further ones are only counted, as reward_failures/...",
+        )  # fmt: skip
 
     def _score_groups(
         self, rows: Sequence[dict[str, Any]], columns: Sequence[str], group_size: int
@@ -123,16 +172,18 @@ class GroupScoring:
         groups = [list(range(start, start + group_size)) for start in range(0, len(rows), group_size)]
         mine = groups[accelerator.process_index :: accelerator.num_processes]
         picked = [rows[i] for group in mine for i in group]
+        messages = [row["messages"] for row in picked]
         failure, scores = None, Scores(values=[], answers=None, counts={})
         try:
             scores = self._runner.score(
                 [row["completion"] for row in picked],
-                columns={
-                    "prompts": [row["prompt"] for row in picked],
-                    "completion_ids": [row["ids"] for row in picked],
-                    **{key: [row["columns"][key] for row in picked] for key in columns},
-                },
+                columns={key: [row["columns"][key] for row in picked] for key in columns},
                 group_size=group_size,
+                prompts=[row["prompt"] for row in picked],
+                completion_ids=[row["ids"] for row in picked],
+                messages=None if any(one is None for one in messages) else messages,
+                trainer_state=state_snapshot(self.state),
+                has_environments=self.environments is not None,
             )
         except Exception as error:  # any failure of a reward must reach the other ranks before it is raised
             failure = error
@@ -164,7 +215,15 @@ class GroupScoring:
         )
 
     def record_advantages(self, advantages: Tensor) -> None:
-        """Puts the objective's advantages where TRL's were logged, and beside the rollout."""
+        """Puts the objective's advantages where TRL's were logged, and beside the rollout. RewardError if one is not
+        finite: rewards can be too large for the squares that a group's spread is made of."""
+        bad = (~advantages.isfinite()).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise RewardError(
+                f"the advantage of response {row} is {advantages[row].item():g}: the rewards of its group are too "
+                f"large to be compared in float32{self._rewards_of(row)}. Scale the reward down"
+            )
         values = advantages.tolist()
         if self.rollout is not None:
             self.rollout.advantages = values
@@ -172,6 +231,56 @@ class GroupScoring:
         for _ in range(min(len(values), len(logged))):
             logged.pop()
         logged.extend(values)
+
+    def _rewards_of(self, row: int) -> str:
+        if self.rollout is None:
+            return ""
+        values = self.rollout.rewards_per_function[row].tolist()
+        pairs = zip(self.reward_func_names, values, strict=True)
+        return " (" + ", ".join(f"{name} {value:g}" for name, value in pairs) + ")"
+
+
+def require_finite(rewards: Tensor, weights: Tensor, names: Sequence[str], models: Sequence[int]) -> None:
+    """RewardError, with name, row and value, where a reward (B, K) or its weighted sum is not finite.
+
+    NaN says that a function did not judge; `models` are the positions of reward models, which always judge.
+    """
+    bad = rewards.isinf()
+    for k in models:
+        bad[:, k] |= rewards[:, k].isnan()
+    if bool(bad.any()):
+        row, k = bad.nonzero()[0].tolist()
+        raise RewardError(
+            f"reward {names[k]!r} gave {rewards[row, k].item():g} for response {row}, which is not finite"
+        )
+    weighted = rewards * weights.to(rewards)
+    over = weighted.isinf()
+    if bool(over.any()):
+        row, k = over.nonzero()[0].tolist()
+        raise RewardError(
+            f"reward {names[k]!r} gave {rewards[row, k].item():g} for response {row}, which times its weight "
+            f"{weights[k].item():g} is not finite in float32"
+        )
+    sums = weighted.nansum(dim=1)
+    if bool((~sums.isfinite()).any()):
+        row = int((~sums.isfinite()).nonzero()[0])
+        raise RewardError(f"the weighted rewards of response {row} add up to {sums[row].item():g}")
+
+
+def state_snapshot(state: Any) -> dict[str, Any]:
+    """The trainer's state as plain values that another process can read; of its logs the latest."""
+    plain = (bool, int, float, str, type(None))
+    values = {name: value for name, value in vars(state).items() if isinstance(value, plain)}
+    return {**values, "log_history": [dict(entry) for entry in state.log_history[-_LOGS_KEPT:]]}
+
+
+def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def _shortened(value: Any, length: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def as_text(completion: Any) -> str:
@@ -202,22 +311,20 @@ def _in_order(parts: Sequence[tuple[list[list[int]], Scores]], size: int) -> Sco
     answers: list[str | None] = [None] * size
     has_answers = any(scores.answers is not None for _, scores in parts)
     counts: dict[str, dict[str, int]] = {}
+    extra: dict[str, list[Any]] = {}
+    metrics: dict[str, list[float]] = {}
     for groups, scores in parts:
         indices = [i for group in groups for i in group]
         for position, index in enumerate(indices):
             values[index] = list(scores.values[position])
             if scores.answers is not None:
                 answers[index] = scores.answers[position]
+            for name, column in scores.extra.items():
+                extra.setdefault(name, [None] * size)[index] = column[position]
         for name, reasons in scores.counts.items():
             total = counts.setdefault(name, {})
             for reason, count in reasons.items():
                 total[reason] = total.get(reason, 0) + count
-    return Scores(values=values, answers=answers if has_answers else None, counts=counts)
-
-
-def _stand_in(name: str) -> Callable[..., Any]:
-    def scored_in_its_own_process(**_: Any) -> list[float]:
-        raise RuntimeError(f"reward {name!r} is scored by the RewardRunner, not called here")
-
-    scored_in_its_own_process.__name__ = name
-    return scored_in_its_own_process
+        for name, logged in scores.metrics.items():
+            metrics.setdefault(name, []).extend(logged)
+    return Scores(values, answers if has_answers else None, counts, extra=extra, metrics=metrics)

@@ -121,9 +121,22 @@ def test_none_nan_and_infinity_are_unjudged_and_counted():
     def odd(completions):
         return [None, float("nan"), float("inf"), float("-inf")]
 
-    scores = score(odd, group_size=4)
+    scores = score(odd, group_size=4, on_error="skip")
     assert column(scores) == [None] * 4
     assert scores.counts == {"odd": {"none": 1, "error": 0, "timeout": 0, "nan": 1, "inf": 2}}
+
+
+@pytest.mark.parametrize("value", ["1e39", "-float('inf')", "10**400", "3.5e38"])
+def test_a_value_that_float32_does_not_hold_is_a_failure_with_name_row_and_value(tmp_path, value):
+    path = write(tmp_path, f"def big(completions):\n    return [3.4e38, {value}]\n")
+    with pytest.raises(
+        RewardError, match=r"reward 'big' gave -?(1e\+39|inf|3.5e\+38) for completion 1, "
+    ) as caught:
+        score(f"{path}:big")
+    assert "on_error: skip" in str(caught.value)
+    scores = score(f"{path}:big", on_error="skip")
+    assert column(scores) == [3.4e38, None, 3.4e38, None]
+    assert scores.counts["big"]["inf"] == 2
 
 
 @pytest.mark.parametrize(
@@ -387,3 +400,76 @@ def test_settings_are_checked_before_any_process_starts():
         RewardRunner([{"name": "format_regex", "args": {"patern": "a"}}])
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
         RewardRunner(["exact_match"], on_error="ignore")  # type: ignore[arg-type]  # the point of the test
+
+
+# ---- the run's own columns, and what TRL hands over beside them
+
+
+def test_the_run_s_own_columns_win_over_the_data_s_and_that_is_said_once(caplog):
+    def seen(completions, *, prompts, completion_tokens, completion_ids):
+        return [len(p) + 10 * n + 100 * len(i) for p, n, i in zip(prompts, completion_tokens, completion_ids)]  # noqa: B905
+
+    data = {
+        name: ["wrong"] * 4
+        for name in ("prompts", "completion_tokens", "completion_ids", "completions", "log_extra")
+    }
+    given = {
+        "columns": data,
+        "prompts": ["p", "pp", "p", "p"],
+        "completion_ids": [[1], [1, 2], [], [3]],
+        "group_size": 2,
+    }
+    with caplog.at_level(logging.WARNING), RewardRunner([seen], workers=1) as runner:
+        assert column(runner.score(GROUPS, **given)) == [111.0, 222.0, 1.0, 111.0]
+        runner.score(GROUPS, **given)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said.startswith(
+        "the data's 'completion_ids', 'completion_tokens', 'completions', 'log_extra', 'prompts' does not reach"
+    )
+
+
+def test_length_penalty_counts_the_tokens_of_the_run():
+    spec = {"name": "length_penalty", "args": {"max_tokens": 500, "buffer": 10}}
+    with RewardRunner([spec], workers=1) as runner:
+        scores = runner.score(
+            ["a", "b"],
+            columns={"completion_tokens": [4000, 4000]},
+            completion_ids=[[1] * 5, [1] * 495],
+            group_size=2,
+        )
+    assert column(scores) == [0.0, -0.5]
+
+
+def test_logs_of_all_groups_and_rewards_come_together():
+    def first(completions, log_extra, log_metric, trainer_state):
+        log_extra("letter", completions)
+        log_metric("size", len(completions))
+        return [trainer_state.global_step] * len(completions)
+
+    def second(completions, log_extra, log_metric):
+        if "a" in completions:
+            log_extra("letter", [c.upper() for c in completions])
+            log_extra("own", [1, 2])
+        log_metric("size", 10)
+        return [0.0] * len(completions)
+
+    with RewardRunner([first, second], workers=1) as runner:
+        scores = runner.score(GROUPS, group_size=2, trainer_state={"global_step": 7})
+    assert column(scores) == [7.0] * 4
+    assert scores.extra == {
+        "letter": GROUPS,
+        "second/letter": ["A", "B", None, None],
+        "own": [1, 2, None, None],
+    }
+    assert scores.metrics == {"size": [2.0, 2.0, 10.0, 10.0]}
+
+
+def test_a_reward_that_wants_none_of_it_gets_none():
+    def strict(completions, **_):
+        return [len(_)] * len(completions)
+
+    with RewardRunner([strict], workers=1) as runner:
+        scores = runner.score(
+            ["a"], columns={"x": [1]}, group_size=1, trainer_state={"global_step": 1}, prompts=["p"]
+        )
+    assert column(scores) == [0.0]
