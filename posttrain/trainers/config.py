@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from trl import GRPOConfig
 
 from posttrain.settings import check_values
+from posttrain.trainers.taken_over import refuse_changed
 
 ConfigT = TypeVar("ConfigT")
 SettingsT = TypeVar("SettingsT")
@@ -28,11 +29,23 @@ _OWNED_BY_THE_OBJECTIVE = {
     "multi_objective_aggregation": "weights are summed, BNPO decomposes by itself",
     "sapo_temperature_pos": "SAPO is not one of the methods",
     "sapo_temperature_neg": "SAPO is not one of the methods",
+    **dict.fromkeys(
+        ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+        "VESPO is not one of the methods",
+    ),
 }
 # Carried by TRL's own loss body only.
 _NOT_CARRIED = {
-    "entropy_target": "adaptive entropy control is not carried; use a constant entropy_coef",
-    "use_adaptive_entropy": "adaptive entropy control is not carried; use a constant entropy_coef",
+    **dict.fromkeys(
+        (
+            "use_adaptive_entropy",
+            "entropy_target",
+            "entropy_coef_min",
+            "entropy_coef_max",
+            "entropy_coef_delta",
+        ),
+        "adaptive entropy control is not carried; use a constant entropy_coef",
+    ),
     "use_liger_kernel": "the fused LM head already avoids the logits",
 }
 
@@ -59,11 +72,12 @@ class PolicyConfig(GRPOConfig):
         default_factory=list, metadata={"help": "Optimizer steps to save for `posttrain replay`."}
     )
 
+    def check_carried(self) -> None:
+        """ValueError for an argument that only TRL's own loss body reads."""
+        refuse_changed(self, {**_OWNED_BY_THE_OBJECTIVE, **_NOT_CARRIED}, GRPOConfig)
+
     def __post_init__(self) -> None:
-        defaults = {f.name: f.default for f in dataclasses.fields(GRPOConfig)}
-        for name, remedy in {**_OWNED_BY_THE_OBJECTIVE, **_NOT_CARRIED}.items():
-            if name in defaults and vars(self)[name] != defaults[name]:
-                raise ValueError(f"{type(self).__name__}: {name} has no effect here: {remedy}")
+        self.check_carried()
         if self.reward_on_error not in ("raise", "skip"):
             raise ValueError(f"reward_on_error is 'raise' or 'skip', not {self.reward_on_error!r}")
         super().__post_init__()

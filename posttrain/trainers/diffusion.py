@@ -54,6 +54,7 @@ from posttrain.trainers.diffusion_likelihood import (
 )
 from posttrain.trainers.diffusion_metrics import DiffusionMetrics, signal_of
 from posttrain.trainers.policy import PolicyTrainer
+from posttrain.trainers.taken_over import own_arguments
 from posttrain.trainers.trl_seam import use_adapter
 from posttrain.trainers.whole_step import StepWindow
 
@@ -91,7 +92,9 @@ class DiffusionTrainer(PolicyTrainer):
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *datasets: Any, **named: Any
     ) -> None:
-        args = args if args is not None else self.config_class()
+        learner = named.get("objective", self.objective_class)
+        method = getattr(learner, "__module__", "diffusion").rsplit(".", 1)[-1]
+        args = own_arguments(type(self), args, self.config_class, GRPOConfig, method)
         _refuse_without_effect(args)
         self.sampler_options = settings_from(args, DiffusionSampling)
         schedule(self.sampler_options, args.max_completion_length)

@@ -41,6 +41,7 @@ from posttrain.trainers.diffusion_likelihood import draw_noise, pass_terms
 from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import as_text
+from posttrain.trainers.taken_over import own_arguments, refuse_changed
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,40 @@ class MaskedSFT:
     length_normalise: bool = True  # divide each response's term by its scored tokens
 
 
-MaskedSFTConfig = flat_config("MaskedSFTConfig", trl.SFTConfig, MaskedSFT, __name__)
-_OF_TRL_ALONE = (
-    "packing",
-    "padding_free",
-    "assistant_only_loss",
-    "neftune_noise_alpha",
-    "activation_offloading",
+_OF_TRL_ALONE = dict.fromkeys(
+    (
+        "packing",
+        "packing_strategy",
+        "eval_packing",
+        "padding_free",
+        "truncation_mode",
+        "assistant_only_loss",
+        "completion_only_loss",
+        "neftune_noise_alpha",
+        "activation_offloading",
+        "loss_type",
+        "label_smoothing_factor",
+        "router_aux_loss_coef",
+        "chat_template_path",
+        "dataset_text_field",
+        "dataset_kwargs",
+        "eos_token",
+        "pad_token",
+    ),
+    "masked-diffusion fine-tuning does not read it; leave it out",
 )
+
+
+@dataclass
+class MaskedConfig(trl.SFTConfig):
+    """TRL's SFTConfig for a `MaskedSFTTrainer`; options that only TRL's own loss reads are refused by name."""
+
+    def check_carried(self) -> None:
+        """ValueError for an argument that only TRL's trainer reads."""
+        refuse_changed(self, _OF_TRL_ALONE, trl.SFTConfig)
+
+
+MaskedSFTConfig = flat_config("MaskedSFTConfig", MaskedConfig, MaskedSFT, __name__)
 
 
 class MaskedSFTTrainer(FiniteSteps, ExactResume, Trainer):
@@ -84,9 +111,8 @@ class MaskedSFTTrainer(FiniteSteps, ExactResume, Trainer):
         peft_config: LoraConfig | None = None,
         **named: Any,
     ) -> None:
-        for name in _OF_TRL_ALONE:
-            if vars(args)[name]:
-                raise ValueError(f"{name} has no effect on masked-diffusion fine-tuning; leave it out")
+        args = own_arguments(type(self), args, MaskedSFTConfig, trl.SFTConfig, "mdlm_sft")
+        args.check_carried()
         self.settings = settings_from(args, MaskedSFT)
         args.remove_unused_columns = False
         base = with_generation_config(model)

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
@@ -41,6 +41,7 @@ from posttrain.trainers.loss_metrics import LossMetrics
 from posttrain.trainers.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import GroupScoring, Rollout
+from posttrain.trainers.taken_over import own_arguments
 from posttrain.trainers.whole_step import StepWindow, WholeStep, without_gradient
 
 _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
@@ -75,15 +76,14 @@ class PolicyTrainer(FiniteSteps, GroupScoring, EngineGeneration, WholeStep, Exac
         ref_model: PreTrainedModel | None = None,
         **trl_arguments: Any,
     ) -> None:
-        args = args if args is not None else PolicyConfig()
-        if objective is None:
-            if self.objective_class is None:
-                raise ValueError(
-                    "PolicyTrainer needs `objective=`, or use the trainer of a method, e.g. BAPOTrainer"
-                )
-            objective = settings_from(args, self.objective_class)
-        self.objective = objective
-        self.method = type(objective).__module__.rsplit(".", 1)[-1]
+        learner = type(objective) if objective is not None else self.objective_class
+        if learner is None:
+            raise ValueError(
+                "PolicyTrainer needs `objective=`, or use the trainer of a method, e.g. BAPOTrainer"
+            )
+        self.method = learner.__module__.rsplit(".", 1)[-1]
+        args = own_arguments(type(self), args, self.config_class, GRPOConfig, self.method)
+        self.objective = settings_from(args, learner) if objective is None else objective
         self._check_window(args)
         self._window: StepWindow | None = None
         self._groups: Groups | None = None

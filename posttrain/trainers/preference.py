@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from posttrain.trainers.pair_collator import PairCollator, take_imitation
 from posttrain.trainers.pair_rows import PROMPT_FILLS, PairCounts, account_tokens, shorten_prompts
 from posttrain.trainers.reference import share_from_main
 from posttrain.trainers.resume import ExactResume
+from posttrain.trainers.taken_over import own_arguments, refuse_changed
 from posttrain.trainers.trl_seam import disable_gradient_checkpointing, use_adapter
 
 logger = logging.getLogger(__name__)
@@ -60,14 +60,13 @@ _NOT_CARRIED = {
 class PreferenceConfig(DPOConfig):
     """TRL's DPOConfig for a `PreferenceTrainer`; options that only TRL's own losses read are refused by name."""
 
+    def check_carried(self) -> None:
+        """ValueError for an argument that only TRL's own loss body reads."""
+        refuse_changed(self, _NOT_CARRIED, DPOConfig)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for f in dataclasses.fields(DPOConfig):
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]  # then it has a factory
-            if f.name in _NOT_CARRIED and vars(self)[f.name] != default:
-                raise ValueError(
-                    f"{type(self).__name__}: {f.name} has no effect here: {_NOT_CARRIED[f.name]}"
-                )
+        self.check_carried()
 
 
 @dataclass(frozen=True)
@@ -113,19 +112,20 @@ class PreferenceTrainer(FiniteSteps, ExactResume, TRLDPOTrainer):
         method: PairLoss | None = None,
         **trl_arguments: Any,
     ) -> None:
-        args = args if args is not None else PreferenceConfig()
+        learner = type(method) if method is not None else self.method_class
+        if learner is None:
+            raise ValueError(
+                "PreferenceTrainer needs `method=`, or use the trainer of a method, e.g. RPOTrainer"
+            )
+        self.method_name = learner.__module__.rsplit(".", 1)[-1]
+        args = own_arguments(type(self), args, self.config_class, DPOConfig, self.method_name)
         if method is None:
-            if self.method_class is None:
-                raise ValueError(
-                    "PreferenceTrainer needs `method=`, or use the trainer of a method, e.g. RPOTrainer"
-                )
-            method = settings_from(args, self.method_class)
+            method = settings_from(args, learner)
         if trl_arguments.get("compute_metrics") is not None or trl_arguments.get("data_collator") is not None:
             raise ValueError(
                 "PreferenceTrainer: compute_metrics and data_collator are not carried; remove them"
             )
         self.method = method
-        self.method_name = type(method).__module__.rsplit(".", 1)[-1]
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
         if ref_model is None and _needs_a_copy(model, args, trl_arguments):

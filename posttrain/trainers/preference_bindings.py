@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import trl
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ from posttrain.trainers.imitation import (
     with_stops,
 )
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.taken_over import own_arguments
 
 DPOConfig = flat_config("DPOConfig", PreferenceConfig, DPO, __name__)
 IPOConfig = flat_config("IPOConfig", PreferenceConfig, IPO, __name__)
@@ -93,7 +95,7 @@ class RPOTrainer(PreferenceTrainer):
         answer: Answer | None = None,
         **trl_arguments: Any,
     ) -> None:
-        args = args if args is not None else RPOConfig()
+        args = own_arguments(type(self), args, RPOConfig, trl.DPOConfig, "rpo")
         method = method if method is not None else settings_from(args, RPO)
         self._answer, self._sampling = answer, sampling
         self._sampled_from = ref_model if ref_model is not None else model

@@ -44,6 +44,11 @@ class SALSATrainer(PolicyTrainer):
     ) -> None:
         if args is None:
             raise ValueError("SALSA: args=SALSAConfig(..., others=...) names the other models of the soup")
+        if not isinstance(args, SALSAConfig):
+            raise TypeError(
+                f"SALSATrainer: args is a {type(args).__name__}, which cannot name the other models of the soup; "
+                "pass a posttrain.trainers.SALSAConfig(..., others=...)"
+            )
         settings = settings_from(args, SALSA)
         if args.beta == 0.0:
             raise ValueError(

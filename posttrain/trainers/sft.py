@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import trl
+from transformers import TrainingArguments
+from trl import SFTConfig
 
 from posttrain.data import RowCounts
 from posttrain.recipe import Recipe
@@ -24,12 +26,21 @@ class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
 
     row_counts: RowCounts | None = None
 
+    def __init__(self, model: Any, args: TrainingArguments | None = None, *more: Any, **named: Any) -> None:
+        # TRL takes transformers' own arguments over; those of its other trainers would lose what is theirs
+        if args is not None and not isinstance(args, SFTConfig) and type(args) is not TrainingArguments:
+            raise TypeError(
+                f"SFTTrainer: args is a {type(args).__module__}.{type(args).__name__}; pass a trl.SFTConfig, which is "
+                "also posttrain.trainers.SFTConfig"
+            )
+        super().__init__(model, args, *more, **named)
+
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> SFTTrainer:
         parts = ingredients(recipe)
         trainer = cls(
             parts.model,
-            args=training_arguments(recipe, trl.SFTConfig, **changes),
+            args=training_arguments(recipe, SFTConfig, **changes),
             train_dataset=parts.train_rows,
             eval_dataset=parts.eval_rows,
             processing_class=parts.tokenizer,

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from trl import DPOConfig
+
 from posttrain.data.feedback_logs import Complaint, SeedPair, feedback_log, read_seed_pairs
 from posttrain.preferences.drift import DRIFT
 from posttrain.recipe import Recipe
@@ -25,6 +27,7 @@ from posttrain.trainers.loops.from_recipe import staged_options
 from posttrain.trainers.loops.staged import Pair, Stage, StagedTrainer
 from posttrain.trainers.pair_rows import PairCounts
 from posttrain.trainers.preference import PreferenceConfig
+from posttrain.trainers.taken_over import own_arguments
 
 DRIFTConfig = flat_config("DRIFTConfig", PreferenceConfig, DRIFT, __name__)
 
@@ -59,6 +62,7 @@ class DRIFTTrainer(StagedTrainer):
         sampling: Sampling = SAMPLING,
         **more: Any,
     ) -> None:
+        args = own_arguments(type(self), args, DRIFTConfig, DPOConfig, "drift")
         method = settings_from(args, DRIFT)
         super().__init__(model, args, method, processing_class, sampling=sampling, **more)
         self.settings: DRIFT = method

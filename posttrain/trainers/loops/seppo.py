@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOConfig
 
 from posttrain.preferences.seppo import SePPO
 from posttrain.recipe import Recipe, RecipeError
@@ -29,6 +30,7 @@ from posttrain.trainers.loops.from_recipe import staged_options
 from posttrain.trainers.loops.staged import Pair, Stage, StagedTrainer
 from posttrain.trainers.pair_rows import PairCounts, drop_oldest_turns
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.taken_over import own_arguments
 
 SePPOConfig = flat_config("SePPOConfig", PreferenceConfig, SePPO, __name__)
 
@@ -84,6 +86,7 @@ class SePPOTrainer(StagedTrainer):
         sampling: Sampling | None = None,
         **more: Any,
     ) -> None:
+        args = own_arguments(type(self), args, SePPOConfig, DPOConfig, "seppo")
         method = settings_from(args, SePPO)
         if not args.disable_dropout:
             raise ValueError(
