@@ -22,6 +22,7 @@ from posttrain.sections import (
     OutputSection,
     RewardSection,
     RolloutSection,
+    run_name_fault,
 )
 from posttrain.settings import check_settings, read_flags, read_settings
 from posttrain.strict_yaml import YAMLFault, parse, read_text
@@ -169,7 +170,10 @@ class Loader:
         if found["data"] is not None:
             found["data"] = self.located_data(found["data"])
         if found["output"] is not None and not found["output"].name:
-            found["output"] = found["output"].model_copy(update={"name": Path(self.file).stem})
+            stem = Path(self.file).stem
+            if (fault := run_name_fault(stem)) is not None:
+                self.problems.append(f"output: {fault} (it was taken from the recipe's file name)")
+            found["output"] = found["output"].model_copy(update={"name": stem})
         return Recipe(path=self.file, method=name, **found)
 
     def settings(self, section: str, raw: Any, path: str) -> BaseModel | None:

@@ -252,6 +252,22 @@ class DiffusionRolloutSection(RolloutSection):
 # --------------------------------------------------------------------------------------------------- output
 
 
+def run_name_fault(name: str) -> str | None:
+    """Why a run cannot have this name, or None: its folder must lie below output.dir and be no hidden one."""
+    parts = name.split("/")
+    if name.startswith("/") or "\\" in name or ".." in parts:
+        return f"'name' {name!r} leaves output.dir; write a plain name, and the folder above it in 'dir'"
+    if any(not part.strip() or part.startswith(".") for part in parts):
+        return f"'name' {name!r}: each part of it must be there and not begin with a dot; write a plain name"
+    if not name.isprintable() or name != name.strip():
+        return (
+            f"'name' {name!r} holds spaces at an end or characters that cannot be printed; write a plain name"
+        )
+    if any(len(part.encode()) > 200 for part in parts):
+        return f"'name' is {len(name.encode())} bytes long; 200 a part are what folders beside it leave"
+    return None
+
+
 class OutputSection(Section):
     name: str = ""  # "": the recipe's file name
     dir: str = "runs"
@@ -262,6 +278,14 @@ class OutputSection(Section):
     save_total_limit: Count | None = 2
     log_completions: bool = True
     record: list[Count] = []  # optimizer steps whose micro-batches `posttrain replay` can read
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        if not self.dir:
+            raise ValueError("'dir' must not be empty; write '.' for the current folder")
+        if self.name and (fault := run_name_fault(self.name)) is not None:
+            raise ValueError(fault)
+        return self
 
     @property
     def run_dir(self) -> str:

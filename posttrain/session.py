@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,19 @@ from rich.console import Console
 from posttrain import exit_codes
 from posttrain.commands.report import report_run
 from posttrain.observe.progress import ProgressView
-from posttrain.observe.writer import RunWriter
-from posttrain.recipe import Recipe
+from posttrain.observe.writer import RunWriter, read_environment
+from posttrain.planning.continuing import Compared
+from posttrain.recipe import Recipe, RecipeError
+from posttrain.run_folder import MODEL, how_to_go_on
+from posttrain.stop_requests import REQUESTS
 from posttrain.trainers.benchmarks import AtCheckpoints
 from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
 from posttrain.trainers.launch_check import check_engine
+from posttrain.trainers.resume import publish, rows_fingerprint, saving
 from posttrain.trainers.scoring import Rollout
 from posttrain.trainers.stopping import StopOnSignal
 
-MODEL = "model"
+_ASIDE = ".model.saving"
 
 
 class Session:
@@ -35,16 +41,18 @@ class Session:
         self.held_out: HeldOut | None = None
         self.stop = StopOnSignal()
 
-    def begin(self, *, resumed: bool) -> None:
-        """Opens the run folder and hands the trainer its callbacks."""
+    def begin(self, compared: Compared | None = None) -> None:
+        """Opens the run folder and hands the trainer its callbacks.
+
+        compared  of a run that is resumed: what its recipe changes
+        """
         trainer, recipe = self.trainer, self.recipe
         view = ProgressView(recipe.output.name, enabled=self.is_main, console=self.console)
         writer = RunWriter(self.run_dir) if self.is_main else None
         if writer is not None:
-            writer.write_recipe(recipe.resolved())
-            writer.write_environment(seed=recipe.train.seed, world_size=trainer.accelerator.num_processes)
-            if trainer.row_counts is not None:
-                self.console.print(f"data: {trainer.row_counts.in_words()}")
+            self._open_folder(writer, compared)
+        resumed = compared is not None
+        REQUESTS.last_words = self._last_words
         attach(
             trainer,
             RunCallback(
@@ -61,24 +69,68 @@ class Session:
             trainer.add_callback(self.held_out)
             trainer.args.eval_on_start = not resumed
 
+    def _open_folder(self, writer: RunWriter, compared: Compared | None) -> None:
+        """Everything that can be refused is looked at first, then written."""
+        rows = None if self.trainer.train_dataset is None else rows_fingerprint(self.trainer.train_dataset)
+        if compared is not None:
+            before = read_environment(self.run_dir).get("rows")
+            if None not in (rows, before) and before != rows:
+                raise RecipeError(
+                    f"{self.recipe.path}: --resume: the training rows are not those the run began with ({before}, now "
+                    f"{rows}): rows would be repeated or skipped; resume with the old data, or start anew with "
+                    "--set output.name=NAME"
+                )
+            for line in compared.in_words():
+                self._say(line)
+            writer.write_recipe_changes(compared.step, compared.changes)
+        writer.write_recipe(self.recipe.resolved())
+        writer.write_environment(
+            seed=self.recipe.train.seed, world_size=self.trainer.accelerator.num_processes, rows=rows
+        )
+        if self.trainer.row_counts is not None:
+            self.console.print(f"data: {self.trainer.row_counts.in_words()}")
+
+    def _last_words(self) -> str:
+        if not self.is_main:
+            return ""
+        return f"stopped at once; {how_to_go_on(self.recipe, same_launcher=self._launched)}"
+
+    @property
+    def _launched(self) -> bool:
+        return self.trainer.accelerator.num_processes > 1
+
     def end(self) -> int:
         """Saves the model, measures again, writes the report. Returns the exit code: STOPPED when that came first."""
         trainer = self.trainer
         if self.stop.asked and trainer.state.global_step < trainer.state.max_steps:
-            launcher = "the same launcher and " if trainer.accelerator.num_processes > 1 else ""
+            launcher = "the same launcher and " if self._launched else ""
             self._say(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
                 f"continue with: {launcher}{self.recipe.train_command} --resume"
             )
             return exit_codes.STOPPED
+        REQUESTS.ending = True
         if self.held_out is not None and self.held_out.last_step != trainer.state.global_step:
             trainer.evaluate()
-        trainer.save_model(str(self.run_dir / MODEL))
-        trainer.accelerator.wait_for_everyone()
+        self._save_model()
         if self.is_main:
-            trainer.processing_class.save_pretrained(self.run_dir / MODEL)
             self._show_result()
-        return 0
+        return exit_codes.DONE
+
+    def _save_model(self) -> None:
+        """Written aside and renamed: a kill leaves a model that is whole, or none."""
+        trainer, aside = self.trainer, self.run_dir / _ASIDE
+        if self.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        stands = f"make room, then {how_to_go_on(self.recipe, same_launcher=self._launched)}"
+        with saving(self.run_dir / MODEL, stands, aside):
+            trainer.save_model(str(aside))
+        with saving(self.run_dir / MODEL, stands, aside):
+            if self.is_main:
+                trainer.processing_class.save_pretrained(aside)
+                publish(str(aside), str(self.run_dir / MODEL))
+                RunWriter(self.run_dir).event("model", step=trainer.state.global_step)
 
     def _show_result(self) -> None:
         if self.held_out is not None:
@@ -87,8 +139,12 @@ class Session:
         self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
 
     def _say(self, text: str) -> None:
-        if self.is_main:
-            self.console.print(text, highlight=False, soft_wrap=True)
+        if not self.is_main:
+            return
+        if 1 in REQUESTS.outputs_closed:  # nobody reads stdout any more
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     # What the run folder keeps of a rollout
 

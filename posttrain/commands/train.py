@@ -10,10 +10,13 @@ from argparse import ArgumentParser, Namespace
 from posttrain import exit_codes
 from posttrain.data import DataError
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
-from posttrain.planning.launcher import launch_fault, precision_fault
+from posttrain.planning.launcher import launch_fault, precision_fault, started
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import EngineError
+from posttrain.run_folder import how_to_go_on, opened
+from posttrain.stop_requests import REQUESTS, guard_outputs
+from posttrain.storage import StorageError, storage_fault
 from posttrain.trainers.faults import NotFinite
 
 LATER_S = 3.0
@@ -34,37 +37,54 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     """Train what a recipe says; start it alone or under accelerate launch or torchrun.
 
-    Exits with 3 when the rollout engine cannot be reached or is lost, with 4 when a reward fails and its on_error is
-    raise; what was trained is saved by then. With 5 at the first reward, loss, gradient or weight that is not finite;
-    the last checkpoint stays as it is. With 130 after Ctrl-C.
+    The exit codes stand in posttrain/exit_codes.py and docs/faults.md.
     """
     # Every process of a launch sees the same fault; one of them says it.
     speaks = os.environ.get("RANK", "0") == "0"
+    REQUESTS.listen()
+    guard_outputs()
+    recipe: Recipe | None = None
     try:
         recipe = _checked(args, speaks)
-        from posttrain.train import run
+        with opened(recipe, args.resume) as start:
+            if speaks and start.compared is not None and start.compared.note is not None:
+                print(f"{recipe.path}: {start.compared.note}", file=sys.stderr)
+            from posttrain.train import run_opened
 
-        return run(recipe, resume=args.resume)
+            return run_opened(recipe, start)
     except (RecipeError, DataError) as error:
         if speaks:
             print(
                 error if isinstance(error, RecipeError) else f"{args.recipe}: data: {error}", file=sys.stderr
             )
         return exit_codes.REFUSED
-    except EngineError as error:
-        return _stopped(f"{args.recipe}: {error}", exit_codes.ENGINE_LOST, speaks)
-    except RewardError as error:
-        return _stopped(f"{args.recipe}: {error}", exit_codes.REWARD_FAILED, speaks)
-    except NotFinite as error:
-        return _stopped(f"{args.recipe}: {error}", exit_codes.NOT_FINITE, speaks)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # before or after the steps: nothing is in hand that a checkpoint would save
-        if speaks:
-            print(
-                f"{args.recipe}: stopped; --resume continues the last checkpoint, if there is one",
-                file=sys.stderr,
-            )
-        return exit_codes.STOPPED
+        go_on = "" if recipe is None else f"; {how_to_go_on(recipe, same_launcher=started() > 1)}"
+        return _stopped(f"{args.recipe}: stopped ({error or 'Ctrl-C'}){go_on}", exit_codes.STOPPED, speaks)
+    except Exception as error:
+        code, message = _fault(error)
+        if code == exit_codes.UNEXPECTED:
+            raise
+        return _stopped(f"{args.recipe}: {message}", code, speaks)
+
+
+def _fault(error: Exception) -> tuple[int, str]:
+    """The exit code of what ended a run, and the line that says it."""
+    if isinstance(error, EngineError):
+        return exit_codes.ENGINE_LOST, str(error)
+    if isinstance(error, RewardError):
+        return exit_codes.REWARD_FAILED, str(error)
+    if isinstance(error, NotFinite):
+        return exit_codes.NOT_FINITE, str(error)
+    if isinstance(error, StorageError):
+        return exit_codes.NOT_WRITTEN, str(error)
+    if (fault := storage_fault(error)) is not None:
+        return (
+            exit_codes.NOT_WRITTEN,
+            f"the run's folder cannot be written: {fault}; make room, then --resume",
+        )
+    return exit_codes.UNEXPECTED, str(error)
 
 
 def _stopped(message: str, code: int, speaks: bool) -> int:

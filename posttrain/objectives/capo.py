@@ -169,6 +169,7 @@ class CAPO(Objective):
     unprotected: ClassVar[dict[str, str]] = {"calibrate": "calibration_holds"}
     measured_first: ClassVar[dict[str, str]] = {"calibrate": "calibration_steps"}
     models_optimizer: ClassVar[str] = "optimizer_model"
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("base", "optimizer_model", "calibrate")
 
     base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = (
         "grpo"  # whose loss the kept tokens have

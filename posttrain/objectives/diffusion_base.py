@@ -77,6 +77,8 @@ class DiffusionObjective(Objective):
     """Whether each inner iteration over the same rollout hides other tokens."""
     passes: ClassVar[int] = 1
     """Forward passes of one likelihood estimate, where no setting says it."""
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("tail", "samples", "noise", "t_floor", "canvas_length")
+    """Settings that the canvases and the noise of a stored rollout were made with, in whichever method has them."""
 
     tail: Tail = "drop"  # what stands behind the first end token
 

@@ -50,6 +50,7 @@ class Summary:
     signal      (class, meaning, share of all generated tokens), empty classes left out
     blend       (metric, meaning, mean over the steps) of a method that blends two losses
     failures    (reward function, reason, responses)
+    recipe_changes  (step, change): what resumes from that step changed; `recipe` is what the last steps had
     evaluation  {"before": {metric: value}, "after": {...}}
     """
 
@@ -67,6 +68,7 @@ class Summary:
     evaluation: dict[str, dict[str, float]]
     pairs: list[Pair]
     pair_titles: tuple[str, str]
+    recipe_changes: list[tuple[int, writer.RecipeChange]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -111,6 +113,11 @@ def summarise(run_dir: str | Path) -> Summary:
         evaluation=evaluation,
         pairs=pairs,
         pair_titles=titles,
+        recipe_changes=[
+            (entry.after_step, change)
+            for entry in writer.read_recipe_changes(run_dir)
+            for change in entry.changes
+        ],
     )
     summary.notes.extend(_notes(summary, events))
     return summary
@@ -207,6 +214,7 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
     resumed = [str(event["step"]) for event in events if event["event"] == "resume"]
     if resumed:
         notes.append(f"Resumed from step {', '.join(resumed)}; superseded steps are left out.")
+    notes += [f"From step {after + 1}: {change}." for after, change in s.recipe_changes]
     notes += [str(event["text"]) for event in events if event["event"] == "note"]
     shares = {name: share for name, _, share in s.signal}
     if shares and shares[CARRIED] < 0.5:

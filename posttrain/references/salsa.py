@@ -26,6 +26,7 @@ class SALSA:
     # Read by posttrain/planning/method_checks.py, which explains them.
     names_models: ClassVar[tuple[str, ...]] = ("others",)
     needs_beta: ClassVar[bool] = True
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("objective", "weights")
     refused_train: ClassVar[dict[str, str]] = {"sync_ref_model": "it would overwrite the soup"}
     # Read by posttrain/planning/memory.py: the soup is held with an adapter too, the start only beside a whole model.
     own_reference: ClassVar[bool] = True

@@ -50,7 +50,9 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._tokens.append((time.monotonic(), float(state.num_input_tokens_seen or 0)))
+        self._tokens.clear()
+        if state.global_step == 0:  # a resumed run's first log is the count to measure from
+            self._tokens.append((time.monotonic(), 0.0))
         if self.writer is not None:
             self.writer.start(state.global_step, total=state.max_steps)
 
@@ -96,7 +98,7 @@ class RunCallback(TrainerCallback):
     def _speed(self, tokens: float) -> float | None:
         """Tokens a second since the oldest of the last logs that counted any."""
         if self._tokens and tokens < self._tokens[-1][1]:
-            self._tokens.clear()  # the trainer counts from zero after a resume
+            self._tokens.clear()  # a trainer that counts from zero after a resume
         self._tokens.append((time.monotonic(), tokens))
         (began, first), (now, last) = self._tokens[0], self._tokens[-1]
         return (last - first) / (now - began) if now > began and last > first else None

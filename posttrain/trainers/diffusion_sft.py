@@ -49,6 +49,7 @@ class MaskedSFT:
     """The recipe's `objective` section."""
 
     masked_diffusion: ClassVar[bool] = True
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("tail", "canvas_length")
 
     noise: Literal["bernoulli", "count"] = "bernoulli"  # how t and the hidden tokens are drawn
     t_floor: Annotated[float, Ge(0), Lt(1)] = 1e-3  # smallest t of bernoulli noise

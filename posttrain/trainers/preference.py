@@ -351,9 +351,10 @@ class PreferenceTrainer(FiniteSteps, ExactResume, TRLDPOTrainer):
     # Resume
 
     def rollout_state(self) -> dict[str, Any]:
-        return {"method": self.method.state_dict()}
+        return {"method": self.method.state_dict(), "num_tokens": self._total_train_tokens}
 
     def load_rollout_state(self, state: dict[str, Any]) -> None:
+        self._total_train_tokens = state.get("num_tokens", 0)  # 0: a checkpoint of an earlier version
         if state["method"]:
             raise ValueError(
                 f"{self.method_name} keeps no state, but the checkpoint holds {sorted(state['method'])}"

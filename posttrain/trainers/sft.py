@@ -22,7 +22,7 @@ class SFTSettings:
 
 
 class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
-    """`trl.SFTTrainer`; nothing but its step counter has to be carried over a resume."""
+    """`trl.SFTTrainer`; beside its step counter, the tokens it has counted are carried over a resume."""
 
     row_counts: RowCounts | None = None
 
@@ -50,8 +50,11 @@ class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
         return trainer
 
     def rollout_state(self) -> dict[str, Any]:
-        return {}
+        return {"num_tokens": self._total_train_tokens}
 
     def load_rollout_state(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(f"SFT carries nothing between steps, but the checkpoint holds {sorted(state)}")
+        if unknown := sorted(state.keys() - {"num_tokens"}):
+            raise ValueError(
+                f"SFT carries nothing of the kind between steps, but the checkpoint holds {unknown}"
+            )
+        self._total_train_tokens = state.get("num_tokens", 0)  # 0: a checkpoint of an earlier version

@@ -1,11 +1,9 @@
-"""Ctrl-C ends a run after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+"""A run that is asked to stop ends after the step in hand, with a checkpoint; asked again, at once."""
 
 from __future__ import annotations
 
 import signal
 import sys
-import threading
-from types import FrameType
 from typing import Any
 
 import torch
@@ -13,29 +11,32 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from posttrain.stop_requests import REQUESTS
+
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into "save, then stop", agreed on by all ranks."""
+    """Turns the first request (stop_requests.py lists them) into "save, then stop", agreed on by all ranks."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+    def _tell(self, name: str) -> None:
         self.asked = True
         if PartialState().is_main_process:
             print(
-                "\nstopping after this step with a checkpoint (again: at once)", file=sys.stderr, flush=True
+                f"\n{name}: stopping after this step with a checkpoint (again: at once)",
+                file=sys.stderr,
+                flush=True,
             )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        if not self.asked:
+            REQUESTS.reason = None
+        REQUESTS.tell = self._tell
+        self._before = REQUESTS.listen()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -47,6 +48,7 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        REQUESTS.tell = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers import arguments, judged, rows
 from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig
 
-from posttrain.train import replaced
+from posttrain.preferences.dpo import DPO
+from posttrain.run_folder import replaced
+from posttrain.storage import StorageError
 from posttrain.trainers import resume as resume_module
-from posttrain.trainers.bindings import BAPOConfig, BAPOTrainer
+from posttrain.trainers.bindings import BAPOConfig, BAPOTrainer, GRPOConfig, GRPOTrainer
+from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.resume import rows_fingerprint
+from posttrain.trainers.sft import SFTTrainer
 
 STEPS = 6
 
@@ -36,7 +45,7 @@ def trainer(model, tokenizer, folder: Path, **extra) -> BAPOTrainer:
     return BAPOTrainer(copy.deepcopy(model), judged, config, rows(), processing_class=tokenizer)
 
 
-def weights(trained: BAPOTrainer) -> list[torch.Tensor]:
+def weights(trained: Any) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trained.model.parameters()]
 
 
@@ -79,14 +88,14 @@ def test_a_killed_save_leaves_the_last_checkpoint(tiny_model, tokenizer, tmp_pat
     class Killed(BaseException):
         """Stands for the process going away: nothing catches it."""
 
-    publish = resume_module._publish
+    publish = resume_module.publish
 
     def killed_at_the_second(written: str, final: str) -> None:
         if final.endswith("-2"):
             raise Killed
         publish(written, final)
 
-    monkeypatch.setattr(resume_module, "_publish", killed_at_the_second)
+    monkeypatch.setattr(resume_module, "publish", killed_at_the_second)
     with pytest.raises(Killed):
         trainer(tiny_model, tokenizer, tmp_path).train()
     monkeypatch.undo()
@@ -162,3 +171,199 @@ def test_another_rank_leaves_the_old_run_to_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with replaced(tmp_path):
         assert tmp_path.exists()
+
+
+# What a resume changes takes effect, and what is counted goes on
+
+
+def texts(count: int = 24) -> Dataset:
+    return Dataset.from_list([{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(count)])
+
+
+def sft(model, tokenizer, folder: Path, **extra) -> SFTTrainer:
+    """Linear from 1e-3 over six steps, saved after each, unless `extra` says otherwise."""
+    common = arguments(folder, save_strategy="steps", save_steps=1, max_steps=STEPS)
+    for name in ("num_generations", "max_completion_length"):
+        del common[name]
+    config = SFTConfig(**(common | {"per_device_train_batch_size": 2, "weight_decay": 0.1} | extra))
+    return SFTTrainer(copy.deepcopy(model), args=config, train_dataset=texts(), processing_class=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sft_run(tokenizer, tmp_path_factory):
+    from posttrain.trainers.models import scratch_llama
+
+    model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
+    folder = tmp_path_factory.mktemp("sft")
+    run = sft(model, tokenizer, folder)
+    run.train()
+    return model, folder, weights(run), run.state.log_history
+
+
+@pytest.mark.parametrize(
+    ("changed", "rates"),
+    [
+        ({}, [3 / 6, 2 / 6, 1 / 6]),
+        ({"learning_rate": 5e-3}, [5 * 3 / 6, 5 * 2 / 6, 5 * 1 / 6]),
+        ({"lr_scheduler_type": "constant"}, [1.0, 1.0, 1.0]),
+        ({"max_steps": 5}, [2 / 5, 1 / 5]),
+        ({"warmup_steps": 4}, [3 / 4, 2 / 2, 1 / 2]),
+    ],
+    ids=["nothing", "learning_rate", "schedule", "max_steps", "warmup"],
+)
+def test_the_rate_of_the_next_step_is_the_one_that_was_asked_for(
+    changed, rates, sft_run, tokenizer, tmp_path
+):
+    """By hand: after step 3 of 6, the rates of the steps 4, 5, 6 in units of 1e-3."""
+    model, folder, expected, _ = sft_run
+    run = sft(model, tokenizer, tmp_path, **changed)
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    found = [log["learning_rate"] for log in run.state.log_history if "loss" in log and log["step"] > 3]
+    assert found == pytest.approx([rate * 1e-3 for rate in rates])
+    same = all(torch.equal(a, b) for a, b in zip(weights(run), expected, strict=True))
+    assert same == (not changed)
+
+
+def test_the_optimizer_keeps_its_moments_and_takes_the_new_settings(sft_run, tokenizer, tmp_path):
+    model, folder, _, _ = sft_run
+    run = sft(model, tokenizer, tmp_path, max_steps=4, weight_decay=0.5, adam_beta2=0.9, adam_epsilon=1e-5)
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    optimizer: Any = run.optimizer
+    groups = optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    assert {(group["betas"], group["eps"]) for group in groups} == {((0.9, 0.9), 1e-5)}
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4}
+
+
+def test_logging_and_saving_follow_the_new_recipe(sft_run, tokenizer, tmp_path):
+    model, folder, _, _ = sft_run
+    run = sft(model, tokenizer, tmp_path, save_steps=2, logging_steps=3)
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert [log["step"] for log in run.state.log_history if "loss" in log and log["step"] > 3] == [6]
+
+
+def test_sft_goes_on_counting_tokens(sft_run, tokenizer, tmp_path):
+    model, folder, _, history = sft_run
+    run = sft(model, tokenizer, tmp_path)
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    counts = [
+        [log["num_tokens"] for log in logs if "num_tokens" in log][-2:]
+        for logs in (run.state.log_history, history)
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0][0] > 20
+
+
+def test_pairs_go_on_counting_tokens(tiny_model, tokenizer, tmp_path):
+    pairs = Dataset.from_list(
+        [{"prompt": f"{i}>", "chosen": f"{i}", "rejected": f"{i + 1}"} for i in range(8)]
+    )
+
+    def run(checkpoint: str | None) -> PreferenceTrainer:
+        common = arguments(
+            tmp_path, save_strategy="steps", save_steps=1, per_device_train_batch_size=2, max_steps=4
+        )
+        for name in ("num_generations", "max_completion_length"):
+            del common[name]
+        trained = PreferenceTrainer(
+            copy.deepcopy(tiny_model),
+            None,
+            PreferenceConfig(**common),
+            pairs,
+            method=DPO(),
+            processing_class=tokenizer,
+        )
+        trained.train(resume_from_checkpoint=checkpoint)
+        return trained
+
+    counts = [
+        [log["num_tokens"] for log in run(checkpoint).state.log_history if "num_tokens" in log][-1]
+        for checkpoint in (None, str(tmp_path / "checkpoint-2"))
+    ]
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_reference_that_follows_the_policy_is_part_of_the_run(tiny_model, tokenizer, tmp_path):
+    def run(folder: Path, checkpoint: str | None = None) -> GRPOTrainer:
+        config = GRPOConfig(
+            **arguments(
+                folder,
+                beta=0.5,
+                sync_ref_model=True,
+                ref_model_sync_steps=2,
+                ref_model_mixup_alpha=0.7,
+                learning_rate=1e-2,
+                save_strategy="steps",
+                save_steps=1,
+                max_steps=5,
+            )
+        )
+        trained = GRPOTrainer(copy.deepcopy(tiny_model), judged, config, rows(), processing_class=tokenizer)
+        trained.train(resume_from_checkpoint=checkpoint)
+        return trained
+
+    whole = run(tmp_path / "whole")
+    resumed = run(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-3"))
+    for a, b in zip(weights(resumed), weights(whole), strict=True):
+        assert torch.equal(a, b)
+    (tmp_path / "whole" / "checkpoint-3" / "reference.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="the reference that followed the policy was not saved"):
+        run(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-3"))
+
+
+# A disk that takes no more
+
+
+@pytest.mark.parametrize("where", ["weights", "optimizer", "own state", "publish"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_one_line(
+    where, sft_run, tokenizer, tmp_path, monkeypatch
+):
+    model, folder, expected, _ = sft_run
+    full = OSError(errno.ENOSPC, "No space left on device")
+    run = sft(model, tokenizer, tmp_path)
+
+    def at_step_4(act):
+        def fails(*arguments, **named):
+            if run.state.global_step == 4:
+                # as torch says it: text only
+                raise (
+                    RuntimeError("PytorchStreamWriter failed writing file data/0")
+                    if where == "own state"
+                    else full
+                )
+            return act(*arguments, **named)
+
+        return fails
+
+    if where == "weights":
+        monkeypatch.setattr(run, "_save", at_step_4(run._save))
+    elif where == "optimizer":
+        monkeypatch.setattr(
+            run, "_save_optimizer_and_scheduler", at_step_4(run._save_optimizer_and_scheduler)
+        )
+    elif where == "own state":
+        monkeypatch.setattr(run, "rollout_state", at_step_4(run.rollout_state))
+    else:
+        monkeypatch.setattr(resume_module, "publish", at_step_4(resume_module.publish))
+    with pytest.raises(StorageError) as raised:
+        run.train()
+    assert "checkpoint-4 cannot be written: " in str(raised.value)
+    assert "checkpoint-3 is whole; make room, then --resume continues it" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    monkeypatch.undo()
+    assert not (tmp_path / ".saving").exists()  # what was begun makes room
+    if where != "weights":
+        return  # one is enough to see that what stands can be continued
+    again = sft(model, tokenizer, tmp_path)
+    again.train(resume_from_checkpoint=True)
+    for a, b in zip(weights(again), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_other_rows_have_another_name():
+    assert rows_fingerprint(texts()) == rows_fingerprint(texts())
+    assert rows_fingerprint(texts()) != rows_fingerprint(texts(23))
+    assert rows_fingerprint(texts()) != rows_fingerprint(texts().shuffle(seed=1))
+    with_reference = texts().add_column("ref_chosen_logps", [0.5] * 24)
+    assert rows_fingerprint(texts()) == rows_fingerprint(with_reference)

@@ -43,6 +43,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.preferences.base import PairLoss
+from posttrain.recipe import RecipeError
 from posttrain.references.pool import ReferencePool
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.trainers.generating import EngineGenerator, Generator, stop_ids, transformers_engine_of
@@ -113,6 +114,7 @@ class StagedTrainer:
         self.state = TrainerState()
         self._training: PreferenceTrainer | None = None
         self.eval_dataset = None
+        self.train_dataset = None  # the rows are compared by the run itself
         self.row_counts: Any = None
         self.pool = ReferencePool(self.output_dir / "policies", seed=args.seed)
         self.generation_batch_size = generation_batch_size
@@ -298,21 +300,21 @@ class StagedTrainer:
     @staticmethod
     def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
         if not path.exists():
-            raise ValueError(f"{path.parent}: nothing to resume; start without resuming")
+            raise RecipeError(f"{path.parent}: nothing to resume; start without resuming")
         before = json.loads(path.read_text(encoding="utf-8"))
         for key, value in identity.items():
             if key not in before:
-                raise ValueError(
+                raise RecipeError(
                     f"{path} does not say with which {key} the run was started, so it cannot be compared; "
                     "start anew in another folder"
                 )
             if before[key] == value:
                 continue
             if key == "rows":
-                raise ValueError(
+                raise RecipeError(
                     f"{path.parent} was started on other rows; resume it with the data it began with"
                 )
-            raise ValueError(
+            raise RecipeError(
                 f"{path.parent} was started with {key} = {before[key]}, not {value}; resume it as it was"
             )
 
@@ -423,10 +425,9 @@ class StagedTrainer:
         self._unwanted.append(callback)
 
     def save_model(self, folder: str) -> None:
-        """Copies the newest policy; of an adapter run, the adapter."""
+        """Copies the newest policy; of an adapter run, the adapter. Ranks do not wait for the one that copies."""
         if self.ranks.is_main_process:
             shutil.copytree(self.pool.path(len(self.pool) - 1), folder, dirs_exist_ok=True)
-        self.ranks.wait_for_everyone()
 
     @staticmethod
     def _unwrapped(trainer: PreferenceTrainer) -> Any:
