@@ -22,7 +22,7 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
@@ -42,6 +42,7 @@ from posttrain.trainers.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import GroupScoring, Rollout
 from posttrain.trainers.taken_over import own_arguments
+from posttrain.trainers.trl_seam import GRPOTrainer
 from posttrain.trainers.whole_step import StepWindow, WholeStep, without_gradient
 
 _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}

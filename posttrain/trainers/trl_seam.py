@@ -9,12 +9,20 @@ from __future__ import annotations
 import inspect
 
 import trl
-from trl import DPOTrainer, GRPOTrainer
+from trl import DPOTrainer
 from trl.kernels import chunked_logprob as fused_head
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
 
+from posttrain.trainers.late_vllm import vllm_when_used
+
+with vllm_when_used():
+    from trl import GRPOTrainer
+    from trl.generation.vllm_generation import VLLMGeneration
+
 __all__ = [
+    "GRPOTrainer",
+    "VLLMGeneration",
     "add_fused_lm_head",
     "check_trl",
     "disable_dropout_in_model",

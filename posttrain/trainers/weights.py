@@ -16,7 +16,8 @@ from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from trl.distributed import DistributedBackend
-from trl.generation.vllm_generation import VLLMGeneration
+
+from posttrain.trainers.trl_seam import VLLMGeneration
 
 if "_iter_named_params" not in vars(VLLMGeneration):
     raise ImportError(
