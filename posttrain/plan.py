@@ -27,6 +27,7 @@ from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
 from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
+from posttrain.planning.row_needs import needs_of
 from posttrain.planning.shapes import Shape, read_shape
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -104,17 +105,19 @@ def make_plan(
 
 def _plan_data(plan: Plan, *, countable: bool) -> Survey | None:
     recipe = plan.recipe
-    found, faults = checks.data_survey(recipe.data, "data")
+    found, faults = checks.data_survey(recipe.data, "data", needs_of(recipe))
     plan.refusals += faults
     if found is not None:
         plan.data.append(f"training: {_rows_in_words(found)}")
+        plan.data += found.notes
+        plan.warnings += checks.echo_warnings(found)
         if found.rows:
             plan.refusals += checks.row_faults(recipe, found.rows[0])
         if found.counts is not None and countable:
             plan.refusals += checks.count_faults(recipe, found.counts.used, plan.launch.processes)
     if recipe.data.eval is None:
         return found
-    held_out, faults = checks.data_survey(recipe.data.eval, "data.eval")
+    held_out, faults = checks.data_survey(recipe.data.eval, "data.eval", needs_of(recipe))
     plan.refusals += faults
     if held_out is not None:
         plan.data.append(f"held out: {_rows_in_words(held_out)}")

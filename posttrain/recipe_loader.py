@@ -274,11 +274,16 @@ class Loader:
         try:
             here = Path(path).expanduser()
             beside = Path(self.file).parent / here
-            if here.exists():
+            if _is_there(here):
                 return str(here)
-            return str(beside) if beside.exists() else path
+            return str(beside) if _is_there(beside) else path
         except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
             return path
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the path, or a file that it matches as a pattern (train-*.parquet), exists."""
+    return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
 
 
 def inherit_eval(raw: dict[str, Any]) -> None:

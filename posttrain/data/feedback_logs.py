@@ -14,15 +14,24 @@ The turn-by-turn shape follows third parties' accounts of the published file, wh
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.conversations import Dropped, Messages, as_messages, is_whole
 from posttrain.data.files import DataError, Row, iter_rows
+from posttrain.data.mapping import continued
+from posttrain.data.values import plain, text_of
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
+
+_IDS = ("ConversationId", "conversation_id", "ConversationID", "conversation_hash")
+"""Columns that tell conversations apart, where a log has one."""
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "agent": "assistant", "gpt": "assistant"}
 _JUDGEMENTS = {"dissatisfied": False, "dsat": False, "satisfied": True, "sat": True}
@@ -81,7 +90,9 @@ def feedback_log(rows: Iterable[Row], name: str = "log") -> FeedbackLog:
         raise DataError(f"{name}: no rows")
     keys = rows[0].keys()
     if {"prompt", "rejected", "user_preference"} <= keys:
-        return _log_of((_as_published(row) for row in rows), [])
+        return _log_of(
+            (_published(row, f"{name}: row {number}") for number, row in enumerate(rows, start=1)), []
+        )
     if {"UtterranceId", "Role", "Content"} <= keys:
         conversations = _wildfeedback(rows, name)
     elif "messages" in keys or "conversation" in keys:
@@ -109,12 +120,26 @@ def feedback_log(rows: Iterable[Row], name: str = "log") -> FeedbackLog:
 
 def read_seed_pairs(path: str | Path) -> list[SeedPair]:
     """Seed pairs from a file of rows with prompt, chosen and rejected, as `posttrain data feedback` writes them."""
-    pairs = []
+    pairs: list[SeedPair] = []
+    dropped: Counter[str] = Counter()
     for number, row in enumerate(iter_rows(path), start=1):
         missing = {"prompt", "chosen", "rejected"} - row.keys()
         if missing:
             raise DataError(f"{path}: row {number}: no column {sorted(missing)[0]!r}")
-        pairs.append(SeedPair(_messages(row["prompt"]), _content(row["chosen"]), _content(row["rejected"])))
+        try:
+            prompt, texts = continued(
+                as_messages(row["prompt"], "user"),
+                {"chosen": row["chosen"], "rejected": row["rejected"]},
+                turns=False,
+            )
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+            continue
+        except DataError as error:
+            raise DataError(f"{path}: row {number}: {error}") from None
+        pairs.append(SeedPair(prompt, _said(texts["chosen"]), _said(texts["rejected"])))
+    for reason, count in sorted(dropped.items()):
+        logger.warning("%s: %d seed pairs left out: %s", path, count, reason)
     return pairs
 
 
@@ -131,50 +156,71 @@ def check_complaint(row: Complaint) -> str | None:
     return None
 
 
-def _log_of(complaints: Iterable[Complaint], seeds: list[SeedPair]) -> FeedbackLog:
+def _log_of(complaints: Iterable[Complaint | str], seeds: list[SeedPair]) -> FeedbackLog:
+    """`complaints`, those that cannot be read as the reason."""
     log, dropped = FeedbackLog(seeds=seeds), Counter()
     for complaint in complaints:
         log.found += 1
-        reason = check_complaint(complaint)
-        if reason is None:
+        reason = complaint if isinstance(complaint, str) else check_complaint(complaint)
+        if reason is None and isinstance(complaint, Complaint):
             log.complaints.append(complaint)
-        else:
+        elif reason is not None:
             dropped[reason] += 1
     log.dropped = dict(dropped)
     return log
 
 
-def _as_published(row: Row) -> Complaint:
+def _published(row: Row, where: str) -> Complaint | str:
+    try:
+        return _as_published(row)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _as_published(row: Row) -> Complaint | str:
+    """A row of DRIFT's release, or why it is none. A rejected conversation is cut behind the prompt."""
+    try:
+        prompt = as_messages(row["prompt"], "user")
+        rejected: Messages = as_messages(row["rejected"], "assistant") if row["rejected"] else []
+        if is_whole(rejected):
+            prompt, answers = continued(prompt, {"rejected": rejected}, turns=False)
+            rejected = answers["rejected"]
+        complaint = as_messages(row["user_preference"], "user") if row["user_preference"] else []
+    except Dropped as reason:
+        return str(reason)
     return Complaint(
-        prompt=_messages(row["prompt"]),
-        rejected=_content(row["rejected"]),
-        complaint=_content(row["user_preference"]),
+        prompt=[{"role": m["role"], "content": m["content"]} for m in prompt],
+        rejected=_said(rejected),
+        complaint=_said(complaint),
     )
 
 
-def _messages(prompt: Any) -> list[Message]:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
-
-
-def _content(value: Any) -> str:
-    """Text, a message, or a list holding one."""
-    if isinstance(value, list):
-        value = value[0] if value else ""
-    return value["content"] if isinstance(value, dict) else value
+def _said(messages: Messages) -> str:
+    return "\n\n".join(message["content"] for message in messages)
 
 
 def _wildfeedback(rows: list[Row], name: str) -> Iterator[list[_Turn]]:
+    """The conversations of a log of turns: one ends where the numbers do not go up, or the id beside them changes."""
     turns: list[_Turn] = []
-    for number, row in enumerate(rows):
-        if row["UtterranceId"] == 0 and turns:
+    last: tuple[int, Any] | None = None
+    first_seen: dict[Any, int] = {}
+    for row in rows:
+        first_seen.setdefault(_conversation_id(row), len(first_seen))
+    # Rows of several conversations may lie between each other where an id tells them apart.
+    together = sorted(
+        enumerate(rows, start=1), key=lambda numbered: first_seen[_conversation_id(numbered[1])]
+    )
+    for number, row in together:
+        where = f"{name}: row {number}"
+        place = _number(row["UtterranceId"], where), _conversation_id(row)
+        if last is not None and (place[0] <= last[0] or place[1] != last[1]):
             yield turns
             turns = []
+        last = place
         turns.append(
             _Turn(
-                role=_role(row["Role"], f"{name}: row {number}"),
-                content=row["Content"],
+                role=_role(row["Role"], where),
+                content=text_of(row["Content"], "Content") or "",
                 satisfied=_flag(row.get("Satisfaction")),
                 dissatisfied=_flag(row.get("Disatisfaction")),
             )
@@ -182,16 +228,47 @@ def _wildfeedback(rows: list[Row], name: str) -> Iterator[list[_Turn]]:
     yield turns
 
 
+def _number(value: Any, where: str) -> int:
+    """The place of a turn in its conversation, which CSV holds as text and pandas perhaps as a float."""
+    try:
+        return int(float(text_of(value, "UtterranceId") or ""))
+    except ValueError:
+        raise DataError(
+            f"{where}: UtterranceId {value!r} is no number, so conversations cannot be told apart"
+        ) from None
+
+
+def _conversation_id(row: Row) -> Any:
+    return next((plain(row[name]) for name in _IDS if name in row), None)
+
+
 def _flag(value: Any) -> bool | None:
-    """A judgement that may be missing, and that JSON made by hand may hold as text."""
+    """A judgement that may be missing, and that CSV or JSON made by hand may hold as text or a number."""
+    value = plain(value)
     if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower())
-    return value
+        return {
+            "true": True,
+            "yes": True,
+            "1": True,
+            "1.0": True,
+            "false": False,
+            "no": False,
+            "0": False,
+            "0.0": False,
+        }.get(value.strip().lower())
+    return None if value is None else bool(value)
 
 
 def _plain(row: Row, name: str) -> list[_Turn]:
     turns = []
-    for message in row["messages"] if "messages" in row else row["conversation"]:
+    found = plain(row["messages"] if "messages" in row else row["conversation"]) or []
+    if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
+        raise DataError(f"{name}: a conversation is a list of messages")
+    for message in found:
+        if "from" in message and "value" in message:  # ShareGPT
+            message = {**message, "role": message["from"], "content": message["value"]}
+        if "role" not in message or "content" not in message:
+            raise DataError(f"{name}: a message needs role and content; this one has {', '.join(message)}")
         mark = message.get("feedback")
         if mark is not None and mark not in _JUDGEMENTS:
             raise DataError(f"{name}: feedback {mark!r} is none of {', '.join(_JUDGEMENTS)}")
@@ -199,7 +276,7 @@ def _plain(row: Row, name: str) -> list[_Turn]:
         turns.append(
             _Turn(
                 role=_role(message["role"], name),
-                content=message["content"],
+                content=text_of(message["content"], "content") or "",
                 satisfied=happy,
                 dissatisfied=None if happy is None else not happy,
             )

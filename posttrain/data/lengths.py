@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.data.conversations import Dropped, Messages
 from posttrain.data.files import DataError, Row
-from posttrain.data.mapping import Dropped, Messages
+from posttrain.data.layout import Needs
+from posttrain.data.tokens import TemplateCheck, learned_ids, prompt_ids
 from posttrain.sections import DataSection
+
+
+class Limits:
+    """What the tokenizer has to say about a row: whether its template takes it, and whether it is too long.
+
+    lengths  False: whatever their length
+    """
+
+    def __init__(
+        self, section: DataSection, tokenizer: Any, max_length: int | None = None, *, lengths: bool = True
+    ) -> None:
+        self.section = section
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.lengths = lengths
+        self._template = None if tokenizer is None else TemplateCheck(tokenizer)
+
+    def check(self, row: Row, needs: Needs) -> tuple[Row, bool]:
+        """The row within its limits, and whether it was cut or will be. Raises Dropped or DataError."""
+        if self._template is not None and not needs.without_template:
+            self._template(row)
+        if not self.lengths:
+            return row, False
+        return check_lengths(row, self.section, self.tokenizer, self.max_length)
 
 
 def check_lengths(row: Row, section: DataSection, tokenizer: Any, max_length: int | None) -> tuple[Row, bool]:
@@ -19,12 +45,10 @@ def check_lengths(row: Row, section: DataSection, tokenizer: Any, max_length: in
     if section.max_prompt_tokens is not None:
         row, cut = limit_prompt(row, section, tokenizer)
     if max_length is not None:
-        prompt = prompt_tokens(row["prompt"], tokenizer)
-        if prompt >= max_length:
+        learned = learned_ids(tokenizer, row["prompt"], row["completion"])
+        if learned.spans[0][0] >= max_length:
             raise Dropped(f"prompt fills train.max_length ({max_length})")
-        answers = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
-        longest = max((answer_tokens(answer, tokenizer) for answer in answers), default=0)
-        cut = cut or prompt + longest > max_length
+        cut = cut or len(learned.ids) > max_length
     return row, cut
 
 
@@ -64,15 +88,7 @@ def shortened(prompt: str | Messages, limit: int, tokenizer: Any) -> str | Messa
 
 
 def prompt_tokens(prompt: str | Messages, tokenizer: Any) -> int:
-    if isinstance(prompt, list):
-        prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-
-
-def answer_tokens(answer: str | Messages, tokenizer: Any) -> int:
-    """Tokens of a completion with its end token; the few that a chat template adds around turns are not seen."""
-    texts = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
-    return sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts) + 1
+    return len(prompt_ids(tokenizer, prompt))
 
 
 def _start(prompt: str | Messages) -> str:

@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from posttrain.data.files import DataError, Row
+from posttrain.data.conversations import (
+    Dropped,
+    Messages,
+    after_prompt,
+    as_messages,
+    check_answer,
+    cut,
+    first_answer,
+    is_dialogue,
+    is_whole,
+    last_question,
+    shared_turns,
+)
+from posttrain.data.decoding import DataError
+from posttrain.data.files import Row
+from posttrain.data.layout import Layout, Needs
+from posttrain.data.values import lookup, plain, text_of
 from posttrain.sections import AnswerSection, DataSection
 
-Messages = list[dict[str, Any]]
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
-_TEXTS = ("completion", "chosen", "rejected")
+__all__ = [
+    "Dropped",
+    "Messages",
+    "as_messages",
+    "build_prompt",
+    "gold_answer",
+    "map_row",
+    "out_columns",
+    "split_pair",
+    "template_columns",
+]
 
-
-class Dropped(Exception):
-    """This row is not trained on; the message is the reason it is counted under."""
-
-
-def needed_columns(section: DataSection, present: Iterable[str]) -> list[str]:
-    """The dataset's columns that the section reads, those named by default only where `present`."""
-    present = set(present)
-    needed: list[str] = []
-    if section.template is not None:
-        needed += template_columns(section.template)
-    elif section.prompt is not None or not _implicit_prompt(section, present):
-        needed.append(section.prompt or "prompt")
-    for name in _TEXTS:
-        column = section.__dict__[name]
-        if column is not None or name in present:
-            needed.append(column or name)
-    if section.answer is not None:
-        needed.append(section.answer.column)
-    return list(dict.fromkeys([*needed, *section.columns.values()]))
+_ANSWER_MARK = "\n\nAssistant:"
 
 
 def out_columns(section: DataSection, present: Iterable[str]) -> set[str]:
     """The columns that rewards see, given the dataset's own."""
     made = {"answer"} if section.answer is not None else set()
     return {*present, "prompt", *made, *section.columns}
-
-
-def missing_columns(section: DataSection, present: Iterable[str]) -> list[str]:
-    """A sentence for each column the section reads and the dataset lacks."""
-    present = list(present)
-    lacking = [column for column in needed_columns(section, present) if column not in present]
-    return [f"no column {column!r}; the columns are {', '.join(present)}" for column in lacking]
-
-
-def _implicit_prompt(section: DataSection, present: set[str]) -> bool:
-    """Preference rows whose two conversations begin with the prompt."""
-    pair = {section.chosen or "chosen", section.rejected or "rejected"}
-    return "prompt" not in present and pair <= present
 
 
 def template_columns(template: str) -> list[str]:
@@ -66,98 +58,200 @@ def template_columns(template: str) -> list[str]:
     return names
 
 
-def given_texts(section: DataSection, columns: Collection[str]) -> set[str]:
-    """Which of completion, chosen and rejected a dataset of these columns holds; each of its rows must."""
-    return {name for name in _TEXTS if section.__dict__[name] or name in columns}
+def map_row(row: Row, section: DataSection, layout: Layout, needs: Needs) -> Row:
+    """The row as training and rewards see it. Raises Dropped where it cannot serve.
 
-
-def map_row(row: Row, section: DataSection, given: Collection[str]) -> Row:
-    """The row as training and rewards see it. Raises Dropped where it cannot serve, or lacks a `given` text.
-
-    The dataset's other columns stay, under their own names. With chat or messages, prompt and completions are
-    message lists; otherwise they are text.
+    With chat or messages, prompt and texts are message lists; otherwise they are text. The dataset's other columns
+    stay under their own names where `needs.others`.
     """
-    out = dict(row)
-    texts = {name: row.get(section.__dict__[name] or name) for name in sorted(given)}
+    texts = {name: plain(lookup(row, column)) for name, column in layout.texts.items()}
     for name, value in texts.items():
-        if value in (None, "", []):
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             raise Dropped(f"no {name}")
-    if _implicit_prompt(section, set(row)) and section.prompt is None and section.template is None:
-        prompt, texts["chosen"], texts["rejected"] = split_pair(texts["chosen"], texts["rejected"])
+    if layout.prompt is None and section.template is None:
+        prompt, texts = alone(texts, section, turns=needs.turns)
     else:
-        prompt = build_prompt(row, section)
+        prompt = build_prompt(row, section, layout)
+        texts = answers_to(prompt, texts, layout) if isinstance(prompt, str) else texts
+        if isinstance(prompt, list) and texts:
+            prompt, texts = continued(prompt, texts, turns=needs.turns)
     if "chosen" in texts and texts["chosen"] == texts.get("rejected"):
         raise Dropped("chosen equals rejected")
-    out["prompt"] = prompt
-    talks = isinstance(prompt, list)
-    out |= {
-        name: as_messages(value, "assistant") if talks else _text(value, name)
-        for name, value in texts.items()
-    }
+    out = dict(row) if needs.others else {}
+    out |= {"prompt": prompt, **texts}
     if section.answer is not None:
-        out["answer"] = gold_answer(row.get(section.answer.column), section.answer)
-    return out | {name: row.get(column) for name, column in section.columns.items()}
+        out["answer"] = gold_answer(lookup(row, section.answer.column), section.answer)
+    out |= {name: lookup(row, column) for name, column in section.columns.items()}
+    return out | _further(row, prompt, needs)
 
 
-def build_prompt(row: Row, section: DataSection) -> str | Messages:
+def build_prompt(row: Row, section: DataSection, layout: Layout) -> str | Messages:
     """Text, or messages where the column holds them or the recipe says `chat: true`."""
     if section.template is not None:
-        values = {column: row.get(column) for column in template_columns(section.template)}
-        if any(value in (None, "") for value in values.values()):
-            raise Dropped("no prompt")
-        prompt: Any = section.template.format(**values)
+        prompt: Any = _filled(section.template, row)
     else:
-        prompt = row.get(section.prompt or "prompt")
+        column = layout.prompt or "prompt"
+        prompt = plain(lookup(row, column))
+        if not _holds_messages(prompt):
+            prompt = text_of(prompt, column)
     if prompt is None or not (prompt.strip() if isinstance(prompt, str) else prompt):
         raise Dropped("no prompt")
     if isinstance(prompt, str) and not section.chat:
         return prompt
     messages = as_messages(prompt, "user")
-    if section.system is not None:
-        messages = [
-            {"role": "system", "content": section.system},
-            *(m for m in messages if m["role"] != "system"),
-        ]
-    return messages
+    if layout.ends_with_answers or isinstance(prompt, str):  # a marked dialogue ends with an empty answer
+        messages = messages[: last_question(messages)]
+    if not messages:
+        raise Dropped("no prompt")
+    return with_system(messages, section)
 
 
-def as_messages(value: Any, role: str) -> Messages:
-    """Text of `role`, one message, or a list of them, as [{"role", "content"}]; ShareGPT's names are translated."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    found = value if isinstance(value, list) else [value]
-    messages = []
-    for message in found:
-        if not isinstance(message, dict):
-            raise DataError(f"a message is a mapping with role and content, not {type(message).__name__}")
-        if "from" in message and "value" in message:
-            message = {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
-        if not {"role", "content"} <= message.keys():
-            raise DataError(
-                f"a message needs role and content (or from and value); this one has {', '.join(message)}"
-            )
-        messages.append(message)
-    return messages
+def with_system(messages: Messages, section: DataSection) -> Messages:
+    """The recipe's system message in the place of the conversation's own, where the recipe has one."""
+    if section.system is None:
+        return messages
+    turns = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": section.system}, *turns]
+
+
+def _holds_messages(value: Any) -> bool:
+    """One message or a list of them, rather than a text in whatever wrapping."""
+    if isinstance(value, list) and len(value) >= 1:
+        return isinstance(plain(value[0]), Mapping)
+    return isinstance(value, Mapping) and ("content" in value or "value" in value)
+
+
+def _filled(template: str, row: Row) -> str:
+    values: dict[str, Any] = {}
+    for column in template_columns(template):
+        value = plain(row.get(column))
+        if isinstance(value, list | Mapping):
+            value = text_of(value, column)
+        if value is None or value == "":
+            raise Dropped("no prompt")
+        # A whole number that a column with gaps made a float; other numbers keep their type for {column:.2f}.
+        values[column] = int(value) if isinstance(value, float) and value.is_integer() else value
+    return template.format(**values)
+
+
+# ------------------------------------------------------------------------------------------ prompt and answers
+
+
+def alone(
+    texts: Mapping[str, Any], section: DataSection, *, turns: bool
+) -> tuple[str | Messages, dict[str, Any]]:
+    """Prompt and answers out of whole conversations."""
+    if {"chosen", "rejected"} <= texts.keys():
+        if not section.chat and all(isinstance(value, str) for value in texts.values()):
+            return split_dialogues(texts["chosen"], texts["rejected"])
+        messages, chosen, rejected = split_pair(texts["chosen"], texts["rejected"])
+        return with_system(messages, section), {"chosen": chosen, "rejected": rejected}
+    ((name, value),) = texts.items()
+    if isinstance(value, str) and not section.chat:
+        prompt, mark, answer = value.rpartition(_ANSWER_MARK)
+        if not prompt or not answer.strip():
+            raise Dropped(f"no {name}")
+        return prompt + mark, {name: answer}
+    messages, answer = cut(as_messages(value, "assistant"), first_answer if turns else last_question, name)
+    return with_system(messages, section), {name: answer}
 
 
 def split_pair(chosen: Any, rejected: Any) -> tuple[Messages, Messages, Messages]:
-    """Two conversations with a common beginning -> prompt, and what each goes on with."""
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise DataError(
-            "chosen and rejected are text without a prompt column; name the column in data.prompt"
-        )
+    """Two conversations with a common beginning -> prompt, and the answer that each goes on with."""
     first, second = as_messages(chosen, "assistant"), as_messages(rejected, "assistant")
-    shared = 0
-    while shared < min(len(first), len(second)) - 1 and first[shared] == second[shared]:
-        shared += 1
-    if shared == 0:
+    if not is_whole(first) or not is_whole(second):
         raise Dropped("no prompt")
+    shared = min(shared_turns(first, second), len(first) - 1, len(second) - 1)
+    if not any(message["role"] == "user" for message in first[:shared]):
+        raise Dropped("no prompt that chosen and rejected share")
+    for answer, name in ((first[shared:], "chosen"), (second[shared:], "rejected")):
+        check_answer(answer, name, turns=False)
     return first[:shared], first[shared:], second[shared:]
 
 
+def split_dialogues(chosen: str, rejected: str) -> tuple[str, dict[str, str]]:
+    """Two marked dialogues as text: what stands before the last answer of both, and the answers."""
+    prompt, mark, first = chosen.rpartition(_ANSWER_MARK)
+    other, _, second = rejected.rpartition(_ANSWER_MARK)
+    if not prompt or prompt != other:
+        raise Dropped("no prompt that chosen and rejected share")
+    for answer, name in ((first, "chosen"), (second, "rejected")):
+        if not answer.strip():
+            raise Dropped(f"no {name}")
+    return prompt + mark, {"chosen": first, "rejected": second}
+
+
+def continued(
+    prompt: Messages, texts: Mapping[str, Any], *, turns: bool
+) -> tuple[Messages, dict[str, Messages]]:
+    """The answers to a conversation; those that are whole conversations are cut behind the prompt they begin with.
+
+    A conversation may hold more of the way to the answer than the prompt's column: then its own turns are the prompt.
+    """
+    answers = {name: as_messages(value, "assistant") for name, value in texts.items()}
+    whole = [name for name, answer in answers.items() if is_whole(answer)]
+    if {"chosen", "rejected"} <= set(whole):
+        shared, answers["chosen"], answers["rejected"] = split_pair(answers["chosen"], answers["rejected"])
+        prompt = _extended(prompt, shared, "chosen")
+        whole = []
+    for name in whole:
+        longer, answers[name] = after_prompt(prompt, answers[name], name)
+        if not turns:
+            start = last_question(answers[name])
+            longer, answers[name] = [*longer, *answers[name][:start]], answers[name][start:]
+        if len(answers) > 1 and len(longer) != len(prompt):
+            raise Dropped(f"{name} goes on past the prompt, the other answer does not")
+        prompt = longer
+    for name, answer in answers.items():
+        check_answer(answer, name, turns=turns)
+    return prompt, answers
+
+
+def _extended(prompt: Messages, shared: Messages, name: str) -> Messages:
+    """The turns that both conversations share, once they are known to hold the prompt."""
+    head, rest = after_prompt(prompt, shared, name)
+    return [*head, *rest]
+
+
+def answers_to(prompt: str, texts: Mapping[str, Any], layout: Layout) -> dict[str, str]:
+    """The answers to a prompt of text."""
+    return {name: _answer_text(prompt, value, name, layout.texts[name]) for name, value in texts.items()}
+
+
+def _answer_text(prompt: str, value: Any, name: str, column: str) -> str:
+    if _holds_messages(value):
+        raise DataError(f"column {column!r} holds messages but the prompt is text; set data.chat: true")
+    text = text_of(value, column)
+    if text is None or not text.strip():
+        raise Dropped(f"no {name}")
+    if not is_dialogue(text):
+        return text
+    # A whole dialogue beside a prompt: with marks in it, it can only be the prompt's own continuation.
+    head = prompt.rstrip()
+    rest = text.removeprefix(head)
+    if rest == text or rest.count(_ANSWER_MARK) + head.endswith(_ANSWER_MARK) != 1 or "\n\nHuman:" in rest:
+        raise Dropped(f"{name} does not continue the prompt")
+    return rest
+
+
+def _further(row: Row, prompt: str | Messages, needs: Needs) -> Row:
+    """The method's further columns, where the row has them; answers among them take the form of the prompt."""
+    found = {name: plain(row[name]) for name in needs.columns if name in row}
+    if isinstance(prompt, list):
+        if found.get("imitation_prompt") is not None:
+            found["imitation_prompt"] = as_messages(found["imitation_prompt"], "user")
+        if found.get("imitation") is not None:
+            to = found.get("imitation_prompt") or prompt
+            found["imitation"] = continued(to, {"imitation": found["imitation"]}, turns=False)[1]["imitation"]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- gold
+
+
 def gold_answer(value: Any, rule: AnswerSection) -> str:
-    """The gold answer as text, by the recipe's rule."""
-    text = "" if value is None else str(value)
+    """The gold answer as text, by the recipe's rule. DataError where the column holds no text but a container."""
+    text = text_of(value, rule.column, _SEVERAL) or ""
     if rule.boxed:
         from posttrain.rewards.math_grading import extract_answer
 
@@ -171,7 +265,7 @@ def gold_answer(value: Any, rule: AnswerSection) -> str:
     return text.strip()
 
 
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"column {name!r} holds messages but the prompt is text; set data.chat: true")
-    return value
+_SEVERAL = (
+    ", and a gold answer is one text; name an item (answer.column: COLUMN.0), or leave data.answer out and let a "
+    "reward of your own read the column"
+)

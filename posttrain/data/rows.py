@@ -2,7 +2,8 @@
 
     rows, counts = load_rows(recipe.data, tokenizer)[:2]      # counts.read == counts.used + dropped
 
-`survey` looks at the same rows for `posttrain plan`: columns and counts, no tokenizer, nothing downloaded.
+`survey` looks at the same rows for `posttrain plan`: columns and counts, no tokenizer, nothing downloaded. Both take
+what the method needs of a row (`layout.Needs`), and count alike.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from posttrain.data.files import DataError, Row, iter_rows
+from posttrain.data.files import DataError, Row, iter_rows, size_of
 from posttrain.data.known import DATASETS, TASKS
-from posttrain.data.lengths import check_lengths
-from posttrain.data.mapping import Dropped, given_texts, map_row, missing_columns
+from posttrain.data.layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
+from posttrain.data.lengths import Limits
+from posttrain.data.mapping import Dropped, map_row
 from posttrain.recipe_errors import explain, suggest
 from posttrain.sections import DataSection
 from posttrain.settings import read_settings
@@ -35,13 +37,19 @@ SURVEY_LIMIT_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class RowCounts:
-    """read == used + sum(dropped.values()); `truncated` rows are among the used ones."""
+    """read == used + sum(dropped.values()); `truncated` and `echoes` are among the used ones.
+
+    echoes  rows whose every answer begins with the whole prompt, which then stands twice in what is trained on
+    notes   how the columns were found, where the recipe does not name them
+    """
 
     read: int
     used: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     truncated: int = 0
     left_out_columns: tuple[str, ...] = ()
+    echoes: int = 0
+    notes: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         text = f"{self.used} of {self.read} rows"
@@ -66,17 +74,22 @@ class Survey(NamedTuple):
     columns  of the dataset itself
     counts   without the rules on length, which need the tokenizer
     rows     a few mapped rows, all of them where counts is known
+    notes    as in the counts
     """
 
     columns: list[str] | None
     counts: RowCounts | None
     rows: list[Row]
+    notes: tuple[str, ...] = ()
 
 
-def load_rows(section: DataSection, tokenizer: Any = None, *, max_length: int | None = None) -> LoadedRows:
+def load_rows(
+    section: DataSection, tokenizer: Any = None, *, needs: Needs | None = None, max_length: int | None = None
+) -> LoadedRows:
     """The section's rows as a `datasets.Dataset`.
 
     tokenizer   needed for max_prompt_tokens and max_length
+    needs       what the method reads; None: all that the dataset has
     max_length  of prompt and completion together, for trainers that cut there: rows whose prompt fills it are
                 dropped here rather than inside the trainer, rows that will be cut are counted as truncated
     Raises DataError where a file or column is at fault.
@@ -84,39 +97,38 @@ def load_rows(section: DataSection, tokenizer: Any = None, *, max_length: int | 
     from datasets import Dataset
 
     section = settle(section)
-    rows, counts = _collect(section, raw_rows(section), tokenizer, max_length)
+    needs = needs or Needs()
+    rows, counts = _collect(section, needs, raw_rows(section), Limits(section, tokenizer, max_length))
     if not rows:
         raise DataError(f"no rows to train on: {counts.in_words()}")
     columns = {name: [row.get(name) for row in rows] for name in _names(rows)}
     mixed = tuple(name for name, values in columns.items() if not _has_one_type(values))
-    needed = {"prompt", "completion", "chosen", "rejected", "answer", *section.columns}
+    needed = {"prompt", *TEXTS, "answer", *section.columns, *needs.columns}
     if needed & set(mixed):
         raise DataError(
-            f"column {sorted(needed & set(mixed))[0]!r} mixes types, e.g. text and numbers; make it one"
+            f"column {sorted(needed & set(mixed))[0]!r} mixes types, e.g. text and numbers, or holds numbers of more "
+            "than 64 bits; make it one"
         )
     kept = {name: values for name, values in columns.items() if name not in mixed}
-    counts = RowCounts(counts.read, counts.used, counts.dropped, counts.truncated, mixed)
-    return LoadedRows(Dataset.from_dict(kept), counts)
+    return LoadedRows(Dataset.from_dict(kept), replace(counts, left_out_columns=mixed))
 
 
-def survey(section: DataSection) -> Survey:
-    """Look at the rows as `load_rows` would map them, without tokenizer, download or `datasets`."""
+def survey(section: DataSection, needs: Needs | None = None, tokenizer: Any = None) -> Survey:
+    """Look at the rows as `load_rows` would map them, without download or `datasets`, and whatever their length.
+
+    tokenizer  where one is at hand: its chat template has a say in which rows can be used
+    """
     section = settle(section)
     if section.path is None and section.name not in TASKS:
         return Survey(None, None, [])
+    needs = needs or Needs()
     source = raw_rows(section)
-    if section.path is not None and Path(section.path).stat().st_size > SURVEY_LIMIT_BYTES:
-        first = next(source, None)
-        if first is None:
-            raise DataError(f"{section.path}: holds no rows")
-        _refuse_missing(section, first)
-        rows, _ = _collect(section, [first], None, None, lengths=False)
-        return Survey(list(first), None, rows)
-    raw = list(source)
+    large = section.path is not None and size_of(section.path) > SURVEY_LIMIT_BYTES
+    raw = list(islice(source, 1) if large else source)
     if not raw:
         raise DataError(f"{section.path}: holds no rows")
-    rows, counts = _collect(section, raw, None, None, lengths=False)
-    return Survey(list(raw[0]), counts, rows)
+    rows, counts = _collect(section, needs, raw, Limits(section, tokenizer, lengths=False))
+    return Survey(list(raw[0]), None if large else counts, rows, counts.notes)
 
 
 def settle(section: DataSection) -> DataSection:
@@ -189,38 +201,57 @@ def _hub_rows(section: DataSection) -> Iterator[Row]:
 
 
 def _collect(
-    section: DataSection, source: Iterable[Row], tokenizer: Any, max_length: int | None, lengths: bool = True
+    section: DataSection,
+    needs: Needs,
+    source: Iterable[Row],
+    limits: Limits,
 ) -> tuple[list[Row], RowCounts]:
     """Map rows until `limit` are used, and account for the others."""
-    raw = list(source)
-    given = given_texts(section, raw[0]) if raw else set()
-    if raw:
-        _refuse_missing(section, raw[0])
+    raw = list(enumerate(source, start=1))
+    where = section.path or section.name
+    if not raw:
+        return [], RowCounts(0, 0)
+    layout = layout_of(section, needs, raw[0][1])
+    missing = missing_columns(section, layout, needs, raw[0][1])
+    if missing:
+        raise DataError("; ".join(f"{where}: {sentence}" for sentence in missing))
+    notes = (*layout.notes, *_unread(section, layout, needs, raw[0][1]))
     if section.shuffle is not None:
         random.Random(section.shuffle).shuffle(raw)
     rows: list[Row] = []
     dropped: Counter[str] = Counter()
-    read = truncated = 0
-    for row in raw:
+    read = truncated = echoes = 0
+    for number, row in raw:
         if len(rows) == section.limit:
             break
         read += 1
         try:
-            mapped = map_row(row, section, given)
-            if lengths:
-                mapped, cut = check_lengths(mapped, section, tokenizer, max_length)
-                truncated += cut
+            mapped = map_row(row, section, layout, needs)
+            mapped, cut = limits.check(mapped, needs)
+            truncated += cut
             rows.append(mapped)
+            echoes += _echoes(mapped)
         except Dropped as reason:
             dropped[str(reason)] += 1
-    return rows, RowCounts(read, len(rows), dict(dropped), truncated)
+        except DataError as error:
+            raise DataError(f"{where}: row {number}: {error}") from None
+    return rows, RowCounts(read, len(rows), dict(dropped), truncated, echoes=echoes, notes=notes)
 
 
-def _refuse_missing(section: DataSection, row: Row) -> None:
-    missing = missing_columns(section, row)
-    if missing:
-        where = section.path or section.name
-        raise DataError("; ".join(f"{where}: {sentence}" for sentence in missing))
+def _unread(section: DataSection, layout: Layout, needs: Needs, row: Row) -> list[str]:
+    """A sentence about columns that stay behind; where rewards see all of them, there are none."""
+    if needs.others:
+        return []
+    read = {name.split(".")[0] for name in read_columns(section, layout, needs)}
+    unread = [name for name in row if name not in {*read, *needs.columns}]
+    return [f"columns not read: {', '.join(unread)}"] if unread else []
+
+
+def _echoes(row: Row) -> bool:
+    """Whether every answer of a row of text begins with the whole prompt."""
+    answers = [row[name] for name in TEXTS if name in row]
+    prompt = row["prompt"]
+    return isinstance(prompt, str) and bool(answers) and all(answer.startswith(prompt) for answer in answers)
 
 
 def _names(rows: list[Row]) -> list[str]:
@@ -232,6 +263,6 @@ def _has_one_type(values: list[Any]) -> bool:
 
     try:
         pyarrow.array(values)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, UnicodeEncodeError):
         return False
     return True

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from posttrain.data import DataError, Overlap, Survey, overlap, survey
 from posttrain.data.files import Row
 from posttrain.data.known import TASKS
+from posttrain.data.layout import Needs
 from posttrain.data.mapping import Messages, out_columns
 from posttrain.planning.batch import plural, rollout_of, texts_of
 from posttrain.planning.lengths import PromptLengths
 from posttrain.planning.rewards import reward_faults
+from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
 from posttrain.sections import DataSection
@@ -78,10 +80,10 @@ def precision_warnings(recipe: Recipe) -> Iterator[str]:
         yield "train.bf16 adds nothing to bfloat16 weights but casts; leave one of the two"
 
 
-def data_survey(section: DataSection, place: str) -> tuple[Survey | None, list[str]]:
+def data_survey(section: DataSection, place: str, needs: Needs) -> tuple[Survey | None, list[str]]:
     """What the section's rows look like, or why they cannot be used."""
     try:
-        found = survey(section)
+        found = survey(section, needs)
     except DataError as error:
         return None, [f"{place}: {error}"]
     if found.counts is not None and found.counts.used == 0:
@@ -91,9 +93,7 @@ def data_survey(section: DataSection, place: str) -> tuple[Survey | None, list[s
 
 def row_faults(recipe: Recipe, first: Row) -> Iterator[str]:
     """What a mapped row lacks for the method, or makes pointless in the recipe."""
-    family = {"sft": ["completion"], "preference": ["chosen", "rejected"]}.get(recipe.spec.family, [])
-    needed = recipe.flags().get("needs_columns", family)
-    for name in needed:
+    for name in needed_columns(recipe):
         if name in first:
             continue
         if name in DataSection.model_fields:
@@ -105,6 +105,16 @@ def row_faults(recipe: Recipe, first: Row) -> Iterator[str]:
             )
     if recipe.data.system is not None and not isinstance(first["prompt"], list):
         yield "data: 'system' does nothing with prompts of plain text; set chat: true, or remove it"
+
+
+def echo_warnings(found: Survey) -> Iterator[str]:
+    """Answers that hold their prompt, all of them: a data set of whole texts beside their beginnings."""
+    counts = found.counts
+    if counts is not None and counts.used > 1 and counts.echoes == counts.used:
+        yield (
+            "data: every answer begins with its whole prompt, which so stands twice in what is trained on; "
+            "name a column that holds the answer alone"
+        )
 
 
 def count_faults(recipe: Recipe, used: int, processes: int) -> Iterator[str]:
@@ -124,7 +134,7 @@ def count_faults(recipe: Recipe, used: int, processes: int) -> Iterator[str]:
 
 def loaded_faults(recipe: Recipe, rows: Dataset, processes: int) -> list[str]:
     """The same questions once the rows are here: a hub dataset cannot be asked before."""
-    columns = set(rows.column_names)
+    columns = set(rows.column_names)  # their own names, as rewards ask for them
     return [
         *row_faults(recipe, rows[0]),
         *count_faults(recipe, len(rows), processes),

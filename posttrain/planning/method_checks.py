@@ -11,6 +11,9 @@ bits_of_a_group   settings in bits, of which the answers of a group have at most
 measured_first settings with which a run begins by measuring -> the setting that says for how many steps
 models_optimizer  the setting that says which optimizer a method reckons with
 unprotected    settings whose first steps nothing guards -> the setting that holds the policy still meanwhile
+needs_columns  columns without which it cannot train, where they are not its family's
+reads_columns  columns that it reads where the rows have them
+writes_plain_lines  True: conversations of a model without a chat template are written as plain lines
 names_files    settings that name a file
 names_models   settings that name a model folder or hub name, or a list of them
 """

@@ -32,6 +32,7 @@ class DRIFT(PairLoss):
     uses_rollout: ClassVar[bool] = True
     needs_columns: ClassVar[tuple[str, ...]] = ("rejected", "user_preference")
     # Read by posttrain/planning/method_checks.py, which explains them.
+    writes_plain_lines: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
     stages_are: ClassVar[str] = "iterations"
     first_stage_from: ClassVar[str] = "seed_data"

@@ -76,6 +76,7 @@ class RPO(PairLoss):
     uses_rollout: ClassVar[bool | dict[str, str]] = {"imitate": "reference"}  # samples only then
     names_files: ClassVar[tuple[str, ...]] = ("imitation_data",)
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("imitate",)
+    reads_columns: ClassVar[tuple[str, ...]] = ("imitation", "imitation_prompt")
 
     eta: Annotated[float, Ge(0)] = 0.005  # eta; the average form wants about 0.2
     form: Literal["cumulative", "average", "token_mean"] = "cumulative"

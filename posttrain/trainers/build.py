@@ -13,9 +13,11 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data import RowCounts, load_rows
+from posttrain.data.reward_columns import marked
 from posttrain.planning.checks import loaded_faults
 from posttrain.planning.launcher import started
 from posttrain.planning.rewards import spec_of
+from posttrain.planning.row_needs import needs_of
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.rewards.runner import RewardRunner
 from posttrain.sections import ModelSection, PeftSection
@@ -42,15 +44,18 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     model, tokenizer = (load or model_and_tokenizer)(recipe.model)
     # TRL's SFT trainer cuts there without a word; the preference trainers keep an account of their own.
     cut_at = recipe.train.max_length if isinstance(recipe.train, SFTTrain) else None
-    loaded = load_rows(recipe.data, tokenizer, max_length=cut_at)
+    needs = needs_of(recipe)
+    loaded = load_rows(recipe.data, tokenizer, needs=needs, max_length=cut_at)
     faults = loaded_faults(recipe, loaded.rows, started())
     if faults:
         raise RecipeError(*(f"{recipe.path}: {fault}" for fault in faults))
     held_out = None
     if recipe.data.eval is not None:
-        held_out = load_rows(recipe.data.eval, tokenizer, max_length=cut_at).rows
+        held_out = load_rows(recipe.data.eval, tokenizer, needs=needs, max_length=cut_at).rows
+        held_out = marked(held_out) if needs.others else held_out
     peft = lora(recipe.model.peft) if recipe.model.peft is not None else None
-    return Ingredients(model, tokenizer, loaded.rows, loaded.counts, held_out, peft)
+    train_rows = marked(loaded.rows) if needs.others else loaded.rows
+    return Ingredients(model, tokenizer, train_rows, loaded.counts, held_out, peft)
 
 
 def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

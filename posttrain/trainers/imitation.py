@@ -19,11 +19,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
-from posttrain.data import DataError
-from posttrain.data.files import iter_rows
-from posttrain.data.mapping import as_messages
+from posttrain.data import DataError, load_rows
+from posttrain.data.layout import Needs
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.rollout.transformers_engine import TransformersEngine
+from posttrain.sections import DataSection
 from posttrain.trainers.generating import answer_text, pad_id, prompt_ids, stop_ids
 from posttrain.trainers.reference import share_from_main
 
@@ -108,16 +108,17 @@ def pair_with_dataset(rows: Dataset, answers: Dataset, seed: int) -> Dataset:
     while len(order) < len(rows):
         order += generator.sample(range(len(answers)), len(answers))
     picked = answers.select(order[: len(rows)])
-    said = list(picked["completion"])
-    if talks:
-        said = [as_messages(answer, "assistant") for answer in said]
     rows = rows.add_column("imitation_prompt", list(picked["prompt"]))  # type: ignore[call-arg]  # as above
-    return rows.add_column("imitation", said)  # type: ignore[call-arg]  # as above
+    return rows.add_column("imitation", list(picked["completion"]))  # type: ignore[call-arg]  # as above
 
 
-def read_imitation_rows(path: str) -> Dataset:
-    """Rows of a local file with columns prompt and completion."""
-    return Dataset.from_list(list(iter_rows(path)))
+def read_imitation_rows(path: str, *, chat: bool) -> Dataset:
+    """Rows of a local file with columns prompt and completion, read as a recipe's rows are.
+
+    chat  the prompts of the pairs are messages
+    """
+    section = DataSection(path=path, chat=chat)
+    return load_rows(section, needs=Needs(texts=("completion",), others=False)).rows
 
 
 def tokenize_imitation(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -13,7 +13,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.conversations import Dropped
+from posttrain.data.mapping import as_messages, continued, split_pair
+
 Message = dict[str, Any]
+
+_LEFT = "_left_out"
 
 PROMPT_FILLS = "prompt fills max_length"
 EMPTY_ANSWER = "empty answer"
@@ -68,6 +73,33 @@ class PairCounts:
             + (f" ({reasons})" if reasons else "")
             + (f"; of the trained, {', '.join(notes)}" if notes else "")
         )
+
+
+def join_conversations(rows: Dataset, counts: PairCounts) -> Dataset:
+    """Pairs of messages with each answer behind its prompt, where it holds the prompt or the prompt is text.
+
+    Rows of a recipe are joined already; this is for data sets handed to a trainer as they are published.
+    """
+    if not len(rows) or not isinstance(rows[0]["chosen"], list):
+        return rows
+
+    def join(row: dict[str, Any]) -> dict[str, Any]:
+        pair = {"chosen": row["chosen"], "rejected": row["rejected"]}
+        try:
+            if "prompt" in row:
+                prompt, pair = continued(as_messages(row["prompt"], "user"), pair, turns=False)
+            else:
+                prompt, pair["chosen"], pair["rejected"] = split_pair(**pair)
+        except Dropped as reason:
+            return {"prompt": [], **pair, _LEFT: str(reason)}
+        return {"prompt": prompt, **pair, _LEFT: ""}
+
+    # Columns go before they are made anew: text may become messages.
+    old = [name for name in ("prompt", "chosen", "rejected") if name in rows.column_names]
+    joined = rows.map(join, remove_columns=old, desc="Joining prompts and answers")
+    for reason in sorted({*joined[_LEFT]} - {""}):
+        counts.drop(reason, joined[_LEFT].count(reason))
+    return joined.filter(lambda row: not row[_LEFT]).remove_columns(_LEFT)
 
 
 def drop_oldest_turns(prompt: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:

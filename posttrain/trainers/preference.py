@@ -32,7 +32,13 @@ from posttrain.trainers.config import settings_from
 from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.imitation import tokenize_imitation
 from posttrain.trainers.pair_collator import PairCollator, take_imitation
-from posttrain.trainers.pair_rows import PROMPT_FILLS, PairCounts, account_tokens, shorten_prompts
+from posttrain.trainers.pair_rows import (
+    PROMPT_FILLS,
+    PairCounts,
+    account_tokens,
+    join_conversations,
+    shorten_prompts,
+)
 from posttrain.trainers.reference import share_from_main
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.taken_over import own_arguments, refuse_changed
@@ -189,15 +195,17 @@ class PreferenceTrainer(FiniteSteps, ExactResume, TRLDPOTrainer):
             raise ValueError(f"{dataset_name} dataset: images are not carried; use trl.DPOTrainer")
         counts = PairCounts(rows_in=len(dataset))
         if "chosen_ids" not in dataset.column_names:
+            dataset = join_conversations(dataset, counts)
             if "prompt" not in dataset.column_names:
                 dataset = dataset.map(extract_prompt)
+            before = len(dataset)
             if args.max_length is not None:
                 dataset = shorten_prompts(dataset, self._tokenizer, args.max_length, counts)
             dataset = self.with_imitation(dataset, args, dataset_name)
             if "imitation" in dataset.column_names:
                 dataset = tokenize_imitation(dataset, self._tokenizer)
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-            counts.drop(PROMPT_FILLS, counts.rows_in - len(dataset))
+            counts.drop(PROMPT_FILLS, before - len(dataset))
         dataset = account_tokens(dataset, args.max_length, counts)
         counts.check()
         if not len(dataset):

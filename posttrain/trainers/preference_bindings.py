@@ -122,7 +122,8 @@ class RPOTrainer(PreferenceTrainer):
             return rows
         seed = args.seed + (dataset_name != "train")
         if method.imitation_data is not None:
-            return pair_with_dataset(rows, read_imitation_rows(method.imitation_data), seed)
+            talks = isinstance(rows[0]["prompt"], list)
+            return pair_with_dataset(rows, read_imitation_rows(method.imitation_data, chat=talks), seed)
         limit = args.max_length
         sampling = self._sampling or Sampling(max_new_tokens=(limit or 1024) // 2)
         sampling = with_stops(sampling, self._sampled_from, self._tokenizer)

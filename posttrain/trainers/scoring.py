@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from posttrain.data.reward_columns import reward_columns
 from posttrain.objectives.base import Groups
 from posttrain.rewards.messages import text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
@@ -78,14 +79,14 @@ class GroupScoring:
         """Replaces TRL's per-rank call. (B, K) over all ranks, NaN where a response could not be judged."""
         training = self.model.training
         group_size = self.num_generations if training else self.num_generations_eval
-        columns = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
+        columns = reward_columns(inputs[0], own=("prompt", "completion", "completion_ids"))
         local = [
             {
                 "prompt": prompt,
                 "completion": text_of(completion),
                 "messages": None if isinstance(completion, str) else completion,
                 "ids": list(ids),
-                "columns": {key: row[key] for key in columns},
+                "columns": {name: row[key] for name, key in columns.items()},
             }
             for row, prompt, completion, ids in zip(
                 inputs, prompts, completions, completion_ids_list, strict=True
@@ -97,7 +98,7 @@ class GroupScoring:
         by_trl = judged_by_trl(self.reward_funcs)
         by_runner = [k for k in range(len(self.reward_funcs)) if k not in by_trl]
         if by_runner:
-            scores = self._score_groups(rows, columns, group_size)
+            scores = self._score_groups(rows, list(columns), group_size)
             rewards[:, by_runner] = _as_tensor(scores.values, rewards.device)
             self._pass_on_logs(scores, len(local))
         if by_trl:

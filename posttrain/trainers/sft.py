@@ -1,4 +1,8 @@
-"""Supervised fine-tuning: TRL's SFT trainer, with whole checkpoints and a recipe."""
+"""Supervised fine-tuning: TRL's SFT trainer, with whole checkpoints and a recipe.
+
+Rows of a recipe become tokens here rather than inside TRL, which learns a conversation's later questions as well as
+its answers, and takes columns of a data set for its own. Of rows with one answer the labels are TRL's.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import trl
-from transformers import TrainingArguments
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import SFTConfig
 
 from posttrain.data import RowCounts
+from posttrain.data.tokens import learned_ids
 from posttrain.recipe import Recipe
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.finite import FiniteSteps
@@ -38,11 +44,16 @@ class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> SFTTrainer:
         parts = ingredients(recipe)
+        args = training_arguments(recipe, SFTConfig, **changes)
+        train_rows, eval_rows = parts.train_rows, parts.eval_rows
+        if not args.assistant_only_loss:  # TRL asks the chat template what the assistant says
+            train_rows = tokenised(train_rows, parts.tokenizer, args.dataset_num_proc)
+            eval_rows = eval_rows and tokenised(eval_rows, parts.tokenizer, args.dataset_num_proc)
         trainer = cls(
             parts.model,
-            args=training_arguments(recipe, SFTConfig, **changes),
-            train_dataset=parts.train_rows,
-            eval_dataset=parts.eval_rows,
+            args=args,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
             processing_class=parts.tokenizer,
             peft_config=parts.peft_config,
         )
@@ -58,3 +69,15 @@ class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
                 f"SFT carries nothing of the kind between steps, but the checkpoint holds {unknown}"
             )
         self._total_train_tokens = state.get("num_tokens", 0)  # 0: a checkpoint of an earlier version
+
+
+def tokenised(rows: Dataset, tokenizer: PreTrainedTokenizerBase, processes: int | None = None) -> Dataset:
+    """Rows of prompt and completion as input_ids and labels, which TRL cuts, packs and batches."""
+
+    def tokenise(row: dict[str, Any]) -> dict[str, list[int]]:
+        learned = learned_ids(tokenizer, row["prompt"], row["completion"])
+        return {"input_ids": learned.ids, "labels": learned.labels()}
+
+    return rows.map(
+        tokenise, remove_columns=rows.column_names, num_proc=processes, desc="Tokenizing conversations"
+    )

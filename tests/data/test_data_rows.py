@@ -16,17 +16,21 @@ from posttrain.sections import AnswerSection, DataSection
 class Words:
     """A tokenizer of words; a chat costs one token a message and one for the turn to come."""
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[str]]:
-        assert not add_special_tokens
+    eos_token = " <end>"
+    chat_template = "words"
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[str]]:
         return {"input_ids": text.split()}
 
     def decode(self, ids: list[str], skip_special_tokens: bool = False) -> str:
         return " ".join(ids)
 
-    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
-        assert not tokenize
+    def apply_chat_template(
+        self, messages: Any, tokenize: bool, add_generation_prompt: bool = False, return_dict: bool = False
+    ) -> Any:
         turns = [f"<{message['role']}> {message['content']}" for message in messages]
-        return " ".join([*turns, *(["<assistant>"] if add_generation_prompt else [])])
+        text = " ".join([*turns, *(["<assistant>"] if add_generation_prompt else [])])
+        return self(text) if tokenize else text
 
 
 @pytest.fixture
@@ -209,9 +213,9 @@ def test_long_conversations_lose_their_oldest_turns(section) -> None:
 
 def test_what_the_trainer_would_cut_or_lose_is_counted_here(section) -> None:
     data = section([
-        {"prompt": "a", "completion": "b"},
-        {"prompt": "a b", "completion": "c d"},
-        {"prompt": "a b c d", "completion": "e"},
+        {"prompt": "a ", "completion": "b"},
+        {"prompt": "a b ", "completion": "c d"},
+        {"prompt": "a b c d ", "completion": "e"},
     ])  # fmt: skip
     loaded = load_rows(data, Words(), max_length=4)
     assert loaded.counts == RowCounts(3, 2, {"prompt fills train.max_length (4)": 1}, truncated=1)
@@ -247,7 +251,7 @@ def test_nothing_left_is_an_error(section) -> None:
 
 def test_a_hub_name_is_not_downloaded_by_survey_and_named_when_absent() -> None:
     found = survey(DataSection(name="nobody/nothing"))
-    assert found == (None, None, [])
+    assert found == (None, None, [], ())
     with pytest.raises(DataError, match="'nobody/nothing' is no built-in name"):
         load_rows(DataSection(name="nobody/nothing"))
 

@@ -1,0 +1,27 @@
+"""Columns for the rewards on their way through a trainer that must not read them.
+
+TRL's policy trainer looks into a row for names of its own (`images`, `image`, `environment`), and a data set may hold
+such a column by chance. From a recipe's rows only the prompt travels under its name; the rest is marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_MARK = "column: "
+
+
+def marked(rows: Dataset) -> Dataset:
+    """The rows with every column but the prompt under a name that no trainer knows."""
+    return rows.rename_columns({name: _MARK + name for name in rows.column_names if name != "prompt"})
+
+
+def reward_columns(row: Mapping[str, Any], own: Iterable[str]) -> dict[str, str]:
+    """The rewards' name -> the row's, of all columns but the trainer's `own`."""
+    own = set(own)
+    names = {key.removeprefix(_MARK): key for key in row}
+    return {name: key for name, key in names.items() if name not in own}
