@@ -4,6 +4,7 @@
 # make test-optional   only the tests of the optional stack
 # make lint            ruff
 # make types           pyright
+# make docs            the documentation as a site, in build/site
 # make clean           remove the environment and all runs
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -17,7 +18,7 @@ ifeq ($(filter-out 0,$(GPU)),)
 PINS := torch==2.13.0 -c constraints.txt
 endif
 
-.PHONY: demo test test-all test-optional lint types clean
+.PHONY: demo test test-all test-optional lint types docs clean
 .DELETE_ON_ERROR:
 
 $(BIN)/.core: pyproject.toml constraints.txt
@@ -50,6 +51,14 @@ lint: $(BIN)/.core
 
 types: $(BIN)/.core
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(BIN)/.docs: $(BIN)/.core
+	$(BIN)/python -m pip install --quiet $(PINS) -e '.[docs]'
+	touch $@
+
+docs: $(BIN)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 clean:
 	rm -rf $(VENV) runs
