@@ -30,8 +30,6 @@ def test_the_reference_names_modules_that_exist(root: Path) -> None:
             assert known or f"class {parts[-1]}" in owner.read_text(), f"{page.name}: {path}"
 
 
-    find_spec("griffe") is None, reason="needs the docs extra; make docs builds the site with it"
-)
 def test_aligned_columns_become_a_list() -> None:
     from docs.docstring_columns import as_markdown
 
