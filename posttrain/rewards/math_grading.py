@@ -13,32 +13,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from posttrain.rewards.maths.boxes import last_boxes
 from posttrain.rewards.maths.canonical import canonical
+from posttrain.rewards.maths.characters import plain_characters
+from posttrain.rewards.maths.chat import REASONING_TAGS, after_reasoning, own_turn
 from posttrain.rewards.maths.equal import equal_answers, readable
+from posttrain.rewards.maths.final_answer import bare, breaks_off, last_expression, stated
 
 AnswerFormat = Literal["boxed", "hash", "flexible"]
 """boxed: the last closed box. hash: what follows the last "####" on its line. flexible: a box, else "####",
 else the last number of the text."""
 
-REASONING_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<reason>", "</reason>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|channel|>analysis", "<|channel|>final<|message|>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
 MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
-
-_BRACE = re.compile(
-    r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL
-)  # \\boxed: escaped once too often, as in JSON
-_OUTSIDE = re.compile(r"[\n$]|\\[\])]|[.!?]\s")  # what stands between two boxes, but not inside one
-_BOX_BEGUN = re.compile(r"\\(?:b(?:o(?:x(?:e(?:d\s*)?)?)?)?|f(?:b(?:o(?:x\s*)?)?)?)$")
-_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
 
 
 @dataclass(frozen=True)
@@ -81,16 +67,14 @@ def extract_answer(
     visible = after_reasoning(text, prompt_opens_reasoning)
     if visible is None:
         return Extraction(None, "unclosed reasoning")
+    visible = plain_characters(own_turn(visible))
     if answer_format == "boxed":
-        return _limited(_last_box(visible))
+        return _limited(_boxed(visible))
     if answer_format == "hash":
         return _limited(_after_hash(visible, cut_off))
     if answer_format != "flexible":
         raise ValueError(f"answer_format is {answer_format!r}; choose boxed, hash or flexible")
-    found = _last_box(visible)
-    if found.reason == "no box":
-        found = _after_hash(visible, cut_off)
-    return _limited(found if found.reason != "no ####" else _last_number(visible, cut_off))
+    return _limited(_flexible(visible, cut_off))
 
 
 def grade(
@@ -134,58 +118,22 @@ def read_gold(gold: str | int | float | None) -> str | None:
 
 @lru_cache(maxsize=65536)
 def _read_gold(gold: str) -> str | None:
+    gold = plain_characters(gold)
     if "####" in gold:
         gold = gold.rpartition("####")[2].strip()
     elif "\\boxed" in gold or "\\fbox" in gold:
         gold = re.sub(r"\\fbox(?![A-Za-z])", r"\\boxed", gold)
         gold = re.sub(r"\\boxed\s+(\w)", r"\\boxed{\1}", gold)
-        gold = _last_box(gold).answer or ""
+        gold = last_boxes(gold).answer or ""
     return gold if gold.strip() and readable(gold) else None
 
 
 # ---- extraction -----------------------------------------------------------------------------------
 
 
-def after_reasoning(text: str, opened: bool = False) -> str | None:
-    """The text behind its reasoning, or None if the reasoning does not end. `opened`: the prompt began it."""
-    closed = False
-    for opening, ending in REASONING_TAGS:
-        end = text.rfind(ending)
-        if end >= 0:
-            text, closed = text[end + len(ending) :], True
-        if opening in text:
-            return None
-    return None if opened and not closed else text
-
-
-def _last_box(text: str) -> Extraction:
-    """One pass over the braces: which boxes close, and where."""
-    if _BOX_BEGUN.search(text):
-        return Extraction(None, "unclosed box")
-    opened: list[tuple[int, bool]] = []  # where each brace still open begins, and whether it is a box's
-    closed: dict[int, int] = {}
-    last = -1
-    for match in _BRACE.finditer(text):
-        if match.group() == "{" or "box" in match.group():
-            is_box = len(match.group()) > 1
-            last = match.end() if is_box else last
-            opened.append((match.end(), is_box))
-        elif match.group() == "}" and opened:
-            begin, is_box = opened.pop()
-            if is_box:
-                closed[begin] = match.start()
-    if last < 0:
-        return Extraction(None, "no box")
-    if last not in closed:
-        return Extraction(None, "unclosed box")
-    around = [begin for begin, is_box in opened if is_box and begin < last]
-    if around and not _OUTSIDE.search(text, around[-1], last):
-        return Extraction(None, "unclosed box")  # \boxed{\boxed{5}: the outer one is still open
-    begin = min(
-        (outer for outer, end in closed.items() if outer <= last and end >= closed[last]), default=last
-    )
-    answer = re.sub(r"\\+(?:boxed|fbox)\s*\{", "{", text[begin : closed[begin]]).strip()
-    return Extraction(answer, "boxed") if answer else Extraction(None, "empty box")
+def _boxed(text: str) -> Extraction:
+    found = last_boxes(text)
+    return Extraction(found.answer, found.reason)
 
 
 def _after_hash(text: str, cut_off: bool) -> Extraction:
@@ -198,11 +146,31 @@ def _after_hash(text: str, cut_off: bool) -> Extraction:
     return Extraction(line, "hash") if line else Extraction(None, "no ####")
 
 
-def _last_number(text: str, cut_off: bool) -> Extraction:
-    numbers = list(_NUMBER.finditer(text))
-    if cut_off and numbers and numbers[-1].end() == len(text.rstrip(".,")):
-        return Extraction(None, "cut off")
-    return Extraction(numbers[-1].group(), "number") if numbers else Extraction(None, "no number")
+def _flexible(text: str, cut_off: bool) -> Extraction:
+    """A box, unless "the final answer is" stands behind it; else "####", a statement, an answer by itself, the last
+    formula or number."""
+    box = last_boxes(text)
+    if box.reason != "no box":
+        behind = stated(text[box.end :], cut_off) if box.reason == "boxed" else None
+        if behind and behind.reason == "final statement":
+            return Extraction(behind.answer, "statement")
+        return Extraction(box.answer, box.reason)
+    found = _after_hash(text, cut_off)
+    if found.reason != "no ####":
+        return found
+    statement = stated(text, cut_off)
+    if statement is not None:
+        return Extraction(statement.answer, "statement" if statement.answer else statement.reason)
+    if not cut_off and (alone := bare(text)) is not None:
+        return Extraction(alone, "alone")
+    return _last_expression(text, cut_off)
+
+
+def _last_expression(text: str, cut_off: bool) -> Extraction:
+    if breaks_off(text) or cut_off and re.search(r"[\d$)\]}]$", text.rstrip(" \n.,*")):
+        return Extraction(None, "cut off" if re.search(r"\d", text) else "no number")
+    answer = last_expression(text)
+    return Extraction(answer, "number") if answer else Extraction(None, "no number")
 
 
 def _limited(found: Extraction) -> Extraction:

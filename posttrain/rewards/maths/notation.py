@@ -6,21 +6,11 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from posttrain.rewards.maths.characters import CURRENCY_SIGNS, plain_characters
+
 CURRENCY = "¤"  # one sign for every currency's sign
 
-_CHARACTERS = {
-    "−": "-", "–": "-", "—": "-", "﹣": "-", "－": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ",
-    "∙": r"\cdot ", "∗": "*", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
-    "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\R ",
-    "ℤ": r"\Z ", "±": r"\pm ", "°": r"^\circ ", "º": r"^\circ ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "²": "^{2}", "³": "^{3}", "¹": "^{1}",
-    "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2005": " ", "\u200b": "", "，": ",", "．": ".", "（": "(",
-    "）": ")", "％": "%", "＄": "$", "′": "'", "’": "'", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ω": r"\omega ",
-    "φ": r"\phi ", "σ": r"\sigma ", "τ": r"\tau ", "€": CURRENCY, "£": CURRENCY, "¥": CURRENCY, "…": r"\ldots ",
-    "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9",
-}  # fmt: skip
-_UNICODE = str.maketrans(_CHARACTERS)
+_MONEY = str.maketrans({sign: CURRENCY for sign in CURRENCY_SIGNS})
 
 _BREAK = "\x01"  # stands for \\ while commands are rewritten
 _TEXT_COMMANDS = (
@@ -86,7 +76,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?<=[\w})^])\s*\\text\{\s*([a-zA-Z])\s*\}(?<![msghlLAVJNWKCFT]\})(?<![msghlLAVJNWKCFT] \})", r" \1"),
         (r"\^\s*\{?\s*\\prime\s*\\prime\s*\}?", "''"),
         (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
-        (r"\\degrees?(?![A-Za-z])|\\text\{\s*°\s*\}", r"^\\circ "),
+        (r"\\degrees?(?![A-Za-z])|\\text\{\s*\^\\circ\s*\}", r"^\\circ "),
         (r"\\deg(?![A-Za-z])", r"^\\circ "),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
         (r"\{\s*\}\s*(?=\^)", ""),
@@ -112,7 +102,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
 @lru_cache(maxsize=16384)
 def tidy(text: str) -> str:
     """The answer in one spelling: no delimiters, no fonts, no spacing commands, plain names for every relation."""
-    text = text.translate(_UNICODE).replace("\\\\", _BREAK).strip()
+    text = plain_characters(text).translate(_MONEY).replace("\\\\", _BREAK).strip()
     text = re.sub(r"\\textcolor\s*\{[^{}]*\}", "", text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
