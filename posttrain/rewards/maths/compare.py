@@ -8,8 +8,8 @@ from fractions import Fraction
 from posttrain.rewards.maths.value import FAILURES, Number, Value, evaluate, lift, mp, sample
 
 POINTS = 4
+TRIED_POINTS = 20  # for expressions that few numbers define
 INTEGER_POINTS = 12
-_LEAVING_REALS = frozenset(("root", "pow", "fn", "log", "log10"))
 ROUNDING = Fraction(1, 10**6)
 
 
@@ -53,16 +53,16 @@ def same_value(a: Value, b: Value, rel_tol: float = 0.0, abs_tol: float = 0.0) -
             return None
     integers = a.integers or b.integers
     compared = 0
-    for point in range(INTEGER_POINTS if integers else POINTS):
+    for point in range(INTEGER_POINTS if integers else TRIED_POINTS):
         try:
             x, y = a.at(point, integers), b.at(point, integers)
         except FAILURES:
-            continue
-        if not integers and point % 3 == 2 and not (_stays_real(a, point) and _stays_real(b, point)):
-            continue  # at negative numbers only real values speak: log(x^2) is 2 log x where both exist
+            continue  # only values that both have speak: log(x^2) is 2 log x where both exist
         if not agree(x, y, inexact):
             return False
         compared += 1
+        if compared == POINTS and not integers:
+            break
     return True if compared >= 2 else None
 
 
@@ -70,11 +70,13 @@ def same_curve(a: Value, b: Value) -> bool:
     """Whether a = 0 and b = 0 have the same solutions: one is a constant times the other, or, where both are linear
     in some variable, each vanishes at the other's solutions."""
     ratios = []
-    for point in range(POINTS):
+    for point in range(TRIED_POINTS):
         try:
             ratios.append(a.at(point) / b.at(point))
         except FAILURES:
             continue
+        if len(ratios) == POINTS:
+            break
     if len(ratios) >= 2 and all(agree(ratio, ratios[0], a.inexact or b.inexact) for ratio in ratios[1:]):
         return ratios[0] != 0
     return a.names == b.names and _vanishes(a, b) and _vanishes(b, a)
@@ -105,19 +107,6 @@ def _vanishes(a: Value, b: Value) -> bool:
 
 def _with(name: str, x: Number, point: int) -> Callable[[str], Number]:
     return lambda other: x if other == name else sample(other, point, False)
-
-
-def _stays_real(value: Value, point: int) -> bool:
-    """Whether no part is complex: sqrt(x) sqrt(y) is real at two negative numbers, but on the way it is not."""
-
-    def real(tree: tuple) -> bool:
-        if not all(real(branch) for branch in tree[1:] if isinstance(branch, tuple)):
-            return False
-        return tree[0] not in _LEAVING_REALS or not _is_complex(
-            evaluate(tree, lambda name: sample(name, point, False))
-        )
-
-    return not _is_complex(value.at(point)) and real(value.tree)
 
 
 def _is_complex(x: Number) -> bool:

@@ -161,7 +161,7 @@ class _Reader:
                         tree = ("mul", tree, ("div", ("pi",), ("num", Fraction(180))))
                     continue
                 exponent = self.argument(digits_together=True)
-                if _is_negative(tree) and _has_names(exponent):
+                if _is_negative(tree) and has_names(exponent):
                     self.integers = True
                 tree = ("pow", tree, exponent)
             else:
@@ -342,5 +342,5 @@ def _is_negative(tree: tuple) -> bool:
     return tree[0] == "neg"
 
 
-def _has_names(tree: Any) -> bool:
-    return isinstance(tree, tuple) and (tree[0] == "var" or any(_has_names(branch) for branch in tree[1:]))
+def has_names(tree: Any) -> bool:
+    return isinstance(tree, tuple) and (tree[0] == "var" or any(has_names(branch) for branch in tree[1:]))
