@@ -34,7 +34,11 @@ def make_grader(name: str, arguments: dict[str, Any]) -> Callable[[list[Item]], 
 
 
 def _math(
-    rule: str = "boxed", opens_reasoning: bool = False, relative_tolerance: float = 0.0, flexible: bool = True
+    rule: str = "boxed",
+    opens_reasoning: bool = False,
+    relative_tolerance: float = 0.0,
+    flexible: bool = True,
+    number_words: bool = False,
 ) -> Judge:
     """The reward `math_answer`'s rule and equality. `flexible` stands beside the strict score."""
     from posttrain.rewards.math_grading import AnswerFormat, canonical_answer, grade
@@ -51,6 +55,7 @@ def _math(
             "abs_tol": tolerance,
             "prompt_opens_reasoning": opens_reasoning,
             "cut_off": item.cut_off,
+            "number_words": number_words,
         }
         strict = grade(reference, item.text, rule, **limits)  # type: ignore[arg-type]  # checked by grade
         verdict = {

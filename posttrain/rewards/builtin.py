@@ -43,14 +43,20 @@ def math_answer(
     answer: Sequence[Any],
     answer_format: Literal["boxed", "hash", "flexible"] = "boxed",
     prompt_opens_reasoning: bool = False,
+    number_words: bool = False,
     **_: Any,
 ) -> list[float | None]:
     """1.0 if the final answer equals `answer`; 0.0 if it differs or is missing; None where `answer` is unreadable.
 
-    `answer` may be bare LaTeX, a number, a solution with a box, or one with "####".
+    `answer` may be bare LaTeX, a number, a solution with a box, or one with "####". With `number_words`,
+    "forty-two" is 42.
     """
+    settings: dict[str, Any] = {
+        "prompt_opens_reasoning": prompt_opens_reasoning,
+        "number_words": number_words,
+    }
     return [
-        _as_score(grade(gold, text, answer_format, prompt_opens_reasoning=prompt_opens_reasoning).correct)
+        _as_score(grade(gold, text, answer_format, **settings).correct)
         for text, gold in zip(completions, answer, strict=True)
     ]
 

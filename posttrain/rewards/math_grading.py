@@ -1,9 +1,10 @@
 """Grading of final answers in mathematics: one extraction rule, one equality, shared by reward and evaluation.
 
 The answer is the last `\\boxed{...}`, and it has to be closed: a text that stops inside its box or inside its
-reasoning has no answer. Equality is decided exactly where the answer can be evaluated (maths/value.py) and by
-math-verify elsewhere. A single comparison may take arbitrarily long, so grade in a process with a deadline
-(`grading_pool.grade_many`, or the reward runner); nothing here uses signals or threads.
+reasoning has no answer; several boxes in one sentence are a list. Equality is decided exactly where the answer can be
+evaluated (maths/value.py) and together with math-verify elsewhere (maths/second_opinion.py). A single comparison may
+take arbitrarily long, so grade in a process with a deadline (`grading_pool.grade_many`, or the reward runner); nothing
+here uses signals or threads.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Literal
 from posttrain.rewards.maths.boxes import last_boxes
 from posttrain.rewards.maths.canonical import canonical
 from posttrain.rewards.maths.characters import plain_characters
-from posttrain.rewards.maths.chat import REASONING_TAGS, after_reasoning, own_turn
+from posttrain.rewards.maths.chat import after_reasoning, own_turn
 from posttrain.rewards.maths.equal import equal_answers, readable
 from posttrain.rewards.maths.final_answer import bare, breaks_off, last_expression, stated
+from posttrain.rewards.maths.gold import answer_of
 
 AnswerFormat = Literal["boxed", "hash", "flexible"]
-"""boxed: the last closed box. hash: what follows the last "####" on its line. flexible: a box, else "####",
-else the last number of the text."""
+"""boxed: the last closed box, or all boxes of its sentence as a list. hash: what follows the last "####" on its line.
+flexible: a box, else "####", else what the text states ("the answer is ..."), else the text itself where it is nothing
+but an answer, else its last formula or number."""
 
 MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
 
@@ -31,8 +34,9 @@ MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not a
 class Extraction:
     """The final answer as the text has it, or None and why there is none.
 
-    reason: "boxed", "hash", "number" (how it was found); "no box", "unclosed box", "unclosed reasoning",
-    "empty box", "no ####", "no number", "cut off", "too long" (why not).
+    reason: "boxed", "hash", "statement", "alone", "number" (how it was found); "no box", "unclosed box",
+    "unclosed reasoning", "empty box", "no ####", "no number", "cut off", "too long" (why not). The answer's characters
+    are plain ones: − is -, ² is ^{2}.
     """
 
     answer: str | None
@@ -86,11 +90,13 @@ def grade(
     cut_off: bool = False,
     rel_tol: float = 0.0,
     abs_tol: float = 0.0,
+    number_words: bool = False,
 ) -> Grade:
     """Grades a model's text against a gold answer: bare LaTeX, a solution with a box, or one with "####".
 
-    Wrong, unreadable and missing answers are False; None says that the gold answer cannot be read. `rel_tol` and
-    `abs_tol` widen the comparison of numbers, for gold answers that are measurements.
+    Wrong, unreadable and missing answers are False; None says that the gold answer cannot be read: "N/A", a sentence
+    without an answer. `rel_tol` and `abs_tol` widen the comparison of numbers, for gold answers that are measurements.
+    `number_words`: "forty-two" is 42.
     """
     expected = read_gold(gold)
     extraction = extract_answer(
@@ -100,7 +106,7 @@ def grade(
         return Grade(None, extraction.answer, "unreadable gold")
     if extraction.answer is None:
         return Grade(False, None, extraction.reason)
-    equal = equal_answers(expected, extraction.answer, rel_tol, abs_tol)
+    equal = equal_answers(expected, extraction.answer, rel_tol, abs_tol, number_words)
     return Grade(equal, extraction.answer, "equal" if equal else "different")
 
 
@@ -118,14 +124,8 @@ def read_gold(gold: str | int | float | None) -> str | None:
 
 @lru_cache(maxsize=65536)
 def _read_gold(gold: str) -> str | None:
-    gold = plain_characters(gold)
-    if "####" in gold:
-        gold = gold.rpartition("####")[2].strip()
-    elif "\\boxed" in gold or "\\fbox" in gold:
-        gold = re.sub(r"\\fbox(?![A-Za-z])", r"\\boxed", gold)
-        gold = re.sub(r"\\boxed\s+(\w)", r"\\boxed{\1}", gold)
-        gold = last_boxes(gold).answer or ""
-    return gold if gold.strip() and readable(gold) else None
+    answer = answer_of(gold)
+    return answer if answer is not None and readable(answer) else None
 
 
 # ---- extraction -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from math_cases import cases
 
 from posttrain.rewards.grading_pool import Item, grade_many, in_chunks
 from posttrain.rewards.math_grading import Grade, canonical_answer, extract_answer, grade, read_gold
-from posttrain.rewards.maths import equal, reading
+from posttrain.rewards.maths import equal, reading, second_opinion
 from posttrain.rewards.maths.equal import equal_answers
 from posttrain.rewards.pool import WorkerPool
 
@@ -218,7 +218,9 @@ def test_strange_answers_are_wrong_and_neither_raise_nor_hang(answer):
 
 
 def test_mutilated_answers_are_graded_without_an_error(monkeypatch):
-    monkeypatch.setattr(equal, "equal_by_math_verify", lambda gold, answer: False)  # its errors are not ours
+    monkeypatch.setattr(
+        second_opinion, "equal_by_math_verify", lambda gold, answer: False
+    )  # its errors are not ours
     monkeypatch.setattr(equal, "parsed_by_math_verify", lambda text: ())
     rng = random.Random(4)
     answers = [answer for _, _, answer, _ in cases()]

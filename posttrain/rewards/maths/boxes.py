@@ -54,7 +54,7 @@ def last_boxes(text: str) -> Boxes:
 
 
 def _braces(text: str) -> tuple[list[int], dict[int, int], int]:
-    """Where boxes still open begin, where the others begin and end, and where the last one begins (-1: there is none)."""
+    """Where boxes still open begin, where the others begin and end, where the last one begins (-1: none)."""
     opened: list[tuple[int, bool]] = []  # where each brace still open begins, and whether it is a box's
     closed: dict[int, int] = {}
     last = -1
@@ -95,7 +95,7 @@ def _listed_together(text: str, boxes: list[tuple[int, int]]) -> list[tuple[int,
 
 
 def _joins(between: str) -> bool:
-    r"""Whether two boxes with this between them are one list: "\boxed{1} and \boxed{2}", "x = \boxed{1}, y = \boxed{2}".
+    r"""Whether two boxes with this between them are one list: "\boxed{1} and \boxed{2}".
 
     "\boxed{3}, no: \boxed{4}" is a correction and "\boxed{2/4} = \boxed{1/2}" a derivation: there the last one counts.
     """

@@ -11,6 +11,7 @@ from posttrain.rewards.maths.shape import (
     Equation,
     Expr,
     Group,
+    Inequality,
     Matrix,
     Named,
     Ratio,
@@ -37,6 +38,8 @@ def _canonical(shape: Shape) -> str:
         return shape.text
     if isinstance(shape, Ratio):
         return ":".join(map(_canonical, shape.terms))
+    if isinstance(shape, Inequality):
+        return re.sub(r"\s+", "", shape.text)
     if isinstance(shape, Matrix):
         return "[" + ";".join(",".join(map(_canonical, row)) for row in shape.rows) + "]"
     if isinstance(shape, Region):

@@ -127,4 +127,3 @@ def _as_script(match: re.Match[str]) -> str:
 def _as_fraction(match: re.Match[str]) -> str:
     above, below = unicodedata.normalize("NFKC", match.group()).split("⁄")
     return rf"\frac{{{above}}}{{{below}}}"
-

@@ -1,7 +1,8 @@
 """Whether two answers are the same.
 
-Numbers and expressions that can be evaluated are compared exactly; whatever cannot be read here is handed to
-math-verify (fallback.py), so call this in a process with a deadline.
+Numbers and expressions that can be evaluated are compared exactly. Parts that have no value here go to math-verify, and
+so do whole answers that differ as read here, where their difference is not certain (second_opinion.py). It may take
+arbitrarily long, so call this in a process with a deadline.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from posttrain.rewards.maths.antiderivative import formula, same_constant
 from posttrain.rewards.maths.compare import number_of, real_of, same_curve, same_value
 from posttrain.rewards.maths.expression import with_short_unit
-from posttrain.rewards.maths.fallback import equal_by_math_verify, parsed_by_math_verify
+from posttrain.rewards.maths.fallback import parsed_by_math_verify
+from posttrain.rewards.maths.inequalities import inequality_is_region, same_inequality
 from posttrain.rewards.maths.notation import balanced, tidy
 from posttrain.rewards.maths.reading import read_shape
+from posttrain.rewards.maths.second_opinion import agreed_by_math_verify, equal_expressions
 from posttrain.rewards.maths.shape import (
     Either,
     Equation,
     Expr,
     Group,
+    Inequality,
     Matrix,
     Named,
     Ratio,
@@ -29,9 +34,8 @@ from posttrain.rewards.maths.shape import (
     leaves,
     merged,
 )
-from posttrain.rewards.maths.tree import Unreadable
 from posttrain.rewards.maths.units import Unit
-from posttrain.rewards.maths.value import Value, read_value
+from posttrain.rewards.maths.value import Value
 
 
 def readable(gold: str) -> bool:
@@ -47,21 +51,35 @@ def _readable_leaf(shape: Shape) -> bool:
     if isinstance(shape, Equation):
         return True
     if isinstance(shape, Expr) and shape.value is None:
-        return bool(parsed_by_math_verify(shape.text))
+        return _is_notation(shape.text) or bool(parsed_by_math_verify(shape.text))
     return True
 
 
+def _is_notation(text: str) -> bool:
+    """Whether a formula that has no value here is whole all the same, and may be compared by its looks: A \\cup B."""
+    rest = re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    if re.search(r"[A-Za-z]{3,}|[?#@&]", rest) or re.search(r"[-+*/=^_]\s*$|\{\s*\}", text):
+        return False
+    return bool(re.search(r"[A-Za-z\d]", rest))
+
+
 @lru_cache(maxsize=65536)
-def equal_answers(gold: str, answer: str, rel_tol: float = 0.0, abs_tol: float = 0.0) -> bool:
+def equal_answers(
+    gold: str, answer: str, rel_tol: float = 0.0, abs_tol: float = 0.0, number_words: bool = False
+) -> bool:
     """Whether `answer` is the same as `gold`, both in LaTeX or plain writing, without \\boxed.
 
-    `rel_tol` and `abs_tol` widen the comparison of numbers, for golds that are measurements.
+    `rel_tol` and `abs_tol` widen the comparison of numbers, for golds that are measurements. `number_words`: whether
+    "forty-two" is 42.
     """
     if _squeezed(gold) == _squeezed(answer):
         return True
     if not balanced(answer):
         return False
-    return _Comparison(rel_tol, abs_tol).same(read_shape(gold), read_shape(answer))
+    first, second = read_shape(gold), read_shape(answer)
+    if _Comparison(rel_tol, abs_tol, number_words).same(first, second):
+        return True
+    return agreed_by_math_verify(gold, answer, first, second)
 
 
 def _squeezed(text: str) -> str:
@@ -69,8 +87,8 @@ def _squeezed(text: str) -> str:
 
 
 class _Comparison:
-    def __init__(self, rel_tol: float, abs_tol: float):
-        self.rel_tol, self.abs_tol = rel_tol, abs_tol
+    def __init__(self, rel_tol: float, abs_tol: float, number_words: bool):
+        self.rel_tol, self.abs_tol, self.number_words = rel_tol, abs_tol, number_words
 
     def same(self, gold: Shape, answer: Shape) -> bool:
         if isinstance(gold, Either) and isinstance(answer, Either):
@@ -84,11 +102,19 @@ class _Comparison:
         if isinstance(gold, Named | Equation) or isinstance(answer, Named | Equation):
             return self.equations(gold, answer)
         if isinstance(gold, Words) or isinstance(answer, Words):
+            if self.number_words and isinstance(gold, Words | Expr) and isinstance(answer, Words | Expr):
+                gold, answer = _spelt_out(gold), _spelt_out(answer)
+                if isinstance(gold, Expr) and isinstance(answer, Expr):
+                    return self.expressions(gold, answer)
+            if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+                return _clock_of(gold) == _clock_of(answer) is not None
             return _words_of(gold) == _words_of(answer) is not None
         if isinstance(gold, Ratio) or isinstance(answer, Ratio):
             return self.ratios(gold, answer)
         if isinstance(gold, Matrix) or isinstance(answer, Matrix):
             return self.matrices(gold, answer)
+        if isinstance(gold, Inequality) or isinstance(answer, Inequality):
+            return self.inequalities(gold, answer)
         if isinstance(gold, Region) or isinstance(answer, Region):
             return self.regions(as_region(gold), as_region(answer))
         if isinstance(gold, Group) or isinstance(answer, Group):
@@ -115,7 +141,7 @@ class _Comparison:
             return isinstance(answer, Named | Equation) and self.proportional(gold, answer)
         if isinstance(answer, Named):
             return self.same(gold, answer.inner)
-        return isinstance(answer, Equation) and self.same(gold, answer.right)
+        return isinstance(answer, Equation) and not _unsolved(answer) and self.same(gold, answer.right)
 
     def functions(self, gold: Named, answer: Named) -> bool:
         """f(x) = 2x and f(t) = 2t name the same function."""
@@ -133,7 +159,7 @@ class _Comparison:
         """Whether two equations describe one line or curve."""
         first, second = _difference(gold), _difference(answer)
         if first is None or second is None:
-            return equal_by_math_verify(_source(gold), _source(answer))
+            return equal_expressions(_source(gold), _source(answer))
         return same_curve(first, second)
 
     # ---- several answers
@@ -146,6 +172,9 @@ class _Comparison:
                 return self.same(gold, answer)
             alike = group.kind == "list" or group.kind == "set" and len(group.items) == 1
             return alike and bool(group.items) and all(self.same(item, other) for item in group.items)
+        gold, answer = _only_item(gold, answer), _only_item(answer, gold)
+        if not isinstance(gold, Group) or not isinstance(answer, Group):
+            return self.same(gold, answer)
         kinds = {gold.kind, answer.kind}
         if "set" in kinds and kinds <= {"set", "list"}:
             return self.covers(gold, answer) and self.covers(answer, gold)
@@ -206,12 +235,23 @@ class _Comparison:
         ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
         if not isinstance(ratio, Ratio) or not isinstance(other, Expr) or len(ratio.terms) != 2:
             return False
-        return self.expressions(_expr(f"({ratio.terms[0].text})/({ratio.terms[1].text})"), other)
+        return self.expressions(formula(f"({ratio.terms[0].text})/({ratio.terms[1].text})"), other)
 
     def products(self, a: Expr, b: Expr, c: Expr, d: Expr) -> bool:
-        return self.expressions(_expr(f"({a.text})({b.text})"), _expr(f"({c.text})({d.text})"))
+        return self.expressions(formula(f"({a.text})({b.text})"), formula(f"({c.text})({d.text})"))
 
     # ---- regions
+
+    def inequalities(self, gold: Shape, answer: Shape) -> bool:
+        if isinstance(gold, Inequality) and isinstance(answer, Inequality):
+            return same_inequality(gold, answer, self.expressions)
+        inequality, other = (gold, answer) if isinstance(gold, Inequality) else (answer, gold)
+        region = as_region(other)
+        return (
+            isinstance(inequality, Inequality)
+            and region is not None
+            and inequality_is_region(inequality, region)
+        )
 
     def regions(self, gold: Region | None, answer: Region | None) -> bool:
         if gold is None or answer is None:
@@ -241,17 +281,15 @@ class _Comparison:
         if not _same_dimension(gold.unit, answer.unit):
             return False
         if gold.value is None or answer.value is None:
-            return _squeezed(gold.text) == _squeezed(answer.text) or equal_by_math_verify(
-                gold.text, answer.text
-            )
+            return _squeezed(gold.text) == _squeezed(answer.text) or equal_expressions(gold.text, answer.text)
         if gold.digits or answer.digits:
             return _begins_alike(gold, answer)
         if gold.percent != answer.percent:
             return self.percentages(gold, answer)
         if gold.unit and answer.unit and gold.unit != answer.unit and gold.unit.factor and answer.unit.factor:
             factor = answer.unit.factor / gold.unit.factor
-            answer = _expr(f"({answer.text})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}")
-        verdict = _same(gold, _same_constant(gold, answer), self.rel_tol, self.abs_tol)
+            answer = formula(f"({answer.text})\\cdot\\frac{{{factor.numerator}}}{{{factor.denominator}}}")
+        verdict = _same(gold, same_constant(gold, answer), self.rel_tol, self.abs_tol)
         return gold.value == answer.value if verdict is None else verdict
 
     def percentages(self, gold: Expr, answer: Expr) -> bool:
@@ -260,7 +298,7 @@ class _Comparison:
         if plain.value is None or percent.value is None:
             return False
         if same_value(
-            _expr(f"({percent.text})/100").value or percent.value, plain.value, self.rel_tol, self.abs_tol
+            formula(f"({percent.text})/100").value or percent.value, plain.value, self.rel_tol, self.abs_tol
         ):
             return True
         number = real_of(plain.value)
@@ -271,53 +309,10 @@ class _Comparison:
 # ---- small questions ------------------------------------------------------------------------------
 
 
-def _expr(text: str) -> Expr:
-    try:
-        return Expr(text, read_value(text))
-    except Unreadable:
-        return Expr(text, None)
-
-
 def _same(a: Expr, b: Expr, rel_tol: float, abs_tol: float) -> bool | None:
     if a.value is None or b.value is None:
         return None
     return same_value(a.value, b.value, rel_tol, abs_tol)
-
-
-_CONSTANT = re.compile(r"(?:(?<=\+)|^)\s*([CcKk])\s*(?=[+-]|$)")
-_INTEGRATED = frozenset("xyztuvwrs") | {r"\theta", r"\phi", r"\varphi", r"\tau", r"\rho"}
-"""What one integrates over; n + C is no antiderivative."""
-
-
-def _same_constant(gold: Expr, answer: Expr) -> Expr:
-    """The answer with its constant of integration called as the gold's is: x^2 + c for x^2 + C.
-
-    One of the two has to say C: x + k and x + c are different as they stand.
-    """
-    ours, theirs = _constant(gold), _constant(answer)
-    if ours is None or theirs is None or ours[1] == theirs[1] or "C" not in (ours[1], theirs[1]):
-        return answer
-    begin, letter = theirs
-    return _expr(answer.text[:begin] + ours[1] + answer.text[begin + len(letter) :])
-
-
-def _constant(expr: Expr) -> tuple[int, str] | None:
-    """Where an antiderivative's constant stands and its letter: a term by itself beside a function of x, in which
-    neither such a letter nor another capital occurs (A + B + C has three parameters)."""
-    found = [m for m in _CONSTANT.finditer(expr.text) if not _within_brackets(expr.text[: m.start()])]
-    if len(found) != 1:
-        return None
-    begin, end = found[0].span(1)
-    rest = _expr(f"{expr.text[:begin]}0{expr.text[end:]}").value
-    if rest is None or not rest.names & _INTEGRATED:
-        return None
-    return None if any(name in "Cck" or name[0].isupper() for name in rest.names) else (begin, found[0][1])
-
-
-def _within_brackets(before: str) -> bool:
-    return (
-        any(before.count(o) != before.count(c) for o, c in ("()", "[]", "{}")) or before.count("|") % 2 == 1
-    )
 
 
 def _begins_alike(a: Expr, b: Expr) -> bool:
@@ -349,6 +344,31 @@ def _words_of(shape: Shape) -> str | None:
     if isinstance(shape, Expr):
         letters = re.sub(r"[\s()]", "", shape.text)
         return letters.lower() if letters.isalpha() else None
+    return None
+
+
+def _unsolved(equation: Equation) -> bool:
+    """2x + 3 = 5 does not say that anything is 5; x + y = 5 tells a quantity, and so does |AB| = 5."""
+    left = equation.left
+    if not isinstance(left, Expr) or left.value is None:
+        return False
+    return len(left.value.names) == 1
+
+
+def _spelt_out(shape: Words | Expr) -> Words | Expr:
+    """The number that words spell."""
+    if isinstance(shape, Words) and shape.number is not None:
+        return formula(str(shape.number))
+    return shape
+
+
+def _clock_of(shape: Shape) -> str | None:
+    """14:30, of 2:30 p.m. as well."""
+    if isinstance(shape, Words):
+        return shape.text if re.fullmatch(r"\d\d:\d\d", shape.text) else None
+    if isinstance(shape, Ratio) and len(shape.terms) == 2:
+        hour, minute = (term.text.strip() for term in shape.terms)
+        return f"{hour:0>2}:{minute}" if hour.isdigit() and re.fullmatch(r"[0-5]\d", minute) else None
     return None
 
 
@@ -388,6 +408,15 @@ def _one_number(shape: Shape, other: Shape) -> Shape:
     return shape
 
 
+def _only_item(shape: Group, other: Group) -> Shape:
+    """{(1, 2)} beside (1, 2): the one item of a set or list."""
+    return (
+        shape.items[0]
+        if shape.kind in ("set", "list") and len(shape.items) == 1 != len(other.items)
+        else shape
+    )
+
+
 def _nested_rows(shape: Shape) -> Shape:
     """[[1, 2], [3, 4]] as a matrix; anything else as it is."""
     if not isinstance(shape, Group) or not all(isinstance(row, Group) for row in shape.items):
@@ -407,9 +436,9 @@ def _same_dimension(a: Unit | None, b: Unit | None) -> bool:
 def _difference(shape: Shape) -> Value | None:
     if isinstance(shape, Named) and isinstance(shape.inner, Expr):
         left, right = re.sub(r"^([A-Za-z])\((\w)\)$", r"\1", shape.name), shape.inner
-        return _expr(f"({left})-({right.text})").value if right.value is not None else None
+        return formula(f"({left})-({right.text})").value if right.value is not None else None
     if isinstance(shape, Equation) and isinstance(shape.left, Expr) and isinstance(shape.right, Expr):
-        return _expr(f"({shape.left.text})-({shape.right.text})").value
+        return formula(f"({shape.left.text})-({shape.right.text})").value
     return None
 
 

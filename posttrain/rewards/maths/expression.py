@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from posttrain.rewards.maths.notation import CURRENCY, strip_braces
 from posttrain.rewards.maths.numerals import word_number
@@ -18,6 +19,10 @@ _UNIT_WORDS = re.compile(
 _UNIT_SHARE = r"(\\text\s*\{[^{}]*\}(?:\s*\^\s*(?:\d|\{\s*\d\s*\}))?)"
 _UNIT_FRACTION = re.compile(rf"\\frac\s*\{{\s*{_UNIT_SHARE}\s*\}}\s*\{{\s*{_UNIT_SHARE}\s*\}}$")
 _UNIT_TAIL = re.compile(r"(?:\\text\s*\{[^{}]*\}|\^\s*\{?\s*-?\d+\s*\}?|\\cdot|\^\\circ|[/.\s{}()A-Za-z])+")
+_MODULUS = re.compile(
+    r"\s*(?:\\pmod\s*(?:\{\s*(\w+)\s*\}|(\w+))|\(?\s*(?:\\mod|\\text\s*\{\s*\(?mod\s*\}|mod)\s*\{?\s*(\w+)\s*\}?\s*\)?)$"
+)
+_FOREIGN_WORDS = re.compile(r"\s*(?:\\text\s*\{)?\s*[^\W\d_a-zA-Z][^\d\\{}()=<>+*/^]*\}?$")
 _REPEATING = re.compile(r"(-?\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?|\((\d+)\))")
 _BASE = re.compile(
     r"\(?(-?[0-9][0-9A-Za-z.]*|[A-Fa-f][0-9A-Fa-f]+(?=\s*_\s*\{?\s*16(?!\d)))\)?\s*"
@@ -37,6 +42,7 @@ def read_expression(text: str) -> Expr:
     )
     if re.fullmatch(r"-?\d{1,3}(\.\d{3}){2,}", body):
         body = body.replace(".", "")
+    body = re.sub(r"^(-?\d{1,3}(?: \d{3})+)(?= \d+\s*/)", lambda match: match[1].replace(" ", ""), body)
     body = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", body)
     base = _BASE.fullmatch(body)
     if base:
@@ -73,6 +79,13 @@ def _take_unit(text: str) -> tuple[str, Unit | None, bool]:
         text, unit = text.replace(CURRENCY, "", 1).strip(), read_unit(CURRENCY)
     elif text.endswith(CURRENCY):
         text, unit = text[:-1].strip(), read_unit(CURRENCY)
+    modulus = _MODULUS.search(text)
+    if modulus and modulus.start():
+        residue = Unit(Fraction(1), ((f"mod {next(filter(None, modulus.groups()))}", 1),))
+        return text[: modulus.start()].strip(), residue, False
+    foreign = _FOREIGN_WORDS.search(text)  # 5元, 5 яблок: a unit or what is counted
+    if foreign and foreign.start() and _value(text[: foreign.start()].strip()) is not None:
+        return text[: foreign.start()].strip(), unit or Unit(None, None), False
     percent = re.search(r"(?:%|\\text\s*\{\s*(?:%|percent(?:age)?)\s*\}|(?<=[\d} ])percent)$", text)
     if percent:
         return text[: percent.start()].strip(), None, True

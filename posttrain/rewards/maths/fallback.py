@@ -34,7 +34,9 @@ def parsed_by_math_verify(text: str) -> tuple:
 def _is_dangerous(text: str) -> bool:
     """Towers of powers and large factorials, which sympy would write out digit by digit; deep nesting, which its
     grammar takes for ever to read; and numbers side by side, which it would join."""
-    if re.search(r"\^\s*\{?[^{}]*\^|\d{5,}\s*!|!\s*!|\^\s*\{?\s*\d{5,}|(?<![\^_\d])\d+\s+\d", text):
+    if re.search(
+        r"\^\s*(?:\{[^{}]*\^|[\dA-Za-z]\s*\^)|\d{5,}\s*!|!\s*!|\^\s*\{?\s*\d{5,}|(?<![\^_\d])\d+\s+\d", text
+    ):
         return True
     depth = deepest = 0
     for character in text:

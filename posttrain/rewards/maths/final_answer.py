@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from posttrain.rewards.maths.characters import CURRENCY_SIGNS
 from posttrain.rewards.maths.notation import closing
 from posttrain.rewards.maths.spans import Span, mathematics, opens_formula
+from posttrain.rewards.maths.tree import GREEK
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ _OTHER_LANGUAGES = (
     r"答案|答え|答(?=\s*[::])|[Оо]твет|[Рр][ée]ponse|[Rr]éponse|[Rr]espuestas?|[Rr]espostas?|[Rr]isposta|[Aa]ntwort|"
     r"الجواب|الإجابة|उत्तर|정답|[Cc]evap|[Oo]dpowiedź"
 )
-_ANSWER_WORD = re.compile(rf"\b[Aa]nswers?\b|\bANSWERS?\b|{_OTHER_LANGUAGES}")
+_ANSWER_WORD = re.compile(
+    r"\b[Aa]nswers?\b|\bANSWERS?\b|\b(?:[Cc]orrect|[Rr]ight|[Bb]est) (?:option|choice|alternative)\b|"
+    rf"{_OTHER_LANGUAGES}"
+)
 _FINAL = re.compile(r"final\W*$", re.IGNORECASE)
-_MARKS = r"(?:[\s*_`#]|\\text(?:bf)?\s*\{)*"
-_COLON = re.compile(rf"{_MARKS}(?:\([^()\n]*\))?{_MARKS}[::=]{_MARKS}")
+_MARKS = r"[\s*_`#]*"
+_COLON = re.compile(rf"{_MARKS}(?:\([^()\n]*\))?{_MARKS}[:=]\}}?{_MARKS}")
 _LINK = re.compile(
     r"[^.\n:!?]{0,120}?(?<![A-Za-z])(?:is|are|be|equals|was|为|是|は|es|est|ist|é|è)(?![A-Za-z])(?:\s*:)?[\s*_]*"
     r"(?:(?:therefore|thus|then|hence|simply|just|indeed|also|equal to|given by|exactly)\b[\s,:]*)*"
@@ -42,7 +46,9 @@ _NOT_STATED = re.compile(
     re.IGNORECASE,
 )
 _POLITE = re.compile(r"\.?\s*(?:I hope (?:it|this)|Hope (?:it|this)|Let me know|Thank you)\b.*", re.DOTALL)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*|[\"')\]](?:\s|$))|\n")
+_SENTENCE_END = re.compile(r"(?:[.?]|(?<![\s(][A-Za-z])!)(?=\s|$|\*|[\"')\]](?:\s|$))|\n")
+
+_ABBREVIATION = re.compile(r"\b(?:Rs|No|vs|approx|p|a|sq|ft|in|cm)$")
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _MONEY = rf"(?:\\?\$|[{CURRENCY_SIGNS}])"
@@ -54,11 +60,17 @@ _NUMBER = re.compile(
     r"(?:\s\d+/\d+|\s?/\s?\d+(?:\.\d+)?(?![\d/]))?"
     r"(?:\s?(?:\\?%|percent\b|pct\b))?"
 )
-_TIED = re.compile(r"(?:[\^_√\\]|(?<![A-Za-z\\])[A-Za-z]|\d[.,/]|\\sqrt(?:\[\d\])?\{?)$")  # not by itself before it
+_TIED = re.compile(
+    r"(?:[\^_√\\]|(?<![A-Za-z\\])[A-Za-z]|\d[.,/]|\\sqrt(?:\[\d\])?\{?)$"
+)  # not by itself before it
 _RELATION = re.compile(r"[A-Za-z](?:_\w+)?\s*(?:<=|>=|<|>|!=|\\[lgn]e)\s*$")
 _LISTED = re.compile(r"(?:\s*,\s*(?:and|or)\s+|\s*,\s+|\s+(?:and|or)\s+|\s*&\s*)$")
 _INTRODUCES_LIST = re.compile(r"(?:[=:]|\\bare|\\bis|\\bin)\s*$")
-_ENDS_IN_OPERATOR = re.compile(r"(?:[=+*/<>^(\[{×-]|\\(?:times|cdot|approx|le|ge|frac|sqrt|div|pm|to))\s*$|\\[A-Za-z]*$")
+_ENDS_IN_OPERATOR = re.compile(r"(?:[=+*/<>^(\[{,-]|\\(?:times|cdot|approx|le|ge|frac|sqrt|div|pm|to))\s*$")
+_ENDS_IN_COMMAND = re.compile(r"\\([A-Za-z]*)$")
+_WHOLE_COMMANDS = GREEK | frozenset(
+    ("pi", "infty", "emptyset", "varnothing", "circ", "degree", "qed", "blacksquare", *"RZNQC")
+)
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _ANSWER_WORDS = 4  # words an answer may hold beside its formula or number: "square feet per hour"
 
@@ -107,9 +119,9 @@ def _sentence_end(text: str, begin: int) -> int:
             continue
         if match.group() == "\n" and _continues(text[begin : match.start()], text[match.end() :]):
             continue
-        if match.group() == "." and re.search(r"\b(?:Rs|No|vs|approx|p|a|sq|ft|in|cm)$", text[begin : match.start()]):
-            if text[match.end() :].strip():
-                continue
+        abbreviated = _ABBREVIATION.search(text[begin : match.start()]) if match.group() == "." else None
+        if abbreviated and text[match.end() :].strip():
+            continue
         return match.start()
     return len(text)
 
@@ -125,8 +137,8 @@ def _continues(before: str, after: str) -> bool:
 
 
 def _from_statement(said: str) -> str | None:
-    said = _POLITE.sub("", said).strip().strip("*_`\"").strip()
-    said = re.sub(r"[\s.,;:!*_`]+$", "", said)
+    said = _POLITE.sub("", said).strip().strip('*_`"').strip()
+    said = re.sub(r"(?:[\s.,;:*_`]|(?<=\w\w)!|(?<=\d)!)+$", "", said)
     if not said or opens_formula(said):
         return None
     told = _behind_verb(said)
@@ -203,12 +215,17 @@ def bare(text: str) -> str | None:
     ):
         prose = _FUNCTION_WORDS.search(plain) and not re.match(r"[A-Za-z]\s+(?:is|equals)\b", plain)
         return text if len(words) <= _ANSWER_WORDS + 2 and not prose else None
-    return text if len(words) <= 2 and not _FUNCTION_WORDS.search(plain) and not re.search(r"\d\D+\d", text) else None
+    return (
+        text
+        if len(words) <= 2 and not _FUNCTION_WORDS.search(plain) and not re.search(r"\d\D+\d", text)
+        else None
+    )
 
 
 _FUNCTION_WORDS = re.compile(
     r"\b(?:is|are|was|were|so|the|we|it|she|he|they|has|have|had|then|thus|hence|because|if|this|that|which|I|you|"
-    r"would|will|can|need|get|find|there|answer|first|next|step|therefore|since)\b",
+    r"would|will|can|need|get|find|there|answer|first|next|step|therefore|since)\b|[^\x00-\x7f]{2}",
+    re.IGNORECASE,
 )
 
 
@@ -219,12 +236,17 @@ def last_expression(text: str) -> str | None:
     number = _last_number(outside)
     if spans and (number is None or spans[-1].begin > number[0]):
         return _listed_formulas(text, spans)
-    return None if number is None else number[1]
+    if number is None:
+        formulas = mathematics(text)
+        return formulas[-1].content if formulas else None
+    return number[1]
 
 
 def _tells(content: str) -> bool:
     """Whether a formula may be an answer: a lone letter in a sentence names what the sentence is about."""
-    return bool(re.search(r"\d|[=<>]|\\(?:pi|infty|emptyset|frac|sqrt|le|ge|text)", content)) or len(content) > 3
+    return (
+        bool(re.search(r"\d|[=<>]|\\(?:pi|infty|emptyset|frac|sqrt|le|ge|text)", content)) or len(content) > 3
+    )
 
 
 def _without(text: str, spans: list[Span]) -> str:
@@ -255,10 +277,16 @@ def _last_number(text: str) -> tuple[int, str] | None:
         return group
     begin, answer = _with_sign(text, numbers[-1])
     before = text[:begin]
+    if re.search(r"\bnot\s*$", before):
+        return begin, f"not {answer}"
     relation = _RELATION.search(before)
     if relation:
         return relation.start(), before[relation.start() :] + answer
-    if _TIED.search(before) or re.match(r"[A-Za-z√^_(\\]", text[numbers[-1].end() :]) and _glued(text, numbers[-1].end()):
+    if (
+        _TIED.search(before)
+        or re.match(r"[A-Za-z√^_(\\]", text[numbers[-1].end() :])
+        and _glued(text, numbers[-1].end())
+    ):
         start = re.search(r"[^\s,;:=]*$", before)
         end = re.match(r"[^\s,;:=]*", text[numbers[-1].end() :])
         if start and end:
@@ -320,4 +348,10 @@ def _group_around(text: str, number: re.Match[str]) -> tuple[int, str] | None:
 def breaks_off(text: str) -> bool:
     """Whether a text ends where no sentence, formula or list can: behind an operator, within brackets."""
     rest = text.rstrip().rstrip("*_`")
-    return bool(_ENDS_IN_OPERATOR.search(rest)) or opens_formula(text)
+    command = _ENDS_IN_COMMAND.search(rest)
+    if _ENDS_IN_OPERATOR.search(rest) or command and command[1] not in _WHOLE_COMMANDS:
+        return True
+    depth = 0
+    for symbol in re.findall(r"\\[()\[\]]|[()\[\]]", rest[-200:]):
+        depth = max(depth + (symbol in ("(", "[")) - (symbol in (")", "]")), 0)
+    return depth > 0 or opens_formula(text)

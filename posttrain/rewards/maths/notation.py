@@ -17,6 +17,13 @@ _TEXT_COMMANDS = (
     r"(?:text(?:bf|it|rm|sf|tt|normal|sc)?|mbox|mathrm|mathsf|mathtt|textnormal|hbox|operatorname\*?)"
 )
 
+_TWICE_ESCAPED = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|pi|left|right|text\w*|math\w+|cdot|times|infty|cup|cap|in|pm|le|ge|leq|geq|neq?|"
+    r"binom|log|ln|sin|cos|tan|begin|end|overline|angle|circ|alpha|beta|theta|gamma|lambda|quad|ldots|dots|boxed)"
+    r"(?![A-Za-z])|[{}%$,;!](?!\s*$))"
+)
+
+_MONEY_NAMES = r"(?:Rs\.?|INR|USD|EUR|GBP|CNY|RMB|JPY|CAD|AUD|CHF)"
 _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -30,6 +37,9 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:begin|end)\{(?:align|equation|gather|aligned|gathered)\*?\}", " "),
         (r"(?:USD|US|CAD|AUD)?\s*\\\$", CURRENCY),
         (rf"\\{_TEXT_COMMANDS}\s*\{{\s*{CURRENCY}\s*\}}", CURRENCY),
+        (rf"^(?:\\{_TEXT_COMMANDS}\s*\{{\s*)?{_MONEY_NAMES}\s*\}}?\s*(?=\d)", CURRENCY),
+        (rf"(?<=\d)\s*(?:\\{_TEXT_COMMANDS}\s*\{{\s*)?{_MONEY_NAMES}\s*\}}?$", CURRENCY),
+        (r"^[^\W\d_a-zA-Z]{1,12}(?:是|为|は|:|=|\s)\s*(?=[-\d\\(\[])", ""),  # the answer is, in other scripts
         (r"\$", " "),
         (r"\\[()\[\]]", " "),
         (r"(?<=\d)(?:\{,\}|,\s*\\!|\\!\s*,)\s*(?=\d{3}(?!\d))", ""),
@@ -70,8 +80,10 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?:^|(?<=[\s+\-=(]))\{\s*\}", ""),
         (r"(?<=\d)\{\s*(\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d))\s*\}", r"\1"),
         (r"\\operatorname\*?\s*\{\s*(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|ln|log|exp)\s*\}", r"\\\1 "),
+        (r"\\(?:mathrm|operatorname)\s*\{\s*([eid])\s*\}", r" \1 "),  # upright, the constants and the differential
         (rf"\\{_TEXT_COMMANDS}(?![A-Za-z])\s*\{{", r"\\text{"),
-        (r"\\text\{\s*([ei])\s*\}(?=\s*\^)", r"\1"),
+        (r"\\text\{\s*([ei])\s*\}(?=\s*\^)|^\\text\{\s*([a-z])\s*\}$", r"\1\2"),
+        *[(r"(\\text\{[^{}]*)\^\s*\{\s*(-?\d+)\s*\}", r"\1^\2")] * 3,  # \text{kg m s^{-2}}
         # one upright letter behind a number is a unit; i, e and any other letter is mathematics
         (r"(?<=[\w})^])\s*\\text\{\s*([a-zA-Z])\s*\}(?<![msghlLAVJNWKCFT]\})(?<![msghlLAVJNWKCFT] \})", r" \1"),
         (r"\^\s*\{?\s*\\prime\s*\\prime\s*\}?", "''"),
@@ -91,7 +103,12 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"√\s*\(", r"\\sqrt("),
         (r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}"),
         (r"(?<![A-Za-z\\])sqrt\s*(?=[({])", r"\\sqrt"),
+        (r"√\s*(?=\{)", r"\\sqrt"),
         (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![A-Za-z\\])exp(?=\s*\()", r"\\exp"),
+        (r"(?:\{\s*\}\s*)?(?<![\w}])[_^]\s*\{?(\d+)\}?\s*C\s*_\s*\{?\s*(\d+)\s*\}?", r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z\\])C\s*_\s*\{?\s*(\d+)\s*\}?\s*\^\s*\{?\s*(\d+)\s*\}?", r"\\binom{\1}{\2}"),
+        (r"(?<=[\d)\]}])(or|and)(?=[A-Za-z\d(\[\\-])", r" \1 "),
         (r"(?<![A-Za-z\\])(?:infinity|oo)(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\])(sin|cos|tan|ln|log|arcsin|arccos|arctan)(?=\s*[(\d])", r"\\\1 "),
         (r"\s+", " "),
@@ -102,7 +119,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
 @lru_cache(maxsize=16384)
 def tidy(text: str) -> str:
     """The answer in one spelling: no delimiters, no fonts, no spacing commands, plain names for every relation."""
-    text = plain_characters(text).translate(_MONEY).replace("\\\\", _BREAK).strip()
+    text = _escaped_once(plain_characters(text)).translate(_MONEY).replace("\\\\", _BREAK).strip()
     text = re.sub(r"\\textcolor\s*\{[^{}]*\}", "", text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -110,6 +127,11 @@ def tidy(text: str) -> str:
     text = re.sub(rf"(?:[.,;:]|{_BREAK}|\s)+$", "", text).strip()
     text = re.sub(rf"^(?:[,;:]|{_BREAK}|\s)+", "", text)
     return _unworded(strip_braces(text.replace(_BREAK, "\\\\")))
+
+
+def _escaped_once(text: str) -> str:
+    r"""\\frac{1}{2}, as it stands in JSON or Python source, is \frac{1}{2}; there a line break of a matrix is \\\\."""
+    return text.replace("\\\\", "\\") if _TWICE_ESCAPED.search(text) else text
 
 
 def _unworded(text: str) -> str:

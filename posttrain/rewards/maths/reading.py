@@ -24,6 +24,7 @@ from posttrain.rewards.maths.shape import (
     combined,
 )
 from posttrain.rewards.maths.units import read_unit
+from posttrain.rewards.maths.wording import relation_in_signs
 
 _SYNONYMS = {
     "no solution": r"\emptyset", "no solutions": r"\emptyset", "none": r"\emptyset", "empty set": r"\emptyset",
@@ -45,6 +46,7 @@ _PREAMBLE = re.compile(
     r"|^\\text\s*\{[A-Za-z ]+\b(?:is|are|equals)\s*:?\s*\}\s*",
     re.IGNORECASE,
 )
+_CLOCK = re.compile(r"\s*(\d{1,2})(?::(\d\d))?\s*([ap])\.?\s?m\b[.\s]*", re.IGNORECASE)
 _CONDITION = re.compile(
     r"\s*(?:[,;]|\\quad)?\s*(?:\\text\s*\{\s*,?\s*(?:where|for|with|if|when|such that|for all|for any|for some)\b.*"
     r"|\b(?:where|for (?:all|any|some|every)|such that)\b.*|\\forall.*"
@@ -64,10 +66,12 @@ def _read(text: str, depth: int) -> Shape:
     if depth > 8:
         return Expr(text, None)
     for reader in (
+        _worded,
         _words,
         _choice,
         _trimmed,
         _matrix,
+        _built_set,
         _unit_vectors,
         _compound,
         _listed,
@@ -94,14 +98,22 @@ def _plain(text: str) -> str:
     return re.sub(r"^(?:the|a|an) ", "", re.sub(r"\s+", " ", text).strip(" .,;:!"))
 
 
+def _worded(text: str, depth: int) -> Shape | None:
+    related = relation_in_signs(text)
+    return None if related is None else _read(tidy(related), depth)
+
+
 def _words(text: str, depth: int) -> Shape | None:
+    if text.strip() == r"\ldots":
+        return Words(r"\ldots")
     if _BOUND.search(_connectors(_CONDITION.sub("", text))) and _plain(text) not in _SYNONYMS:
         return Words(_plain(text))
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
     bare = re.fullmatch(r"[A-Za-z](?:[A-Za-z' ]|(?<=[A-Za-z])-(?=[A-Za-z]))*[A-Za-z]", text)
-    clock = re.fullmatch(r"\s*\d{1,2}(?::\d\d)?\s*[ap]\.?\s?m\b[.\s]*", _connectors(text), re.IGNORECASE)
-    if clock:
-        return Words(_plain(text).replace(" ", ""))
+    clock = _CLOCK.fullmatch(_connectors(text))
+    if clock and int(clock[1]) <= 12:
+        hour = int(clock[1]) % 12 + (12 if clock[3].lower() == "p" else 0)
+        return Words(f"{hour:02d}:{clock[2] or '00'}")
     if whole:
         inner = whole[1].strip()
         rest = _PREAMBLE.sub("", inner)
@@ -122,7 +134,7 @@ def _words(text: str, depth: int) -> Shape | None:
     plain = re.sub(r"^(?:option|choice) \(?([a-z])\)?$", r"\1", _plain(text))
     number = word_number(plain)
     if number is not None:
-        return read_expression(str(number))
+        return Words(plain, number)
     if plain in _SYNONYMS:
         return Words("dne") if plain == "does not exist" else _read(_SYNONYMS[plain], depth)
     connected = re.split(r"\s*(?:,| and | or )\s*", _connectors(text).strip())
@@ -173,7 +185,7 @@ def _trimmed(text: str, depth: int) -> Shape | None:
     """Without a preamble ("the answer is", "Total:") and without conditions ("where k is an integer")."""
     rest = _CONDITION.sub("", _PREAMBLE.sub("", text)).strip()
     excluded = re.fullmatch(r"([^<>=,;]*[A-Za-z][^<>=,;]*)[,;]\s*[a-z]\s*\\ne(?![A-Za-z]).*", rest)
-    if excluded and r"\ne" not in excluded[1]:
+    if excluded and not re.search(r"\\(?:ne|in)(?![A-Za-z])", excluded[1]):
         rest = excluded[1]
     if rest != text and rest:
         return _read(tidy(rest), depth)
@@ -191,7 +203,7 @@ def _matrix(text: str, depth: int) -> Shape | None:
         r"([^=<>&,]*?)[(\[]?\s*\\begin\s*\{([pbB]?matrix|smallmatrix|array)\}(?:\s*\{[clr|\s]*\})?(.*)\\end\s*\{\2\}\s*[)\]]?",
         text, re.DOTALL,
     )  # fmt: skip
-    if match is None:
+    if match is None or r"\begin" in match[3]:
         return None
     factor = match[1].strip().removesuffix(r"\cdot")
     factor = f"({factor}1)" if factor in ("-", "+", "") else f"({factor})"
@@ -202,6 +214,14 @@ def _matrix(text: str, depth: int) -> Shape | None:
         if row.strip(" \\hline")
     ]
     return Matrix(tuple(cells)) if cells else None
+
+
+def _built_set(text: str, depth: int) -> Shape | None:
+    """x | x > 2, where the braces of the set were written without a backslash."""
+    built = re.match(rf"({VARIABLE.pattern})\s*(?:\\in\s*\\R\s*)?(?:\||:)\s*(?=\1|-?\d)(.*)", text, re.DOTALL)
+    if built is None or not re.search(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])", built[2]):
+        return None
+    return _read(tidy(built[2]), depth)
 
 
 def _unit_vectors(text: str, depth: int) -> Shape | None:
@@ -259,6 +279,9 @@ _OR = r"\\text\s*\{\s*,?\s*or\s*\}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|(?<![A-Za
 
 def _listed(text: str, depth: int) -> Shape | None:
     """Several answers separated by commas, semicolons, "and", "or"."""
+    solutions = _solutions(text, depth)
+    if solutions is not None:
+        return solutions
     text = re.sub(rf",?\s*(?:{_AND})\s*", " \x02 ", text)
     text = re.sub(rf",?\s*(?:{_OR})\s*", " \x03 ", text)
     pieces = _join_thousands(split_top(text, ("\x02", "\x03", ",", ";")))
@@ -282,6 +305,32 @@ def _listed(text: str, depth: int) -> Shape | None:
     return Group("list", tuple(flat))
 
 
+def _solutions(text: str, depth: int) -> Shape | None:
+    """p = 5, q = 2; p = 7, q = 2: several solutions of one system, as the list of (5, 2) and (7, 2)."""
+    if text.count("=") < 4:
+        return None
+    pieces = [piece.strip(" ,") for piece, _ in split_top(re.sub(rf"{_AND}|{_OR}", ";", text), (";",))]
+    pieces = [piece for piece in pieces if piece]
+    if len(pieces) < 2 or not all(piece.count("=") > 1 for piece in pieces):
+        return None
+    found = [_read(piece, depth) for piece in pieces]
+    names: list[str] = []
+    tuples = []
+    for one in found:
+        if (
+            not isinstance(one, Group)
+            or one.kind != "list"
+            or not all(isinstance(i, Named) for i in one.items)
+        ):
+            return None
+        entries = {item.name: item.inner for item in one.items if isinstance(item, Named)}
+        names = names or list(entries)
+        if len(entries) != len(one.items) or set(entries) != set(names):
+            return None
+        tuples.append(Named(f"({','.join(names)})", Group("tuple", tuple(entries[name] for name in names))))
+    return Group("list", tuple(tuples))
+
+
 def _flatten(item: Shape) -> tuple[Shape, ...]:
     """1 \\pm 2 inside a list is two of its items, and so is x = 1 \\pm 2."""
     if isinstance(item, Named) and isinstance(item.inner, Group) and item.inner.kind == "list":
@@ -301,9 +350,10 @@ def _join_thousands(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
         before, comma = joined[-1] if joined else ("", "")
         figures = r"\d{3,}" if grouping else r"\d{1,3}"
         start = re.search(rf"(?:^|[\s=+\-{CURRENCY}]){figures}$", before)
-        grouping = bool(comma == "," and start and re.match(r"\d{3}(?!\d)", piece))
+        spaced = re.match(r" 0\d\d(?!\d)", piece)  # 10, 000: no number begins with 0
+        grouping = bool(comma == "," and start and (spaced or re.match(r"\d{3}(?!\d)", piece)))
         if grouping:
-            joined[-1] = (before + piece, separator)
+            joined[-1] = (before + piece.lstrip(), separator)
         else:
             joined.append((piece, separator))
     return joined
@@ -339,7 +389,9 @@ def _bracketed(text: str, depth: int) -> Shape | None:
 
 
 def _set(inner: str, pieces: list[str], depth: int) -> Shape:
-    built = re.match(rf"\s*({VARIABLE.pattern})\s*(?:\\in\s*\\R\s*)?(?:\||:)\s*(.*)", inner, re.DOTALL)
+    built = re.match(
+        rf"\s*({VARIABLE.pattern}|\([^()]*\))\s*(?:\\in\s*\\R\s*)?(?:\||:)\s*(.*)", inner, re.DOTALL
+    )
     if built:
         return _read(tidy(built[2]), depth)
     if not inner.strip():
@@ -361,6 +413,8 @@ def _ratio(text: str, depth: int) -> Shape | None:
     pieces = [piece.strip() for piece, _ in split_top(text.replace(r"\colon", ":"), (":",))]
     if len(pieces) < 2 or not all(pieces):
         return None
+    if r"\ldots" in text:  # 1:2:3:...: no number tells how it goes on
+        return Words(re.sub(r"\s+", "", text))
     return Ratio(tuple(read_expression(piece) for piece in pieces))
 
 

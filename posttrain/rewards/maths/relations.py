@@ -17,8 +17,10 @@ from posttrain.rewards.maths.shape import (
     Equation,
     Expr,
     Group,
+    Inequality,
     Named,
     Piece,
+    Ratio,
     Region,
     Shape,
     Words,
@@ -43,6 +45,10 @@ _NAME = re.compile(
     r"|\\text\s*\{[^{}]*\}(?:\([^()]*\))?|[A-Za-z]{3,}(?: [A-Za-z]+)*"
 )
 VARIABLE = re.compile(_LETTER)
+_PART = rf"(?:\\text\s*\{{[^{{}}]*\}}|\|?(?:{_LETTER}\s*){{1,4}}\|?|(?:[A-Za-z]{{2,}} ?)+)"
+_QUOTIENT = re.compile(rf"\\frac\s*\{{\s*{_PART}\s*\}}\s*\{{\s*{_PART}\s*\}}|{_PART}\s*/\s*{_PART}")
+"""AB/CD: the name of a ratio, as in AB/CD = 3/2."""
+_LABELLED_RATIO = re.compile(rf"{_PART}(?:\s*:\s*{_PART})+")
 
 _NUMBER_SETS = {
     r"\Z": "integers",
@@ -60,6 +66,11 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
         inner = read(named[2], depth)
         region = None if isinstance(inner, Group) and inner.kind == "set" else as_region(inner)
         return replace(region, name=named[1].strip()) if region else Named(named[1].strip(), inner)
+    point = re.fullmatch(
+        r"(\([A-Za-z\d_{}\\\s]+(?:,[A-Za-z\d_{}\\\s]+)+\))\s*\\in(?![A-Za-z])\s*(.*)", text, re.DOTALL
+    )
+    if point:  # (x, y) \in {(1, 2), (3, 4)}
+        return Named(re.sub(r"\s+", "", point[1]), read(point[2], depth))
     excepted = re.fullmatch(
         r"(?:\\text\s*\{)?\s*all real(?: number)?s except\s*\}?\s*(?:[a-z]\s*=)?\s*([^{}]+)\}?",
         text,
@@ -118,14 +129,19 @@ def _equality(parts: list[str], text: str, depth: int, read: Read) -> Shape | No
     if len(parts) == 1:
         return read(parts[0], depth)
     first, last = parts[0], parts[-1]
-    if _NAME.fullmatch(first):
+    if _NAME.fullmatch(first) or _QUOTIENT.fullmatch(first):
         return Named(re.sub(r"\s+", "", first), read(last, depth))
+    if _LABELLED_RATIO.fullmatch(first):
+        inner = read(last, depth)
+        return Named(re.sub(r"\s+", "", first), inner) if isinstance(inner, Ratio | Expr) else None
     if VARIABLE.fullmatch(last) and len(parts) == 2:
         return Named(re.sub(r"\s+", "", last), read(first, depth))
     left, right = read(first, depth), read(last, depth)
     if isinstance(left, Expr) and left.value is not None and not left.value.names:
         if isinstance(right, Expr) and converted(left, with_short_unit(right, left)):
             return Either((left, with_short_unit(right, left)))  # 12 cm = 0.12 m
+        if isinstance(right, Expr) and right.value is not None and right.value.names and len(parts) == 2:
+            return Equation(left, right, text)  # 7 = 11a + c
         return right  # 2 + 3 = 5
     return Equation(left, right, text)
 
@@ -138,7 +154,9 @@ def _inequality(text: str) -> Shape | None:
     if not relations:
         return None
     if len(sides) == 2 and sides[0].startswith("|") and sides[0].endswith("|"):
-        return _absolute(sides[0][1:-1].strip(), relations[0], sides[1])
+        absolute = _absolute(sides[0][1:-1].strip(), relations[0], sides[1])
+        if absolute is not None:
+            return absolute
     variables = [bool(VARIABLE.fullmatch(side)) for side in sides]
     if len(sides) == 2 and variables[1] and (not variables[0] or sides[1] < sides[0]):
         sides.reverse()
@@ -158,7 +176,9 @@ def _inequality(text: str) -> Shape | None:
                 (Piece(read_expression(sides[low]), read_expression(sides[high]), low_open, high_open),),
                 sides[1],
             )
-    return Expr(text, None)
+    if not all(sides):
+        return Expr(text, None)
+    return Inequality(tuple(read_expression(side) for side in sides), tuple(relations), text)
 
 
 def _absolute(name: str, relation: str, limit: str) -> Shape | None:

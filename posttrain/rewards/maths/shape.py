@@ -29,6 +29,7 @@ class Expr:
 @dataclass(frozen=True)
 class Words:
     text: str  # lower case, single spaces, no articles
+    number: int | None = None  # what the words spell: forty-two
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,22 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Inequality:
+    """Sides and the relations between them, where that is no interval as it stands: |x - 2| < 3, x + y > 1."""
+
+    sides: tuple[Expr, ...]
+    relations: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
 class Either:
     """Two ways of giving one answer: exact and rounded, a choice's letter and its content."""
 
     options: tuple[Shape, ...]
 
 
-Shape = Expr | Words | Named | Equation | Group | Region | Matrix | Ratio | Either
+Shape = Expr | Words | Named | Equation | Group | Region | Matrix | Ratio | Inequality | Either
 
 INFINITY = Expr(r"\infty", read_value(r"\infty"))
 MINUS_INFINITY = Expr(r"-\infty", read_value(r"-\infty"))
@@ -106,6 +116,8 @@ def leaves(shape: Shape) -> list[Shape]:
         return [end for piece in shape.pieces for end in (piece.low, piece.high)]
     if isinstance(shape, Ratio):
         return list(shape.terms)
+    if isinstance(shape, Inequality):
+        return list(shape.sides)
     return [shape]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from posttrain.rewards.maths.tree import FUNCTION_NAMES
+
 
 @dataclass(frozen=True)
 class Span:
@@ -16,10 +18,27 @@ class Span:
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_TEXT_COMMAND = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\(?:begin|end)\s*\{\w+\*?\}")
-_MATHEMATICAL_WORDS = frozenset(
-    "and sin cos tan cot sec csc log exp sqrt pmod mod arcsin arccos arctan lim max min gcd lcm det inf sup "
-    "percent pct abc xyz abcd dne pmatrix bmatrix array cases".split()
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\(?:begin|end)\s*\{\w+\*?\}"
+)
+_MATHEMATICAL_WORDS = FUNCTION_NAMES | frozenset(
+    (
+        "and",
+        "log",
+        "sqrt",
+        "pmod",
+        "mod",
+        "lim",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "det",
+        "inf",
+        "sup",
+        "percent",
+        "pct",
+    )
 )
 _DANGLES = re.compile(r"(?:[=+*/<>^_-]|\\(?:times|cdot|approx|le|ge|frac|sqrt|text|div|pm))\s*$")
 

@@ -29,6 +29,9 @@ TOKEN = re.compile(
 )
 
 
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*d(?:\s*\^\s*\{?\d\}?)?[^{}]*\}\s*\{\s*d\s*[a-z]")
+
+
 class Unreadable(ValueError):
     """The expression is outside the language read here, or too large to evaluate."""
 
@@ -52,6 +55,8 @@ def parse(text: str) -> Parsed:
     """Reads one expression (no relation, no list). Raises Unreadable."""
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"longer than {MAX_LENGTH} characters")
+    if _DERIVATIVE.search(text):
+        raise Unreadable("a derivative, which would be read as a fraction")
     reader = _Reader(_tokens(text))
     tree = reader.sum()
     if reader.peek():
@@ -81,6 +86,9 @@ class _Reader:
         self.integers = False
         self.closers: list[str] = []
         self.in_function = 0
+        self.applied = "f(" in "".join(
+            tokens
+        )  # then g and h before a bracket are functions too, and no factors
 
     def peek(self) -> str:
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
@@ -123,11 +131,16 @@ class _Reader:
                 self.next()
                 tree = ("div", tree, self.signed_power())
             elif self.starts_atom(token):
-                if token[0] in "0123456789." and self.tokens[self.position - 1][-1].isdigit():
+                beside = token[0] in "0123456789." and self.tokens[self.position - 1][-1].isdigit()
+                if beside and not self.behind_power():
                     raise Unreadable("two numbers side by side")
                 tree = ("mul", tree, self.power())
             else:
                 return tree
+
+    def behind_power(self) -> bool:
+        """2^6 3^5 is a product, where 2 3 is none: what stands before is an exponent."""
+        return self.position >= 2 and self.tokens[self.position - 2] == "^"
 
     def signed_power(self) -> tuple:
         if self.peek() in ("+", "-"):
@@ -219,6 +232,13 @@ class _Reader:
         if token[:1] == "\\":
             return self.command()
         if token.isalpha():
+            if (
+                self.applied
+                and token in _FUNCTION_LETTERS
+                and self.tokens[self.position + 1 : self.position + 2] == ["("]
+            ):
+                self.names.add(f"{self.next()}()")
+                return ("apply", token, self.group("(", ")"))
             return self.name(self.next())
         raise Unreadable(f"cannot read {token!r}")
 
@@ -249,15 +269,15 @@ class _Reader:
 
     def subscript(self) -> str:
         if self.peek() != "{":
-            return self.next()
+            return self.next().removeprefix("\\")
         depth, text = 0, ""
         while True:
             token = self.next()
             depth += (token == "{") - (token == "}")
             if depth == 0:
                 return text
-            if token not in "{}":
-                text += token
+            if token not in ("{", "}", r"\text"):
+                text += token.removeprefix("\\")
 
     def command(self) -> tuple:
         token = self.next()
@@ -333,6 +353,7 @@ class _Reader:
             tree = ("mul", tree, self.power())
 
 
+_FUNCTION_LETTERS = frozenset("fgh")
 _ATOM_COMMANDS = FUNCTION_NAMES | GREEK | {
     "pi", "frac", "sqrt", "binom", "lfloor", "lceil", "infty", "log", "dot", "ddot",
 }  # fmt: skip

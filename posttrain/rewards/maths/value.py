@@ -89,6 +89,8 @@ def evaluate(tree: tuple, variable: Callable[[str], Number]) -> Number:
     if op == "fn":
         inner = evaluate(tree[2], variable)
         return FUNCTIONS[tree[1]](lift(inner if tree[1] == "ln" else _small(inner)))
+    if op == "apply":
+        return _unknown_function(tree[1], lift(_small(evaluate(tree[2], variable))))
     arguments = [evaluate(branch, variable) for branch in tree[1:]]
     if len(arguments) == 2 and op in _EXACT and all(isinstance(x, Fraction) for x in arguments):
         return _bounded(_EXACT[op](*arguments))
@@ -96,6 +98,12 @@ def evaluate(tree: tuple, variable: Callable[[str], Number]) -> Number:
     if op in ("root", "pow") and not _is_real(result) and _is_real(arguments[0]) and has_names(tree[1]):
         raise Undefined("the square root of a negative number, where a variable decides about its sign")
     return result
+
+
+def _unknown_function(letter: str, x: Number) -> Number:
+    """Some function of that letter, of which no identity holds that does not hold for all: f(x + 1) is f(1 + x)."""
+    rate = sample(f"rate of {letter}", 0, False)
+    return mp.sin(rate * x + sample(f"phase of {letter}", 0, False)) + x * x * rate / 7
 
 
 def _bounded(x: Fraction) -> Fraction:
@@ -154,7 +162,9 @@ def _log(x: Number) -> Number:
 
 
 def _is_real(x: Number) -> bool:
-    return isinstance(x, Fraction) or not isinstance(x, mp.mpc) or abs(x.imag) <= abs(x.real) * mp.mpf(10) ** -40
+    return (
+        isinstance(x, Fraction) or not isinstance(x, mp.mpc) or abs(x.imag) <= abs(x.real) * mp.mpf(10) ** -40
+    )
 
 
 def _is_positive(x: Number) -> bool:
