@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The suite is about numbers on a CPU, on a machine with a GPU too. POSTTRAIN_TEST_DEVICE=cuda runs it on the GPU,
+# except for the tests that start two ranks: those speak gloo, and one GPU cannot hold two ranks of NCCL.
+if os.environ.get("POSTTRAIN_TEST_DEVICE") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # A suite started in the background of a script inherits Ctrl-C ignored, and its children would not hear it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -19,6 +26,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+ON_GPU = os.environ.get("POSTTRAIN_TEST_DEVICE") == "cuda"
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +99,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"left out: the tests marked '{name}'. To run them: {EXTRAS[name][1]}", yellow=True
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """On a GPU, a test of several ranks starts them on the CPU, fixtures that are shared by a module among them."""
+    if not (ON_GPU and item.get_closest_marker("distributed")):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return (yield)

@@ -7,11 +7,21 @@ from typing import Any
 
 from posttrain.methods import METHODS
 
+_HOMES = {
+    name: module
+    for module, trainer in (method.trainer.split(":") for method in METHODS.values())
+    for name in (trainer, f"{trainer.removesuffix('Trainer')}Config")
+}
+"""Every trainer and config, and the module it is imported from when it is asked for: some need optional packages."""
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # the one list of methods is METHODS
+
 
 def __getattr__(name: str) -> Any:
-    """The trainer or config of a method, imported when it is asked for: some need optional packages."""
-    for method in METHODS.values():
-        module, trainer = method.trainer.split(":")
-        if name in (trainer, f"{trainer.removesuffix('Trainer')}Config"):
-            return vars(import_module(module))[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; methods: {', '.join(METHODS)}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; methods: {', '.join(METHODS)}")
+    return vars(import_module(_HOMES[name]))[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

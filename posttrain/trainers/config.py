@@ -96,9 +96,12 @@ def flat_config(name: str, base: type[ConfigT], settings: type, module: str) -> 
     added = [(f.name, f.type, field(default=f.default, default_factory=f.default_factory)) for f in own]  # type: ignore[arg-type]  # one of the two is MISSING
     namespace = {
         "__doc__": f"{base.__name__} plus the settings of {settings.__name__} (see its docstring).",
-        "__module__": module,
     }
-    return dataclasses.make_dataclass(name, added, bases=(base,), namespace=namespace)
+    config = dataclasses.make_dataclass(name, added, bases=(base,), namespace=namespace)
+    config.__module__ = (
+        module  # from Python 3.12 on, make_dataclass puts its caller's there; a checkpoint pickles it
+    )
+    return config
 
 
 def settings_from(args: Any, settings: type[SettingsT]) -> SettingsT:
