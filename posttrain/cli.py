@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn logs of conversations with complaints into rows for method drift",
         "posttrain.data.feedback_command:main",
     ),
+    "data preview": (
+        "show rows as the trainer reads them: tokens, their boundaries, what is learned from",
+        "posttrain.commands.data_preview:main",
+    ),
     "data overlap": (
         "count test rows that share runs of words with training rows",
         "posttrain.data.overlap:main",

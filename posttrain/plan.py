@@ -26,9 +26,11 @@ from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
+from posttrain.planning.rendered import chat_warnings, example_lines
 from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
 from posttrain.planning.row_needs import needs_of
 from posttrain.planning.shapes import Shape, read_shape
+from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 
@@ -42,6 +44,7 @@ class Plan:
     batch: list[str] = field(default_factory=list)
     holds: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
+    example: list[str] = field(default_factory=list)
     rewards: list[str] = field(default_factory=list)
     memory: Memory | None = None
     memory_note: str = ""
@@ -82,7 +85,8 @@ def make_plan(
     plan.refusals += batch_faults(recipe, rollout)
     plan.refusals += engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
-    found = _plan_data(plan, countable=not faults)
+    tokenizer = plan_tokenizer(recipe.model) if not plan.refusals else None
+    found = _plan_data(plan, tokenizer, countable=not faults)
     plan.warnings += checks.benchmark_overlaps(recipe, found)
     columns = checks.visible_columns(recipe, found)
     reward_problems = reward_faults(recipe, columns)
@@ -103,21 +107,24 @@ def make_plan(
     return plan
 
 
-def _plan_data(plan: Plan, *, countable: bool) -> Survey | None:
+def _plan_data(plan: Plan, tokenizer: PlanTokenizer | None, *, countable: bool) -> Survey | None:
     recipe = plan.recipe
-    found, faults = checks.data_survey(recipe.data, "data", needs_of(recipe))
+    found, faults = checks.data_survey(recipe.data, "data", needs_of(recipe), tokenizer)
     plan.refusals += faults
     if found is not None:
         plan.data.append(f"training: {_rows_in_words(found)}")
         plan.data += found.notes
         plan.warnings += checks.echo_warnings(found)
+        if found.rows and tokenizer is not None:
+            plan.example = example_lines(recipe, found.rows[0], tokenizer)
+            plan.warnings += chat_warnings(recipe, found.rows[0], tokenizer)
         if found.rows:
             plan.refusals += checks.row_faults(recipe, found.rows[0])
         if found.counts is not None and countable:
             plan.refusals += checks.count_faults(recipe, found.counts.used, plan.launch.processes)
     if recipe.data.eval is None:
         return found
-    held_out, faults = checks.data_survey(recipe.data.eval, "data.eval", needs_of(recipe))
+    held_out, faults = checks.data_survey(recipe.data.eval, "data.eval", needs_of(recipe), tokenizer)
     plan.refusals += faults
     if held_out is not None:
         plan.data.append(f"held out: {_rows_in_words(held_out)}")
@@ -203,6 +210,7 @@ def print_plan(plan: Plan, console: Console | None = None, *, full: bool = False
         _print_lines(console, holder, plan.holds)
     _print_memory(plan, console, full)
     _print_lines(console, "Data", plan.data)
+    _print_lines(console, "The first row, a bar between two tokens", plan.example)
     _print_lines(console, "Rewards", plan.rewards)
     if full:
         console.print("[bold]Resolved recipe[/]")

@@ -121,7 +121,9 @@ class AnswerSection(Section):
 
 class DataSection(Section):
     name: str | None = None  # a built-in task, a known dataset, or a hub name
-    path: str | None = None  # .jsonl .json .parquet .csv, each also with .gz
+    path: str | None = (
+        None  # .jsonl .json .parquet .csv, each also with .gz or .zst; a folder or pattern of them
+    )
     args: dict[str, Any] = {}  # settings of a built-in task
     config: str | None = None  # of a hub dataset
     split: str = "train"

@@ -67,7 +67,7 @@ def read_texts(path: str, column: str | None) -> list[str]:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("train", help="training rows: .jsonl .json .parquet .csv, each also with .gz")
+    parser.add_argument("train", help="training rows: .jsonl .json .parquet .csv, each also with .gz or .zst")
     parser.add_argument("test", help="test rows")
     parser.add_argument(
         "--column", help="text column of both files (default: prompt, question, problem, ...)"

@@ -240,7 +240,7 @@ def _collect(
 
 def _unread(section: DataSection, layout: Layout, needs: Needs, row: Row) -> list[str]:
     """A sentence about columns that stay behind; where rewards see all of them, there are none."""
-    if needs.others:
+    if needs.others or section.name in TASKS:
         return []
     read = {name.split(".")[0] for name in read_columns(section, layout, needs)}
     unread = [name for name in row if name not in {*read, *needs.columns}]

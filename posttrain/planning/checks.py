@@ -17,6 +17,7 @@ from posttrain.planning.lengths import PromptLengths
 from posttrain.planning.rewards import reward_faults
 from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
+from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
 from posttrain.sections import DataSection
 
@@ -80,10 +81,12 @@ def precision_warnings(recipe: Recipe) -> Iterator[str]:
         yield "train.bf16 adds nothing to bfloat16 weights but casts; leave one of the two"
 
 
-def data_survey(section: DataSection, place: str, needs: Needs) -> tuple[Survey | None, list[str]]:
-    """What the section's rows look like, or why they cannot be used."""
+def data_survey(
+    section: DataSection, place: str, needs: Needs, tokenizer: PlanTokenizer | None = None
+) -> tuple[Survey | None, list[str]]:
+    """What the section's rows look like, or why they cannot be used; the tokenizer, where it is here, says with."""
     try:
-        found = survey(section, needs)
+        found = survey(section, needs, tokenizer)
     except DataError as error:
         return None, [f"{place}: {error}"]
     if found.counts is not None and found.counts.used == 0:

@@ -13,6 +13,9 @@ from posttrain.sections import ModelSection
 TEMPLATE_TOKENS = 32
 """Taken for what a chat template adds around the words of a conversation."""
 
+LONGEST_READ = 200_000
+"""Characters of a text that are tokenised here; of a longer one the rest is reckoned to be like them."""
+
 
 @dataclass(frozen=True)
 class PromptLengths:
@@ -44,8 +47,12 @@ def prompt_lengths(model: ModelSection, rows: Sequence[Row]) -> PromptLengths | 
         return None
     from tokenizers import Tokenizer
 
-    encoded = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
-    return PromptLengths([len(encoding.ids) + added for encoding in encoded], exact=not chat)
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    encoded = tokenizer.encode_batch([text[:LONGEST_READ] for text in texts], add_special_tokens=False)
+    scales = [max(len(text) / LONGEST_READ, 1.0) for text in texts]
+    tokens = [int(len(encoding.ids) * scale) + added for encoding, scale in zip(encoded, scales, strict=True)]
+    return PromptLengths(tokens, exact=not chat and max(scales) == 1)
 
 
 def _tokenizer_file(model: ModelSection) -> Path | None:

@@ -6,9 +6,6 @@ import string
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,22 +16,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+from posttrain.data.characters import ROLES, by_characters
 
 
 def character_tokenizer(alphabet: str = string.printable[:95] + "\n") -> PreTrainedTokenizerFast:
     """One token a character of `alphabet`, and <pad>, <eos>, <bos>, <unk>, <mask>."""
-    vocabulary = {token: i for i, token in enumerate((*_SPECIAL, *alphabet))}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        mask_token="<mask>",
+        tokenizer_object=by_characters(alphabet),
+        **ROLES,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )

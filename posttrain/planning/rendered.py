@@ -1,0 +1,120 @@
+"""A row as the trainer reads it: its tokens, where they begin and end, and which of them are learned from.
+
+`plan` shows one row, `posttrain data preview` several; both from the functions that the trainers tokenise with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.data.files import Row
+from posttrain.data.tokens import learned_ids, pair_ids, prompt_ids
+from posttrain.recipe import Recipe
+
+EDGE = "│"
+"""Between two tokens."""
+_LINE_END = "⏎"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of tokens of one row. `learned`: the trainer learns them, rather than only reading them."""
+
+    title: str
+    tokens: list[str]
+    learned: bool
+
+    def line(self, most: int | None = None) -> str:
+        """One line; `most` tokens of a longer part are shown, from its beginning and its end."""
+        if most is None or len(self.tokens) <= most:
+            shown = EDGE.join(self.tokens)
+        else:
+            half = most // 2
+            left_out = len(self.tokens) - 2 * half
+            shown = (
+                f"{EDGE.join(self.tokens[:half])} ... {left_out} more ... {EDGE.join(self.tokens[-half:])}"
+            )
+        count = f"{len(self.tokens)} token{'s' * (len(self.tokens) != 1)}"
+        return f"{self.title} ({count}): {shown}"
+
+
+def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
+    """The row's parts in the order in which the model reads them; a pair's two answers follow one prompt.
+
+    None of them for a model without a chat template whose method writes conversations as plain lines by itself.
+    """
+    if isinstance(row["prompt"], list) and tokenizer.chat_template is None:
+        return []
+    if "completion" in row and recipe.spec.family == "sft":
+        masked = recipe.flags().get("masked_diffusion")
+        return list((_masked_parts if masked else _sft_parts)(row, tokenizer))
+    answers = [name for name in ("chosen", "rejected") if name in row and recipe.spec.family == "preference"]
+    if not answers:
+        options = _template_options(recipe)
+        return [Part("prompt", pieces(tokenizer, prompt_ids(tokenizer, row["prompt"], **options)), False)]
+    prompt, ids = pair_ids(tokenizer, row["prompt"], *(row[name] for name in answers))
+    parts = [Part("prompt", pieces(tokenizer, prompt), False)]
+    return [
+        *parts,
+        *(Part(name, pieces(tokenizer, one), True) for name, one in zip(answers, ids, strict=True)),
+    ]
+
+
+def _masked_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
+    """A masked-diffusion model's response is its text and an end token, without the chat template's marks."""
+    answer = row["completion"]
+    text = answer if isinstance(answer, str) else "".join(message["content"] for message in answer)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    yield Part("prompt", pieces(tokenizer, prompt_ids(tokenizer, row["prompt"])), False)
+    yield Part("learned", [*pieces(tokenizer, ids), tokenizer.eos_token], True)
+
+
+def _sft_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
+    learned = learned_ids(tokenizer, row["prompt"], row["completion"])
+    texts = pieces(tokenizer, learned.ids)
+    at = 0
+    for start, end in learned.spans:
+        if start > at:
+            yield Part("read" if at else "prompt", texts[at:start], False)
+        yield Part("learned", texts[start:end], True)
+        at = end
+    if at < len(texts):
+        yield Part("read", texts[at:], False)
+
+
+def _template_options(recipe: Recipe) -> dict[str, Any]:
+    return dict(vars(recipe.train).get("chat_template_kwargs") or {})
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text of each token. Bytes of a character that several tokens share stand with the last of them."""
+    texts: list[str] = []
+    held: list[int] = []
+    for token in ids:
+        held.append(token)
+        text = tokenizer.decode(held)
+        if text.endswith("\ufffd") and len(held) < 4:
+            texts.append("")
+            continue
+        texts.append(text.replace("\n", _LINE_END))
+        held = []
+    if held:
+        texts[-1] = tokenizer.decode(held).replace("\n", _LINE_END)
+    return texts
+
+
+def example_lines(recipe: Recipe, row: Row, tokenizer: Any, most: int = 32) -> list[str]:
+    """One row for `plan`, a line a part."""
+    return [part.line(most) for part in parts_of(recipe, row, tokenizer)]
+
+
+def chat_warnings(recipe: Recipe, row: Row, tokenizer: Any) -> list[str]:
+    """A chat model that is asked in plain text answers as it never learned to."""
+    if not isinstance(row["prompt"], str) or tokenizer.chat_template is None or recipe.data.chat:
+        return []
+    return [
+        "data.chat is false, but the model's tokenizer has a chat template: prompts reach it as bare text, without "
+        "turns; set data.chat: true unless that is meant"
+    ]
