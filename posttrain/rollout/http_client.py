@@ -1,17 +1,18 @@
 """One rollout server as the trainer sees it: calls with a key, a time limit and retries, and errors that name it.
 
-Only the standard library: the trainer's machine needs no vLLM to talk to one.
+Only the standard library: the trainer's machine needs no vLLM to talk to one. http.client and not urllib: a limit
+holds for the whole call, also against a server that sends a byte a second, and no answer is read without end. A
+cluster's web proxy is not asked.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +22,15 @@ from posttrain.rollout.base import EngineLost, EngineRefused
 from posttrain.rollout.options import is_address
 
 START = "start it with: launch/serve_vllm.sh MODEL"
-_DIRECT = urllib.request.build_opener(
-    urllib.request.ProxyHandler({})
-)  # a cluster's web proxy is not for this
-_NO_ANSWER = (urllib.error.URLError, http.client.HTTPException, ConnectionError, socket.timeout, TimeoutError)
+RUN_HEADER = "X-Posttrain-Run"
+"""Says which run a request is from; server_guard.py lets one run at a time change a server's weights."""
+_NO_ANSWER = (http.client.HTTPException, OSError)
+_ERROR_BYTES = 1 << 16  # of a body that is only shown
+_PIECE = 1 << 16
 _MEMORY = ("out of memory", "OutOfMemory", "KV cache", "ENOMEM", "Cannot allocate memory")
 
 
-class _Failure(Exception):
+class Failure(Exception):
     """One try that failed in a way worth another."""
 
 
@@ -41,6 +43,8 @@ class Server:
     timeout_s      the longest one call may take, its retries included
     retries        further tries after the first
     retry_delay_s  pause before the first retry; it doubles from try to try
+    run            named in each request; None: not said
+    max_bytes      the longest answer that is read
     """
 
     url: str
@@ -49,6 +53,8 @@ class Server:
     retries: int = 4
     retry_delay_s: float = 1.0
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+    run: str | None = None
+    max_bytes: int = 1 << 29
 
     def __post_init__(self) -> None:
         if not is_address(self.url):
@@ -91,7 +97,7 @@ class Server:
             try:
                 answer = self._once(method, path, body, left)
                 return answer if read is None else read(answer)
-            except _Failure as failure:
+            except Failure as failure:
                 reason = str(failure)
             except ValueError as error:
                 reason = f"garbage: {error}"
@@ -101,45 +107,60 @@ class Server:
         raise EngineLost(self._lost(path, reason, attempt + 1, time.monotonic() - start))
 
     def _once(self, method: str, path: str, body: Any, timeout_s: float) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url.rstrip("/") + path, data=data, headers=headers, method=method
-        )
-        try:
-            with _DIRECT.open(request, timeout=timeout_s) as response:
-                text = response.read()
-        except urllib.error.HTTPError as error:
-            self._refused(error, path)
-            raise _Failure(f"HTTP {error.code}: {_excerpt(error.read())}") from error
-        except _NO_ANSWER as error:
-            raise _Failure(_cause(error, timeout_s)) from error
+        status, text = self.exchange(method, path, body, timeout_s)
+        if not 200 <= status < 300:
+            self._refused(status, text, path)
+            raise Failure(f"HTTP {status}: {_excerpt(text)}")
         if not text:
             return None
         try:
             return json.loads(text)
         except ValueError as error:
-            raise _Failure(f"answered something that is not JSON: {_excerpt(text)}") from error
+            raise Failure(f"answered something that is not JSON: {_excerpt(text)}") from error
 
-    def _refused(self, error: urllib.error.HTTPError, path: str) -> None:
+    def exchange(self, method: str, path: str, body: Any, timeout_s: float) -> tuple[int, bytes]:
+        """Status and body of one request, tried once. Failure when none came within `timeout_s`."""
+        headers = {"Content-Type": "application/json"}
+        if self.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        if self.run is not None:
+            headers[RUN_HEADER] = self.run
+        secure = urlsplit(self.url).scheme == "https"
+        connection_class = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = connection_class(self.host, self.port, timeout=timeout_s)
+        end = time.monotonic() + timeout_s
+        connection.response_class = within(timeout_s)
+        try:
+            connection.connect()
+            connection.sock.settimeout(max(end - time.monotonic(), 0.001))  # of sending all of the request
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+            with connection.getresponse() as response:
+                good = 200 <= response.status < 300
+                return response.status, _body(
+                    response, self.max_bytes if good else _ERROR_BYTES, cut=not good
+                )
+        except _NO_ANSWER as error:
+            raise Failure(_cause(error, timeout_s)) from error
+        finally:
+            connection.close()
+
+    def _refused(self, status: int, text: bytes, path: str) -> None:
         """Raises for an answer that another try would not change."""
-        if error.code in (401, 403):
+        if status in (401, 403):
             raise EngineRefused(
-                f"rollout server {self.url}: wrong API key (HTTP {error.code}). The trainer sends the value of the "
+                f"rollout server {self.url}: wrong API key (HTTP {status}). The trainer sends the value of the "
                 "environment variable named by rollout.vllm.api_key_env; give it the key that the server was "
                 "started with."
-            ) from error
-        if error.code == 404:
+            )
+        if status == 404:
             raise EngineRefused(
                 f"rollout server {self.url}: it has no {path}. It is not a vLLM server, or was started without "
                 f"VLLM_SERVER_DEV_MODE=1, which weight updates need; {START}"
-            ) from error
-        if 400 <= error.code < 500 and error.code not in (408, 425, 429):
+            )
+        if 300 <= status < 500 and status not in (408, 425, 429):
             raise EngineRefused(
-                f"rollout server {self.url}: it refuses {path} (HTTP {error.code}): {_excerpt(error.read())}"
-            ) from error
+                f"rollout server {self.url}: it refuses {path} (HTTP {status}): {_excerpt(text)}"
+            )
 
     def _lost(self, path: str, reason: str, tries: int, seconds: float) -> str:
         """The message when all tries failed: which server, what was seen, what to do."""
@@ -175,7 +196,7 @@ class Server:
             try:
                 self._once("GET", "/health", None, 5.0)
                 return
-            except _Failure as failure:
+            except Failure as failure:
                 if time.monotonic() - start >= patience_s:
                     raise EngineLost(
                         f"rollout server {self.url}: not up after {patience_s:.0f} s ({failure}). "
@@ -192,9 +213,60 @@ def _excerpt(text: bytes, length: int = 300) -> str:
 
 
 def _cause(error: Exception, timeout_s: float) -> str:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, TimeoutError):
+    if isinstance(error, TimeoutError):
         return f"timed out after {timeout_s:.0f} s"
-    if isinstance(reason, http.client.RemoteDisconnected):
+    if isinstance(error, http.client.RemoteDisconnected):
         return "it closed the connection without an answer"
-    return str(reason) or type(reason).__name__
+    return str(error) or type(error).__name__
+
+
+def _body(response: http.client.HTTPResponse, limit: int, *, cut: bool) -> bytes:
+    """The answer's body. Failure where it is longer than `limit`, unless it may be cut there."""
+    parts: list[bytes] = []
+    size = 0
+    while piece := response.read(_PIECE):
+        parts.append(piece)
+        size += len(piece)
+        if size > limit and not cut:
+            raise Failure(f"answered more than {limit} bytes")
+        if size > limit:
+            return b"".join(parts)[:limit]
+    if response.length:  # it ended before what it had announced
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
+def within(timeout_s: float) -> type[http.client.HTTPResponse]:
+    """A response whose status, headers and body must all have come `timeout_s` from now. A socket's own limit is for
+    each piece that comes."""
+    end = time.monotonic() + timeout_s
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
+            super().__init__(sock, *args, **named)
+            self.fp.close()
+            self.fp = io.BufferedReader(_Timed(sock, end))
+
+    return Response
+
+
+class _Timed(io.RawIOBase):
+    """A socket's bytes until a point in time, by time.monotonic()."""
+
+    def __init__(self, sock: socket.socket, end: float) -> None:
+        self._socket, self._end = sock, end
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open for as long as this is read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

@@ -1,7 +1,8 @@
 """A key for every route of a rollout server. vLLM asks for its key under /v1 only; the routes that replace weights
 or call into the workers lie elsewhere and would stay open.
 
-Given to vLLM as `--middleware posttrain.rollout.server_guard.RequireKey`; the key is that of VLLM_API_KEY.
+Given to vLLM as `--middleware posttrain.rollout.server_guard.RequireKey`; the key is that of VLLM_API_KEY. What passes
+it meets the lease of server_lease.py: one run at a time changes the weights.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from posttrain.rollout.server_lease import OneRun
+
 _OPEN = frozenset({"/health", "/ping"})
 
 
@@ -18,7 +21,7 @@ class RequireKey:
     """ASGI middleware: 401 unless the bearer token is the key. Without a key in the environment all may pass."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self._app = app
+        self._app = OneRun(app)
         self._key = os.environ.get("VLLM_API_KEY", "").encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -1,7 +1,8 @@
 """Generation by vLLM servers, on this machine or others: prompts go out over HTTP, weights by a transfer.
 
-The servers are started by launch/serve_vllm.sh. Each carries a weight version that only this engine writes, so one
-that was restarted, or that another trainer has taken over, is noticed before its samples are used.
+The servers are started by launch/serve_vllm.sh. A lease keeps other trainers from one that is in use (lease.py). Each
+carries a weight version that only this engine writes, so one that was restarted, or changed by something that asks for
+no lease, is noticed before its samples are used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from posttrain.rollout.base import (
@@ -22,6 +24,7 @@ from posttrain.rollout.base import (
     rows,
 )
 from posttrain.rollout.http_client import START, Server
+from posttrain.rollout.lease import Lease
 from posttrain.rollout.spreading import Request, merge_rows, spread
 from posttrain.rollout.transfer import Transfer
 
@@ -57,21 +60,26 @@ class VLLMServer:
             raise ValueError(
                 "rollout.vllm.servers is empty: name at least one, for example http://127.0.0.1:8000"
             )
-        self.servers = list(servers)
+        self._run = run_id if run_id is not None else secrets.token_hex(4)
+        self.servers = [replace(server, run=self._run) for server in servers]
+        self._lease = Lease(self.servers)
+        transfer.servers = self.servers  # which name the run too
         self.dtype = dtype
         self.version: int | None = None
         self._transfer = transfer
         self._max_length = max_length
         self._start_timeout_s = start_timeout_s
-        self._run = run_id if run_id is not None else secrets.token_hex(4)
         self._models: dict[str, str] = {}
 
     # Starting
 
     def connect(self) -> None:
-        """Waits for the servers and checks that they are what this run needs. Raises EngineLost, EngineRefused."""
+        """Waits for the servers, takes them for this run, and checks that they are what it needs. Raises EngineLost,
+        EngineRefused."""
         for server in self.servers:
             server.wait_until_up(self._start_timeout_s)
+        self._lease.take()
+        for server in self.servers:
             models = server.call("GET", "/v1/models")
             try:
                 self._models[server.url] = models["data"][0]["id"]
@@ -179,6 +187,7 @@ class VLLMServer:
 
     def close(self) -> None:
         self._transfer.close()
+        self._lease.release()
 
 
 def _options(sampling: Sampling) -> dict[str, Any]:

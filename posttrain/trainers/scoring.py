@@ -103,7 +103,7 @@ class GroupScoring:
             self._pass_on_logs(scores, len(local))
         if by_trl:
             rewards[:, by_trl] = self._judge_as_trl(by_trl, inputs, prompts, completions, completion_ids_list)
-        require_finite(rewards, self.reward_weights, self.reward_func_names, self._models_among(by_trl))
+        require_judged(rewards, self.reward_func_names, self._models_among(by_trl))
         self.rollout = Rollout(
             prompts=[row["prompt"] for row in rows],
             completions=[row["completion"] for row in rows],
@@ -216,15 +216,7 @@ class GroupScoring:
         )
 
     def record_advantages(self, advantages: Tensor) -> None:
-        """Puts the objective's advantages where TRL's were logged, and beside the rollout. RewardError if one is not
-        finite: rewards can be too large for the squares that a group's spread is made of."""
-        bad = (~advantages.isfinite()).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            raise RewardError(
-                f"the advantage of response {row} is {advantages[row].item():g}: the rewards of its group are too "
-                f"large to be compared in float32{self._rewards_of(row)}. Scale the reward down"
-            )
+        """Puts the objective's advantages where TRL's were logged, and beside the rollout."""
         values = advantages.tolist()
         if self.rollout is not None:
             self.rollout.advantages = values
@@ -233,39 +225,17 @@ class GroupScoring:
             logged.pop()
         logged.extend(values)
 
-    def _rewards_of(self, row: int) -> str:
-        if self.rollout is None:
-            return ""
-        values = self.rollout.rewards_per_function[row].tolist()
-        pairs = zip(self.reward_func_names, values, strict=True)
-        return " (" + ", ".join(f"{name} {value:g}" for name, value in pairs) + ")"
 
-
-def require_finite(rewards: Tensor, weights: Tensor, names: Sequence[str], models: Sequence[int]) -> None:
-    """RewardError, with name, row and value, where a reward (B, K) or its weighted sum is not finite.
-
-    NaN says that a function did not judge; `models` are the positions of reward models, which always judge.
-    """
+def require_judged(rewards: Tensor, names: Sequence[str], models: Sequence[int]) -> None:
+    """RewardError, with name, row and value, where a reward (B, K) is not finite, or a reward model gives NaN: NaN
+    says that a function did not judge, and a model always judges. What weights make of it, finite.py looks at."""
     bad = rewards.isinf()
     for k in models:
         bad[:, k] |= rewards[:, k].isnan()
     if bool(bad.any()):
         row, k = bad.nonzero()[0].tolist()
-        raise RewardError(
-            f"reward {names[k]!r} gave {rewards[row, k].item():g} for response {row}, which is not finite"
-        )
-    weighted = rewards * weights.to(rewards)
-    over = weighted.isinf()
-    if bool(over.any()):
-        row, k = over.nonzero()[0].tolist()
-        raise RewardError(
-            f"reward {names[k]!r} gave {rewards[row, k].item():g} for response {row}, which times its weight "
-            f"{weights[k].item():g} is not finite in float32"
-        )
-    sums = weighted.nansum(dim=1)
-    if bool((~sums.isfinite()).any()):
-        row = int((~sums.isfinite()).nonzero()[0])
-        raise RewardError(f"the weighted rewards of response {row} add up to {sums[row].item():g}")
+        value = rewards[row, k].item()
+        raise RewardError(f"reward {names[k]!r} gave {value:g} for response {row}, which is not finite")
 
 
 def state_snapshot(state: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@ server on loopback that speaks vLLM's routes."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import threading
@@ -116,7 +117,7 @@ def http_server(answer: Callable[[str, str, Any, Any], Answer]) -> Iterator[str]
                 self.end_headers()
                 self.wfile.write(data)
 
-        do_GET = do_POST = _respond
+        do_GET = do_POST = do_DELETE = _respond
 
         def log_message(self, *_: Any) -> None: ...
 
@@ -128,6 +129,38 @@ def http_server(answer: Callable[[str, str, Any, Any], Answer]) -> Iterator[str]
     finally:
         server.shutdown()
         server.server_close()
+
+
+def behind(middleware: Callable[..., Any], answer: Callable[[str, str, Any, Any], Answer]) -> Any:
+    """`answer` behind an ASGI middleware, for `http_server`."""
+
+    def through(method: str, path: str, body: Any, headers: Any) -> Answer:
+        sent: list[Any] = []
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            status, data = answer(method, path, body, headers)
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": data})
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        inner.append(application)
+        named = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": method, "path": path.split("?")[0], "headers": named}
+        asyncio.run(guard(scope, receive, send))
+        return sent[0]["status"], sent[1]["body"]
+
+    inner: list[Any] = []
+
+    async def latest(scope: Any, receive: Any, send: Any) -> None:
+        await inner[-1](scope, receive, send)
+
+    guard = middleware(latest)
+    return through
 
 
 class PretendVLLM:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -147,3 +150,100 @@ def test_no_call_outlasts_its_limit() -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="write it as http://host:port"):
         Server(url)
+
+
+# ---- limits
+
+
+@contextmanager
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that reads a request's head and leaves the rest to `answer`, on one connection after another."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(peer: socket.socket) -> None:
+        with peer, suppress(OSError):
+            peer.recv(65536)
+            answer(peer)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+def drip(peer: socket.socket, text: bytes) -> None:
+    for byte in text:
+        peer.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+SLOW = {
+    "status": lambda peer: drip(peer, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+    "body": lambda peer: (
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n"),
+        drip(peer, b" " * 200),
+    ),
+    "chunks": lambda peer: (
+        peer.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        drip(peer, b"1\r\n \r\n" * 40),
+    ),
+    "error": lambda peer: (
+        peer.sendall(b"HTTP/1.1 500 No\r\nContent-Length: 200\r\n\r\n"),
+        drip(peer, b" " * 200),
+    ),
+}
+
+
+@pytest.mark.parametrize("part", SLOW)
+def test_a_server_that_sends_byte_by_byte_ends_at_the_limit(part: str) -> None:
+    with raw_server(SLOW[part]) as url:
+        began = time.monotonic()
+        with pytest.raises(EngineLost, match="timed out"):
+            Server(url, timeout_s=0.4, retries=4, retry_delay_s=0.01).get("/x")
+    assert 0.3 < time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    "head", [b"Content-Length: 5000\r\n\r\n", b"\r\n", b"Transfer-Encoding: chunked\r\n\r\n1388\r\n"]
+)
+def test_an_answer_has_a_bound(head: bytes) -> None:
+    def answer(peer: socket.socket) -> None:
+        peer.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"1" * 5000 + b"\r\n0\r\n\r\n")
+
+    with raw_server(answer) as url:
+        server = Server(url, timeout_s=5.0, retries=0, max_bytes=1000)
+        with pytest.raises(EngineLost, match="answered more than 1000 bytes"):
+            server.get("/x")
+    with raw_server(lambda peer: peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n1234")) as url:
+        assert Server(url, max_bytes=4).get("/x") == 1234
+
+
+def test_an_answer_cut_short_is_a_failed_try_even_when_nothing_came() -> None:
+    for text in (b"", b"12"):
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
+        with (
+            raw_server(lambda peer, sent=head + text: peer.sendall(sent)) as url,
+            pytest.raises(EngineLost, match="IncompleteRead"),
+        ):
+            Server(url, timeout_s=5.0, retries=0).get("/x")
+
+
+def test_a_long_error_is_shown_in_part() -> None:
+    with http_server(scripted((500, b"x" * 200_000))) as url, pytest.raises(EngineLost) as caught:
+        at(url, retries=0)[0].get("/x")
+    assert "x" * 300 in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_redirect_is_refused() -> None:
+    with (
+        http_server(scripted((307, b"elsewhere"))) as url,
+        pytest.raises(EngineRefused, match=r"refuses /x \(HTTP 307\)"),
+    ):
+        at(url)[0].get("/x")
