@@ -7,6 +7,7 @@ one event loop in one thread watches all workers, so that Ctrl-C works and nothi
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pickle
 import selectors
@@ -22,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.rewards.descendants import MARK, end_descendants, new_mark
 from posttrain.rewards.worker import LENGTH, frame
 
+_KEEPER_S = 3.0
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -59,12 +62,14 @@ class _Worker:
         self.began = self.deadline = 0.0
         self.outgoing = memoryview(b"")
         self.incoming = bytearray()
+        self.mark = ""
 
     def start(self, message: bytes, timeout_s: float) -> None:
         root = str(Path(__file__).resolve().parents[2])
         environment = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         environment.setdefault("OMP_NUM_THREADS", "1")
+        self.mark = environment[MARK] = new_mark()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "posttrain.rewards.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0,
@@ -127,16 +132,19 @@ class _Worker:
         return f"the worker process exited with code {code}"
 
     def kill(self) -> None:
-        """Ends the process and whatever it started, at once."""
+        """Ends the process and whatever it started, at once; also what opened a session of its own."""
         process, self.process = self.process, None
         self.state, self.task = "off", None
         if process is None:
             return
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
+            # The keeper outlives the worker by as long as it takes to bury it.
+            process.wait(timeout=_KEEPER_S if end_descendants(process.pid, self.mark) else 0.0)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
-        process.wait()
+            process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -1,7 +1,8 @@
 """A worker process: `python -m posttrain.rewards.worker` reads calls from its standard input and answers them.
 
 Messages are pickles behind eight bytes of length. The first names a factory, "module:function", and its arguments;
-the factory makes the handler that answers all further messages. What the handler prints goes to standard error.
+the factory makes the handler that answers all further messages. What the handler prints goes to standard error. The
+process first splits in two: a keeper (descendants.py), and the worker below it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
+
+from posttrain.rewards.descendants import adopt_orphans, keep
 
 LENGTH = struct.Struct(">Q")
 
@@ -57,7 +60,7 @@ def _answer(action: Callable[[], Any]) -> tuple[str, Any]:
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent is gone, even in the middle of a call."""
+    """Ends this process when its keeper is gone, even in the middle of a call."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1.0)
@@ -88,6 +91,11 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def main() -> None:
+    adopt_orphans()
+    worker = os.fork()
+    if worker:
+        os.closerange(0, 2)  # the trainer is to see the worker's pipes close
+        keep(worker)
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)

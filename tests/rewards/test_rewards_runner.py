@@ -378,6 +378,64 @@ def test_a_killed_worker_takes_its_own_children_along(tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+LEAVES = {
+    "session": "subprocess.Popen(['sleep', '60'], start_new_session=True).pid",
+    "no environment": "subprocess.Popen(['sleep', '60'], start_new_session=True, env={}).pid",
+    "fork twice": """twice({})""",
+    "fork twice, no environment": """twice({"env": {}})""",
+}
+LEAVING = """
+    import os, subprocess, time
+
+    def twice(options):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            child = subprocess.Popen(["sleep", "60"], start_new_session=True, **options)
+            os.write(write, str(child.pid).encode())
+            os._exit(0)
+        os.wait()
+        return int(os.read(read, 32))
+
+    def starts(completions):
+        pid = HOW
+        open(FILE, "w").write(str(pid))
+        AFTER
+        return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("how", LEAVES)
+@pytest.mark.parametrize("after", ["time.sleep(60)", "os._exit(3)", "pass"])
+def test_what_left_the_workers_session_ends_with_it(tmp_path, how, after):
+    source = LEAVING.replace("HOW", LEAVES[how]).replace("AFTER", after)
+    path = write(tmp_path, source.replace("FILE", repr(str(tmp_path / "pid"))))
+    scores = score(f"{path}:starts", on_error="skip", timeout_s=2.0, completions=["a"], group_size=1)
+    reason = {"time.sleep(60)": "timeout", "os._exit(3)": "error", "pass": "none"}[after]
+    assert scores.counts["starts"][reason] == (after != "pass")
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_the_dead_are_buried_and_own_children_keep_their_exit_codes(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        import os, subprocess, time
+
+        def orphans(completions):
+            for _ in range(5):
+                subprocess.run(["sh", "-c", "sleep 0.05 &"])
+            children = [subprocess.Popen(["sh", "-c", f"exit {code}"]) for code in range(1, 4)]
+            time.sleep(0.5)
+            codes = sum(child.wait() for child in children)
+            keeper = os.getppid()
+            with open(f"/proc/{keeper}/task/{keeper}/children") as file:
+                return [codes, len(file.read().split())]
+        """,
+    )
+    assert column(score(f"{path}:orphans", ["a", "b"])) == [6.0, 1.0]
+
+
 @pytest.mark.parametrize("how", ["normally", "interrupt", "vanish"])
 def test_a_script_without_main_guard_ends_with_its_workers(tmp_path, how):
     script = write(tmp_path, SCRIPT, "script.py")
