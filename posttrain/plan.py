@@ -18,18 +18,20 @@ from rich.table import Table
 
 from posttrain.data import Survey
 from posttrain.planning import checks
-from posttrain.planning.batch import Rollout, plural, rollout_of, texts_of
+from posttrain.planning.adapter import adapter_faults
+from posttrain.planning.batch import Rollout, plural, rollout_of, steps_of, texts_of
 from posttrain.planning.diffusion import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.engines import engine_faults
-from posttrain.planning.idle import idle_options
+from posttrain.planning.idle import beyond_the_run, idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
+from posttrain.planning.optimizer import optimizer_faults
 from posttrain.planning.rendered import chat_warnings, example_lines
 from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
 from posttrain.planning.row_needs import needs_of
-from posttrain.planning.shapes import Shape, read_shape
+from posttrain.planning.shapes import Shape, config_faults, read_shape
 from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -72,6 +74,7 @@ def make_plan(
     rollout = rollout_of(recipe, plan.launch.processes)
     plan.refusals += [
         *checks.model_faults(recipe),
+        *config_faults(recipe.model),
         *model_code_faults(recipe),
         *method_faults(recipe),
         *idle_options(recipe),
@@ -87,6 +90,12 @@ def make_plan(
     plan.refusals += faults
     tokenizer = plan_tokenizer(recipe.model) if not plan.refusals else None
     found = _plan_data(plan, tokenizer, countable=not faults)
+    rows = found.counts.used if found is not None and found.counts is not None and not faults else None
+    plan.refusals += [
+        *adapter_faults(recipe),
+        *optimizer_faults(recipe, plan.launch.processes, rows),
+        *beyond_the_run(recipe, steps_of(recipe, plan.launch.processes, rows)),
+    ]
     plan.warnings += checks.benchmark_overlaps(recipe, found)
     columns = checks.visible_columns(recipe, found)
     reward_problems = reward_faults(recipe, columns)

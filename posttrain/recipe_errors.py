@@ -68,7 +68,20 @@ def explain(error: ValidationError, section: str, data: Any, unknown: Unknown) -
     faults: dict[Place, list[dict[str, Any]]] = {}
     for fault in error.errors(include_url=False):
         faults.setdefault(_place(fault, data), []).append(dict(fault))
-    return [_line(section, place, found, unknown) for place, found in faults.items()]
+    return [
+        _line(section, place, found, unknown)
+        for place, found in faults.items()
+        if not (_of_another_member(found) and any(_below(place, other) for other in faults))
+    ]
+
+
+def _of_another_member(found: list[dict[str, Any]]) -> bool:
+    """Faults of a union's member that is one word: said of a list only where nothing in the list is at fault."""
+    return all(fault["type"] == "literal_error" and not isinstance(fault["input"], str) for fault in found)
+
+
+def _below(place: Place, other: Place) -> bool:
+    return len(other) > len(place) and other[: len(place)] == place
 
 
 def _place(fault: Any, data: Any) -> Place:
@@ -108,6 +121,8 @@ def _wanted(fault: dict[str, Any]) -> str:
     kind, limits = fault["type"], fault.get("ctx", {})
     if kind == "literal_error":
         return "one of " + limits["expected"].replace("'", "").replace(" or ", ", ")
+    if kind == "string_too_short":
+        return "text that is not empty"
     bounds = {
         "greater_than": "greater than {gt:g}",
         "greater_than_equal": "at least {ge:g}",
@@ -117,7 +132,8 @@ def _wanted(fault: dict[str, Any]) -> str:
         "too_short": "at least {min_length} values",
     }
     if kind in bounds:
-        return bounds[kind].format(**limits)
+        text = bounds[kind].format(**limits)
+        return text.removesuffix("s") if text.endswith(" 1 values") else text
     plain = {
         "float_type": "a number",
         "int_type": "a whole number",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from posttrain.evaluation.in_training import EvaluationSettings
 from posttrain.methods import METHODS, Family, not_here
 from posttrain.recipe import FamilySections, Recipe
-from posttrain.recipe_errors import Place, RecipeError, explain, show, suggest
+from posttrain.recipe_errors import Place, RecipeError, explain, show, spell, suggest
 from posttrain.sections import (
     INHERITED,
     DataSection,
@@ -181,6 +181,11 @@ class Loader:
         found = self.validate(section, raw, read_settings(path))
         if found is None:
             return None
+        self.problems += [
+            f"{section}: '{spell(place)}' must be at most {_LARGEST[type(value)]:g} in size, not {show(value)}"
+            for place, value in _numbers(found.model_dump())
+            if abs(value) > _LARGEST[type(value)]
+        ]
         try:
             check_settings(path, found.model_dump())
         except ValueError as error:
@@ -326,6 +331,22 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             if isinstance(target, dict) and target.get(key) is None:
                 target[key] = {}
             target = target[position]
+
+
+_LARGEST: dict[type, float] = {int: 10**6, float: 1e9}
+"""Of a method's numbers that bound themselves nowhere: counts of passes and steps, coefficients and thresholds."""
+
+
+def _numbers(value: Any, place: Place = ()) -> Iterator[tuple[Place, int | float]]:
+    """Every number in plain data, with its place."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, (*place, str(key)))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _numbers(item, (*place, position))
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str]:

@@ -9,12 +9,20 @@ from __future__ import annotations
 import string
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
 
-Count = Annotated[int, Ge(1)]
-Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+Positive = Annotated[float, Gt(0), Le(1e9)]
+NotNegative = Annotated[float, Ge(0), Le(1e9)]
 Share = Annotated[float, Gt(0), Le(1)]
+Seconds = Annotated[float, Gt(0), Le(1e7)]  # four months; beyond, waiting calls overflow
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what NumPy takes
+Text = Annotated[str, MinLen(1)]
+
+
+Temperature = Annotated[float, Ge(0.01), Le(100)]
+"""Below, logits over it overflow; above, every token is as likely as any other."""
 
 
 class Section(BaseModel):
@@ -34,14 +42,14 @@ class ScratchSection(Section):
     """A small Llama-shaped model with random weights and one token a character; nothing is downloaded."""
 
     architecture: Literal["llama"] = "llama"
-    hidden_size: Count = 128
-    layers: Count = 2
-    heads: Count = 4
-    intermediate_size: Count | None = None  # None: 3 * hidden_size
+    hidden_size: Annotated[int, Ge(1), Le(2**15)] = 128
+    layers: Annotated[int, Ge(1), Le(1000)] = 2
+    heads: Annotated[int, Ge(1), Le(1000)] = 4
+    intermediate_size: Annotated[int, Ge(1), Le(2**18)] | None = None  # None: 3 * hidden_size
     tokenizer: Literal["characters"] = "characters"
     alphabet: str = string.printable[:95] + "\n"
-    max_positions: Count = 128
-    seed: Annotated[int, Ge(0)] = 0
+    max_positions: Annotated[int, Ge(1), Le(2**24)] = 128
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _shapes(self) -> Self:
@@ -58,11 +66,11 @@ class ScratchSection(Section):
 class PeftSection(Section):
     """LoRA; names are peft.LoraConfig's without the prefix `lora_`."""
 
-    r: Count = 16
+    r: Annotated[int, Ge(1), Le(2**15)] = 16
     alpha: Positive = 32.0
     dropout: Annotated[float, Ge(0), Le(1)] = 0.0
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    modules_to_save: list[str] = []
+    target_modules: Literal["all-linear"] | Annotated[list[Text], MinLen(1)] = "all-linear"
+    modules_to_save: list[Text] = []
     rslora: bool = False
     dora: bool = False
 
@@ -70,18 +78,18 @@ class PeftSection(Section):
 class MaskSection(Section):
     """Only read by masked-diffusion methods: what a checkpoint may not say about itself."""
 
-    token: str | None = None  # the mask; None: the tokenizer's mask token
+    token: Text | None = None  # the mask; None: the tokenizer's mask token
     logit_shift: bool | None = None  # position i-1 predicts token i; None: the checkpoint's, or its type's
-    end_tokens: list[str] = []  # besides the tokenizer's end token
+    end_tokens: list[Text] = []  # besides the tokenizer's end token
 
 
 class ModelSection(Section):
-    path: str | None = None
+    path: Text | None = None
     scratch: ScratchSection | None = None
-    revision: str | None = None
-    tokenizer: str | None = None  # None: the model's own
+    revision: Text | None = None
+    tokenizer: Text | None = None  # None: the model's own
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: str | None = None
+    attn_implementation: Text | None = None
     trust_remote_code: bool = False
     peft: PeftSection | None = None
     mask: MaskSection | None = None
@@ -107,9 +115,9 @@ class AnswerSection(Section):
     of the last closed \\boxed{...}.
     """
 
-    column: str = "answer"
-    after: str | None = None
-    before: str | None = None
+    column: Text = "answer"
+    after: Text | None = None
+    before: Text | None = None
     boxed: bool = False
 
     @model_validator(mode="after")
@@ -120,25 +128,25 @@ class AnswerSection(Section):
 
 
 class DataSection(Section):
-    name: str | None = None  # a built-in task, a known dataset, or a hub name
-    path: str | None = (
+    name: Text | None = None  # a built-in task, a known dataset, or a hub name
+    path: Text | None = (
         None  # .jsonl .json .parquet .csv, each also with .gz or .zst; a folder or pattern of them
     )
     args: dict[str, Any] = {}  # settings of a built-in task
-    config: str | None = None  # of a hub dataset
-    split: str = "train"
-    prompt: str | None = None  # column; None: "prompt"
-    template: str | None = None  # "{question}\nThink first." over the row's columns
+    config: Text | None = None  # of a hub dataset
+    split: Text = "train"
+    prompt: Text | None = None  # column; None: "prompt"
+    template: Text | None = None  # "{question}\nThink first." over the row's columns
     system: str | None = None
     chat: bool = False
-    completion: str | None = None  # column; None: "completion" (sft)
-    chosen: str | None = None  # column; None: "chosen" (preference)
-    rejected: str | None = None  # column; None: "rejected" (preference)
+    completion: Text | None = None  # column; None: "completion" (sft)
+    chosen: Text | None = None  # column; None: "chosen" (preference)
+    rejected: Text | None = None  # column; None: "rejected" (preference)
     answer: AnswerSection | None = None
-    columns: dict[str, str] = {}  # reward's column: dataset's column
+    columns: dict[Text, Text] = {}  # reward's column: dataset's column
     max_prompt_tokens: Count | None = None
     on_long: Literal["drop", "truncate", "error"] = "drop"
-    shuffle: Annotated[int, Ge(0)] | None = None  # seed
+    shuffle: Seed | None = None  # seed
     limit: Count | None = None
     eval: DataSection | None = None
 
@@ -180,11 +188,11 @@ INHERITED = frozenset(DataSection.model_fields) - {
 
 
 class RewardSection(Section):
-    name: str  # math_answer | package.module:function | path/file.py:function
-    label: str | None = None  # metric name; None: the function's
-    weight: float = 1.0
+    name: Text  # math_answer | package.module:function | path/file.py:function
+    label: Text | None = None  # metric name; None: the function's
+    weight: Annotated[float, Ge(-1e6), Le(1e6)] = 1.0
     args: dict[str, Any] = {}
-    timeout_s: Positive = 30.0
+    timeout_s: Seconds = 30.0
     on_error: Literal["raise", "skip"] = "raise"
     completions_as: Literal["text", "messages"] | None = (
         None  # None: as the function's annotation says, else text
@@ -206,36 +214,36 @@ class VLLMSection(Section):
     enforce_eager: bool = False
     sleep: bool = False
     # server
-    servers: list[str] = ["http://127.0.0.1:8000"]
-    api_key_env: str = "VLLM_API_KEY"
+    servers: list[Text] = ["http://127.0.0.1:8000"]
+    api_key_env: Text = "VLLM_API_KEY"
     sync: Literal["nccl", "gloo", "disk"] | None = None  # None: nccl where the trainer has a GPU, else gloo
-    sync_dir: str | None = None  # a folder that trainer and servers see, for sync: disk
-    sync_host: str | None = None  # the trainer's address as the servers see it; None: found from the route
-    timeout_s: Positive = 900.0
-    start_timeout_s: Positive = 240.0
-    retries: Annotated[int, Ge(0)] = 4
-    retry_delay_s: Positive = 1.0
+    sync_dir: Text | None = None  # a folder that trainer and servers see, for sync: disk
+    sync_host: Text | None = None  # the trainer's address as the servers see it; None: found from the route
+    timeout_s: Seconds = 900.0
+    start_timeout_s: Seconds = 240.0
+    retries: Annotated[int, Ge(0), Le(1000)] = 4
+    retry_delay_s: Seconds = 1.0
 
 
 class RolloutSection(Section):
     """Sampling has one set of names for all engines; rollout/options.py says what an engine lacks."""
 
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
-    group_size: Count = 8  # G
-    max_new_tokens: Count = 512
-    temperature: Positive = 1.0
+    group_size: Annotated[int, Ge(1), Le(2**16)] = 8  # G
+    max_new_tokens: Annotated[int, Ge(1), Le(2**24)] = 512
+    temperature: Temperature = 1.0
     top_p: Share = 1.0
-    top_k: Annotated[int, Ge(0)] = 0
+    top_k: Annotated[int, Ge(0), Le(2**24)] = 0
     min_p: Annotated[float, Ge(0), Le(1)] | None = None
-    repetition_penalty: Positive = 1.0
-    eval_temperature: Annotated[float, Ge(0)] = 0.0  # 0: greedy
-    staleness: Annotated[int, Ge(0)] = 0  # rollouts generated ahead of training
+    repetition_penalty: Annotated[float, Ge(0.01), Le(100)] = 1.0
+    eval_temperature: Annotated[float, Ge(0), Le(100)] = 0.0  # 0: greedy
+    staleness: Annotated[int, Ge(0), Le(1000)] = 0  # rollouts generated ahead of training
     partial_budget: Count | None = None  # tokens a completion may get a rollout before it is continued later
     importance_correction: (
         Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
     ) = None  # None: sampling log-probs are the old log-probs
     importance_clip_max: Positive | None = 3.0
-    importance_clip_min: Annotated[float, Ge(0)] | None = None
+    importance_clip_min: NotNegative | None = None
     vllm: VLLMSection | None = None
 
 
@@ -246,7 +254,7 @@ class DiffusionRolloutSection(RolloutSection):
     diffusion_steps: Count | None = None
     block_length: Count | None = None
     remasking: Literal["low_confidence", "random", "entropy", "margin"] = "low_confidence"
-    cfg_scale: Annotated[float, Ge(0)] = 0.0
+    cfg_scale: Annotated[float, Ge(0), Le(1000)] = 0.0
     end_rule: Literal["free", "last", "never"] = "free"
     sampler_rows: Count = 64
 
@@ -272,7 +280,7 @@ def run_name_fault(name: str) -> str | None:
 
 class OutputSection(Section):
     name: str = ""  # "": the recipe's file name
-    dir: str = "runs"
+    dir: Text = "runs"
     overwrite: bool = False  # false: a run folder that exists is only continued with --resume
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
     logging_steps: Count = 1

@@ -65,13 +65,14 @@ class Setting:
     note: str
 
 
+@lru_cache(maxsize=256)
 def read_settings(path: str, *, root: Path = ROOT) -> type[BaseModel]:
     """The pydantic model of the dataclass at "module:Class": unknown keys forbidden, frozen.
 
     Validate with `model_validate_json(text, strict=True)`: integers pass for floats, text and booleans not.
     """
     fields: dict[str, Any] = {s.name: (s.annotation, s.default) for s in list_settings(path, root=root)}
-    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     return create_model(path.split(":")[1], __config__=config, **fields)
 
 

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
-from posttrain.sections import Count, Positive, Section
+from posttrain.sections import Count, NotNegative, Positive, Section, Seed, Text
 
-NotNegative = Annotated[float, Ge(0)]
-Seed = Annotated[int, Ge(0)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
 UnitInterval = Annotated[float, Ge(0), Le(1)]
+Rate = Annotated[float, Gt(0), Le(10)]
+Batch = Annotated[int, Ge(1), Le(2**20)]
 
 DEPARTURES = {
     "seed": "0: the number one writes down",
@@ -31,11 +31,11 @@ DEPARTURES = {
 class TrainSection(Section):
     """What every trainer takes (transformers.TrainingArguments)."""
 
-    per_device_train_batch_size: Count = 8
-    gradient_accumulation_steps: Count = 1
+    per_device_train_batch_size: Batch = 8
+    gradient_accumulation_steps: Batch = 1
     max_steps: Count | None = None
     num_train_epochs: Positive | None = None
-    learning_rate: Positive = 1e-6
+    learning_rate: Rate = 1e-6
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -61,11 +61,11 @@ class TrainSection(Section):
         "sgd",
         "rmsprop",
     ] = "adamw_torch_fused"
-    optim_args: str | None = None
-    weight_decay: NotNegative = 0.0
+    optim_args: Text | None = None
+    weight_decay: Annotated[float, Ge(0), Le(100)] = 0.0
     adam_beta1: Momentum = 0.9
     adam_beta2: Momentum = 0.999
-    adam_epsilon: Positive = 1e-8
+    adam_epsilon: Annotated[float, Ge(1e-30), Le(1)] = 1e-8  # smaller is 0 in float32
     max_grad_norm: NotNegative = 1.0
     bf16: bool = False
     fp16: bool = False
@@ -78,10 +78,10 @@ class TrainSection(Section):
     seed: Seed = 0
     data_seed: Seed | None = None
     full_determinism: bool = False
-    dataloader_num_workers: Annotated[int, Ge(0)] = 0
+    dataloader_num_workers: Annotated[int, Ge(0), Le(1000)] = 0
     ddp_find_unused_parameters: bool | None = None
-    ddp_timeout: Count = 1800
-    per_device_eval_batch_size: Count = 8
+    ddp_timeout: Annotated[int, Ge(1), Le(10**7)] = 1800
+    per_device_eval_batch_size: Batch = 8
     eval_steps: Count | None = None
     eval_on_start: bool = False
     router_aux_loss_coef: NotNegative | None = None
@@ -107,8 +107,8 @@ class TrainSection(Section):
 class PolicyTrain(TrainSection):
     """Learning from rewards (trl.GRPOConfig)."""
 
-    steps_per_generation: Count | None = None  # None: gradient_accumulation_steps
-    num_iterations: Count = 1
+    steps_per_generation: Batch | None = None  # None: gradient_accumulation_steps
+    num_iterations: Annotated[int, Ge(1), Le(10**4)] = 1
     beta: NotNegative = 0.0
     disable_dropout: bool = False
     shuffle_dataset: bool = True
@@ -121,7 +121,7 @@ class PolicyTrain(TrainSection):
     ref_model_sync_steps: Count = 512
     cast_lm_head_to_fp32: bool = False
     ds3_gather_for_generation: bool = True
-    cache_implementation: str | None = None
+    cache_implementation: Text | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -137,21 +137,21 @@ class DiffusionTrain(PolicyTrain):
 class TextTrain(TrainSection):
     """Families that train on given texts."""
 
-    max_length: Count | None = 1024
-    dataset_num_proc: Count | None = None
+    max_length: Annotated[int, Ge(1), Le(2**24)] | None = 1024
+    dataset_num_proc: Annotated[int, Ge(1), Le(1000)] | None = None
     activation_offloading: bool = False
 
 
 class SFTTrain(TextTrain):
     """Supervised fine-tuning (trl.SFTConfig)."""
 
-    learning_rate: Positive = 2e-5
+    learning_rate: Rate = 2e-5
     packing: bool = False
     packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = "bfd"
     padding_free: bool = False
     assistant_only_loss: bool = False
     shuffle_dataset: bool = False
-    neftune_noise_alpha: Annotated[float, Gt(0)] | None = None
+    neftune_noise_alpha: Annotated[float, Gt(0), Le(1000)] | None = None
 
 
 class PreferenceTrain(TextTrain):
@@ -160,7 +160,7 @@ class PreferenceTrain(TextTrain):
     beta: Positive = 0.1
     disable_dropout: bool = True
     precompute_ref_log_probs: bool = False
-    precompute_ref_batch_size: Count | None = None
+    precompute_ref_batch_size: Batch | None = None
     sync_ref_model: bool = False
     ref_model_mixup_alpha: UnitInterval = 0.6
     ref_model_sync_steps: Count = 512

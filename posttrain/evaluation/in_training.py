@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.data.overlap import overlap
 from posttrain.evaluation import store, tasks
+from posttrain.sections import Count, Seed, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,18 +36,18 @@ class EvaluationSettings(BaseModel):
     limit       the first so many problems of each
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    every: Annotated[int, Ge(1)]
-    benchmarks: list[str]
+    every: Count
+    benchmarks: list[Text]
     at_start: bool = True
-    data: str | None = None
-    limit: Annotated[int, Ge(1)] | None = None
-    samples: Annotated[int, Ge(1)] | None = None
-    max_new_tokens: Annotated[int, Ge(1)] | None = None
-    temperature: Annotated[float, Ge(0)] | None = None
-    batch_size: Annotated[int, Ge(1)] = 32
-    seed: int = 0
+    data: Text | None = None
+    limit: Count | None = None
+    samples: Annotated[int, Ge(1), Le(2**16)] | None = None
+    max_new_tokens: Annotated[int, Ge(1), Le(2**24)] | None = None
+    temperature: Annotated[float, Ge(0), Le(100)] | None = None
+    batch_size: Annotated[int, Ge(1), Le(2**20)] = 32
+    seed: Seed = 0
 
     def is_due(self, step: int, last: bool = False) -> bool:
         return last or (step == 0 and self.at_start) or (step > 0 and step % self.every == 0)

@@ -28,6 +28,7 @@ Range = tuple[float, float, float]
 """(start, end, step) of a bound, as absolute ratios."""
 
 RATIO_EPSILON = 1e-8
+LARGEST_GRID = 1000
 GRID_TOLERANCE = 1e-9  # start + n * step may miss the end by a rounding error and still counts as reaching it
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -176,6 +177,10 @@ def _check_range(name: str, bound: Sequence[float]) -> None:
         raise ValueError(f"BAPO: {name} = {tuple(bound)} must be (start, end, step) with 0 <= start <= end")
     if start < end and step <= 0:
         raise ValueError(f"BAPO: {name} = {tuple(bound)} must have a step above 0 to get from start to end")
+    if start < end and (end - start) / step > LARGEST_GRID:
+        raise ValueError(
+            f"BAPO: {name} = {tuple(bound)} has more than {LARGEST_GRID} steps, each a pass over the batch"
+        )
 
 
 @dataclass(frozen=True)

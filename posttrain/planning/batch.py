@@ -128,28 +128,39 @@ def texts_of(recipe: Recipe, processes: int) -> Texts:
     )
 
 
+def steps_of(recipe: Recipe, processes: int, rows: int | None) -> int | None:
+    """Optimizer steps of the run; None where they follow from rows that are not counted yet."""
+    steps, epochs = recipe.train.max_steps, recipe.train.num_train_epochs
+    if steps is not None or rows is None or epochs is None:
+        return steps
+    # Texts: the last, smaller step of an epoch counts. Rollouts: an incomplete one is never generated.
+    rollout = rollout_of(recipe, processes)
+    if rollout is None:
+        return ceil(epochs * ceil(rows / texts_of(recipe, processes).rows_per_step))
+    return int(epochs * rows / _prompts_per_step(rollout))
+
+
+def _prompts_per_step(rollout: Rollout) -> float:
+    return rollout.prompts / max(rollout.optimizer_steps, 1)
+
+
 def length_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
     """How long the run is, in optimizer steps, rollouts and epochs as far as they are known."""
-    rollout = rollout_of(recipe, processes)
-    per_step = texts_of(recipe, processes).rows_per_step
-    if rollout is not None:
-        per_step = rollout.prompts / max(rollout.optimizer_steps, 1)
-    unit = "rows" if rollout is None else "prompts"
-    steps, epochs = recipe.train.max_steps, recipe.train.num_train_epochs
-    if steps is None and rows is None:
-        return f"{epochs:g} epoch{'' if epochs == 1 else 's'}; the number of steps follows from the data"
+    rollout, epochs = rollout_of(recipe, processes), recipe.train.num_train_epochs
+    steps = steps_of(recipe, processes, rows)
     if steps is None:
         assert epochs is not None
-        assert rows is not None
-        # Texts: the last, smaller step of an epoch counts. Rollouts: an incomplete one is never generated.
-        steps = ceil(epochs * ceil(rows / per_step)) if rollout is None else int(epochs * rows / per_step)
-        seen = epochs * rows if rollout is None else steps * per_step
+        return f"{epochs:g} epoch{'' if epochs == 1 else 's'}; the number of steps follows from the data"
+    if rollout is not None:
+        unit, seen = "prompts", steps * _prompts_per_step(rollout)
     else:
-        seen = steps * per_step
-    text = f"{plural(steps, 'optimizer step')}"
+        unit, seen = "rows", float(steps * texts_of(recipe, processes).rows_per_step)
+        if recipe.train.max_steps is None and epochs is not None and rows is not None:
+            seen = epochs * rows
+    text = plural(steps, "optimizer step")
     if rollout is not None and rollout.optimizer_steps:
         text += f" = {plural(-(-steps // rollout.optimizer_steps), 'rollout')}"
-    text += f" = {seen:g} {unit}"
+    text += f" = {seen:.10g} {unit}"
     return text + (f" ({seen / rows:.2f} epochs of {rows} rows)" if rows else "")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 
 from posttrain.planning.batch import plural
-from posttrain.planning.shapes import Shape, local_file
+from posttrain.planning.shapes import Shape, read_config
 from posttrain.recipe import Recipe
 from posttrain.rollout.diffusion_options import DiffusionSampling, schedule, untrusted
 from posttrain.sections import DiffusionRolloutSection
@@ -34,8 +33,10 @@ def model_code_faults(recipe: Recipe) -> Iterator[str]:
     masked = recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))
     if not masked or model.path is None or model.trust_remote_code:
         return
-    file = local_file(model.path, "config.json", model.revision)
-    auto_map = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file is not None else None
+    try:
+        auto_map = (read_config(model) or {}).get("auto_map")
+    except ValueError:  # said of the model already
+        return
     if auto_map:
         yield f"model: {untrusted(model.path, auto_map)}"
 

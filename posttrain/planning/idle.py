@@ -100,6 +100,26 @@ def idle_options(recipe: Recipe) -> Iterator[str]:
     yield from _lacking_in_engine(recipe)
 
 
+def beyond_the_run(recipe: Recipe, steps: int | None) -> Iterator[str]:
+    """Steps at which something was asked for and that the run of `steps` steps does not reach."""
+    if not steps or recipe.flags().get("stages_are") is not None:  # of a run in stages, `train` speaks of one
+        return
+    of = f"and the run has {steps} steps"
+    if recipe.train.eval_steps is not None and recipe.train.eval_steps > steps:
+        yield (
+            f"train: 'eval_steps' {recipe.train.eval_steps} is never reached, {of}; lower it, or remove it (the "
+            "end is evaluated anyhow)"
+        )
+    for step in sorted(step for step in recipe.output.record if step > steps):
+        yield f"output: 'record' names step {step}, {of}; lower it, or remove it"
+    if recipe.output.logging_steps > steps:
+        yield f"output: 'logging_steps' {recipe.output.logging_steps} is never reached, {of}; lower it"
+    if isinstance(recipe.train, PolicyTrain | PreferenceTrain) and recipe.train.sync_ref_model:
+        every = recipe.train.ref_model_sync_steps
+        if every > steps:
+            yield f"train: 'ref_model_sync_steps' {every} is never reached, {of}; lower it, or remove sync_ref_model"
+
+
 def _idle_data(data: DataSection, place: str, recipe: Recipe) -> Iterator[str]:
     for key, families in _DATA_KEYS.items():
         if key in data.changed() and recipe.spec.family not in families and place == "data":

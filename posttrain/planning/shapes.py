@@ -12,6 +12,7 @@ from typing import Any
 
 from posttrain.sections import ModelSection, ScratchSection
 
+LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 SPECIAL_TOKENS = 5  # of the character tokenizer: <pad> <eos> <bos> <unk> <mask>
 
 
@@ -109,10 +110,13 @@ def read_shape(model: ModelSection) -> Shape | None:
     if model.scratch is not None:
         return _scratch(model.scratch)
     assert model.path is not None
-    file = local_file(model.path, "config.json", model.revision)
-    if file is not None:
-        counted = count_parameters(file.parent)
-        return _shape(json.loads(file.read_text()), model.path, counted)
+    try:
+        config = read_config(model)
+    except ValueError:  # config_faults says it
+        return None
+    if config is not None:
+        file = local_file(model.path, "config.json", model.revision)
+        return _shape(config, model.path, None if file is None else count_parameters(file.parent))
     published = PUBLISHED.get(model.path.replace("-Instruct", ""))
     return None if published is None else _shape(published, "its published config.json")
 
@@ -132,11 +136,12 @@ def _scratch(scratch: ScratchSection) -> Shape:
 
 
 def _shape(config: Mapping[str, Any], source: str, counted: int | None = None) -> Shape | None:
-    config = config.get("text_config") or config
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, dict) else config
     if "d_model" in config:  # LLaDA's names
         config = {**config, **{name: config[own] for name, own in LLADA_NAMES.items() if own in config}}
     needed = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
-    if not needed <= config.keys():
+    if not all(_is_count(config.get(name)) for name in needed):
         return None
     heads = config["num_attention_heads"]
     return Shape(
@@ -153,15 +158,55 @@ def _shape(config: Mapping[str, Any], source: str, counted: int | None = None) -
     )
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def count_parameters(folder: Path) -> int | None:
     """Parameters by the headers of a folder's safetensors files; None without any."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
+    headers = [read_header(file) for file in folder.glob("*.safetensors")]
+    return sum(prod(entry["shape"]) for header in headers for entry in header.values()) or None
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Tensor -> what a safetensors file says of it; nothing where the file is cut, or is none."""
+    try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total or None
+            header = json.loads(stream.read(min(length, LARGEST_HEADER)))
+    except (OSError, ValueError, struct.error):
+        return {}
+    return {
+        name: entry
+        for name, entry in header.items()
+        if name != "__metadata__" and isinstance(entry, dict) and "shape" in entry
+    }
+
+
+def read_config(model: ModelSection) -> dict[str, Any] | None:
+    """The model's config.json, from its folder or the local hub cache; None where there is none here.
+
+    ValueError says why a file that is here is no config.
+    """
+    file = None if model.path is None else local_file(model.path, "config.json", model.revision)
+    if file is None:
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} cannot be read: {reason}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is no model's config: it holds no mapping")
+    return config
+
+
+def config_faults(model: ModelSection) -> Iterator[str]:
+    """A config.json that is here and cannot be read."""
+    try:
+        read_config(model)
+    except ValueError as error:
+        yield f"model: {error}"
 
 
 def local_file(name: str, file: str, revision: str | None = None) -> Path | None:

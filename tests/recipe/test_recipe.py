@@ -85,7 +85,7 @@ def test_settings_is_the_methods_own_class(load: Load) -> None:
             "model.scratch: 'layers' must be a whole number, not null",
         ),
         # out of range
-        ({"rollout": {"temperature": 0}}, "rollout: 'temperature' must be greater than 0, not 0"),
+        ({"rollout": {"temperature": 0}}, "rollout: 'temperature' must be at least 0.01, not 0"),
         ({"rollout": {"top_p": 1.5}}, "rollout: 'top_p' must be at most 1, not 1.5"),
         ({"objective": {"clip_low": 1.0}}, "objective: 'clip_low' must be less than 1, not 1.0"),
         (
