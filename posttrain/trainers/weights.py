@@ -6,7 +6,8 @@ layer is put back from a copy: TRL merges and unmerges in place, which rounds th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -47,17 +48,19 @@ def policy_weights(model: nn.Module, accelerator: Accelerator) -> Generator[tupl
     """
     gathering = _Gathering(model, accelerator)
     merged = is_peft_model(model) and not gathering.sharded
-    for name, tensor in _merged_weights(model) if merged else gathering._iter_named_params():
-        if not tensor.is_floating_point():
-            raise ValueError(
-                f"{name} is quantised ({tensor.dtype}): its weights cannot be sent to a vLLM engine. Use "
-                "rollout.engine: transformers, or load the base model unquantised."
-            )
-        yield name, tensor
+    # Closed with this walk, not when the garbage collector comes by: until then a layer would stay merged.
+    with closing(_merged_weights(model) if merged else gathering._iter_named_params()) as walk:
+        for name, tensor in walk:
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"{name} is quantised ({tensor.dtype}): its weights cannot be sent to a vLLM engine. Use "
+                    "rollout.engine: transformers, or load the base model unquantised."
+                )
+            yield name, tensor
 
 
 @torch.no_grad()
-def _merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _merged_weights(model: Any) -> Generator[tuple[str, Tensor]]:
     """A PEFT model's weights with its active adapters merged in; the model itself stays bit for bit as it is."""
     tuned = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     merged: set[str] = set()
@@ -72,7 +75,7 @@ def _merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _merged_layer(tuned[owner], _plain_name(owner))
 
 
-def _merged_layer(layer: Any, name: str | None) -> Iterator[tuple[str, Tensor]]:
+def _merged_layer(layer: Any, name: str | None) -> Generator[tuple[str, Tensor]]:
     base = layer.get_base_layer()
     kept = {key: value.detach().clone() for key, value in base.named_parameters()}
     layer.merge()
