@@ -270,6 +270,9 @@ class _Comparison:
     # ---- numbers and expressions
 
     def expressions(self, gold: Expr, answer: Expr) -> bool:
+        signs = [bool(side.unit) + side.percent + bool(side.base) for side in (gold, answer)]
+        if all(signs) and (gold.percent, bool(gold.base)) != (answer.percent, bool(answer.base)):
+            return False  # 18% is not 18 hours, 40_9 is not 40 degrees
         if gold.base or answer.base:
             if gold.base and answer.base and gold.base != answer.base:
                 return "10" in (gold.base, answer.base) and _in_base(gold) == _in_base(answer) is not None

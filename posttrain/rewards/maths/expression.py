@@ -86,7 +86,9 @@ def _take_unit(text: str) -> tuple[str, Unit | None, bool]:
     foreign = _FOREIGN_WORDS.search(text)  # 5元, 5 яблок: a unit or what is counted
     if foreign and foreign.start() and _value(text[: foreign.start()].strip()) is not None:
         return text[: foreign.start()].strip(), unit or Unit(None, None), False
-    percent = re.search(r"(?:%|\\text\s*\{\s*(?:%|percent(?:age)?)\s*\}|(?<=[\d} ])percent)$", text)
+    percent = re.search(
+        r"(?:%|\\text\s*\{\s*(?:%|percent(?:age)?|pct)\s*\}|(?<=[\d} ])(?:percent(?:age)?|pct))$", text
+    )
     if percent:
         return text[: percent.start()].strip(), None, True
     multiple = re.search(rf"\s*(?:\\text\s*\{{)?\s*({'|'.join(MULTIPLES)})s?\s*([a-z ]*)\}}?$", text)

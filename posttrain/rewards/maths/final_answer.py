@@ -46,6 +46,9 @@ _NOT_STATED = re.compile(
     re.IGNORECASE,
 )
 _POLITE = re.compile(r"\.?\s*(?:I hope (?:it|this)|Hope (?:it|this)|Let me know|Thank you)\b.*", re.DOTALL)
+_ASIDE = re.compile(
+    r"(?<=[\w$)\]}%*])[,;]?\s+(?:since|because|which|whereas|while|but|so(?! that\b))\b[^$\\]*$", re.DOTALL
+)
 _SENTENCE_END = re.compile(r"(?:[.?]|(?<![\s(][A-Za-z])!)(?=\s|$|\*|[\"')\]](?:\s|$))|\n")
 
 _ABBREVIATION = re.compile(r"\b(?:Rs|No|vs|approx|p|a|sq|ft|in|cm)$")
@@ -69,7 +72,19 @@ _INTRODUCES_LIST = re.compile(r"(?:[=:]|\\bare|\\bis|\\bin)\s*$")
 _ENDS_IN_OPERATOR = re.compile(r"(?:[=+*/<>^(\[{,-]|\\(?:times|cdot|approx|le|ge|frac|sqrt|div|pm|to))\s*$")
 _ENDS_IN_COMMAND = re.compile(r"\\([A-Za-z]*)$")
 _WHOLE_COMMANDS = GREEK | frozenset(
-    ("pi", "infty", "emptyset", "varnothing", "circ", "degree", "qed", "blacksquare", *"RZNQC")
+    (
+        "pi",
+        "infty",
+        "emptyset",
+        "varnothing",
+        "circ",
+        "degree",
+        "qed",
+        "blacksquare",
+        "rfloor",
+        "rceil",
+        "rangle",
+    )
 )
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _ANSWER_WORDS = 4  # words an answer may hold beside its formula or number: "square feet per hour"
@@ -137,8 +152,10 @@ def _continues(before: str, after: str) -> bool:
 
 
 def _from_statement(said: str) -> str | None:
-    said = _POLITE.sub("", said).strip().strip('*_`"').strip()
+    said = _ASIDE.sub("", _POLITE.sub("", said)).strip().strip('*_`"').strip()
     said = re.sub(r"(?:[\s.,;:*_`]|(?<=\w\w)!|(?<=\d)!)+$", "", said)
+    if re.fullmatch(r"\$[^$]*[A-Za-z][^$]*\$", said):  # "$x is at least 5$", words and all
+        return said.strip("$ ")
     if not said or opens_formula(said):
         return None
     told = _behind_verb(said)
@@ -210,7 +227,7 @@ def bare(text: str) -> str | None:
         return None
     plain = re.sub(r"\\[A-Za-z]+\s*(?:\{[A-Za-z* ]*\})?", " ", text)
     words = _WORDS.findall(plain)
-    if re.match(r"[-+.\d\\(\[{|$]|[A-Za-z](?![A-Za-z])|[A-Za-z](?:_|\()|\W*[=<>]", text) or re.match(
+    if re.match(r"[-+.\d\\(\[\]{|$]|[A-Za-z](?![A-Za-z])|[A-Za-z](?:_|\()|\W*[=<>]", text) or re.match(
         rf"[{CURRENCY_SIGNS}√]", text
     ):
         prose = _FUNCTION_WORDS.search(plain) and not re.match(r"[A-Za-z]\s+(?:is|equals)\b", plain)
@@ -223,7 +240,7 @@ def bare(text: str) -> str | None:
 
 
 _FUNCTION_WORDS = re.compile(
-    r"\b(?:is|are|was|were|so|the|we|it|she|he|they|has|have|had|then|thus|hence|because|if|this|that|which|I|you|"
+    r"\b(?:is|are|was|were|so|the|we|it|she|he|they|has|have|had|then|thus|hence|because|if|this|that|which|you|"
     r"would|will|can|need|get|find|there|answer|first|next|step|therefore|since)\b|[^\x00-\x7f]{2}",
     re.IGNORECASE,
 )
@@ -348,6 +365,8 @@ def _group_around(text: str, number: re.Match[str]) -> tuple[int, str] | None:
 def breaks_off(text: str) -> bool:
     """Whether a text ends where no sentence, formula or list can: behind an operator, within brackets."""
     rest = text.rstrip().rstrip("*_`")
+    if re.search(r"\][^\[\]]*,[^\[\]]*\[$", rest):  # ]2, 5[, an open interval
+        return opens_formula(text)
     command = _ENDS_IN_COMMAND.search(rest)
     if _ENDS_IN_OPERATOR.search(rest) or command and command[1] not in _WHOLE_COMMANDS:
         return True
