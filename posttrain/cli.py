@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
     "soup": ("average the weights of models that share their start", "posttrain.commands.soup:main"),
+    "merge": ("write a LoRA adapter and its base as one model folder", "posttrain.commands.merge:main"),
     "data feedback": (
         "turn logs of conversations with complaints into rows for method drift",
         "posttrain.data.feedback_command:main",

@@ -13,6 +13,7 @@ from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import launch_fault, precision_fault, started
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
+from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.base import EngineError
 from posttrain.run_folder import how_to_go_on, opened
 from posttrain.stop_requests import REQUESTS, guard_outputs
@@ -75,6 +76,8 @@ def _fault(error: Exception) -> tuple[int, str]:
         return exit_codes.ENGINE_LOST, str(error)
     if isinstance(error, RewardError):
         return exit_codes.REWARD_FAILED, str(error)
+    if isinstance(error, ModelFault):
+        return exit_codes.REFUSED, str(error)
     if isinstance(error, NotFinite):
         return exit_codes.NOT_FINITE, str(error)
     if isinstance(error, StorageError):

@@ -184,9 +184,11 @@ def _generate(args: Namespace) -> int:
     from posttrain.evaluation.generate import generate
 
     wanted = (
-        f"cannot load {args.model!r}: give a folder with config.json, weights and tokenizer, or a hub name"
+        f"cannot load {args.model!r}: give a folder with config.json (an adapter: adapter_config.json), weights and "
+        "tokenizer, or a hub name"
     )
-    if Path(args.model).is_dir() and not (Path(args.model) / "config.json").is_file():
+    saved = ("config.json", "adapter_config.json")
+    if Path(args.model).is_dir() and not any((Path(args.model) / name).is_file() for name in saved):
         raise ValueError(wanted)
     try:
         generator, tokenizer = _load(args, engines)

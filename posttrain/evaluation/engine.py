@@ -15,8 +15,6 @@ from typing import Any, Literal
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +23,8 @@ from transformers import (
 from posttrain.evaluation.store import file_hash
 from posttrain.evaluation.tasks import Sampling
 from posttrain.rollout import base
+from posttrain.rollout.adapter_base import base_of, holds_adapter
+from posttrain.rollout.model_folder import dense_folder, load_dense, merged, tokenizer_of
 from posttrain.rollout.transformers_engine import TransformersEngine
 
 
@@ -88,18 +88,17 @@ class Generator:
 def load_generator(
     path: str, *, dtype: str, device: str, adapter: str | None = None
 ) -> tuple[Generator, PreTrainedTokenizerBase]:
-    """A model folder (or hub name), optionally with a LoRA adapter merged in, ready to generate."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    """A model folder (or hub name), ready to generate. An adapter's folder is merged into the base it names; `adapter`
+    is merged into the model of `path`. Raises ModelFault where a folder is not whole."""
+    tokenizer = tokenizer_of(path)
+    model: Any = load_dense(path, dtype=dtype)
     if model.config.to_dict().get("is_causal") is False:
         raise ValueError(
             f"{path} looks both ways and cannot be read from left to right; "
             "a masked-diffusion model wants --engine masked_diffusion"
         )
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = merged(model, adapter)
     # transformers wraps `to` in a decorator without types
     model.to(torch.device(device))  # type: ignore[arg-type]
     return Generator.around(model, tokenizer), tokenizer
@@ -108,18 +107,22 @@ def load_generator(
 def load_vllm(
     path: str, *, dtype: str, gpu_memory_utilization: float = 0.85, max_model_length: int | None = None
 ) -> tuple[Generator, PreTrainedTokenizerBase]:
-    """The same through vLLM in this process."""
+    """The same through vLLM in this process; an adapter is merged into a folder for it, which is then gone."""
     from posttrain.rollout.vllm_colocated import VLLMColocated
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    config = AutoConfig.from_pretrained(path)
-    try:
-        generation = GenerationConfig.from_pretrained(path)
-    except OSError:  # a model folder need not have one
-        generation = None
-    engine = VLLMColocated(
-        path, dtype=dtype, gpu_memory_utilization=gpu_memory_utilization, max_model_length=max_model_length
-    )
+    tokenizer = tokenizer_of(path)
+    with dense_folder(path, dtype=dtype) as folder:
+        config = AutoConfig.from_pretrained(folder)
+        try:
+            generation = GenerationConfig.from_pretrained(folder)
+        except OSError:  # a model folder need not have one
+            generation = None
+        engine = VLLMColocated(
+            folder,
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_model_length=max_model_length,
+        )
     ends = _ends(generation, tokenizer)
     limit = max_model_length or config.get_text_config().to_dict().get("max_position_embeddings")
     return Generator(engine, ends, limit, {"dtype": engine.dtype}), tokenizer
@@ -145,12 +148,16 @@ def positions(model: PreTrainedModel) -> int | None:
 
 
 def weights_hash(path: str | Path) -> str | None:
-    """Hash of the weight files in a model folder; None where it holds none (a hub name)."""
+    """Hash of the weight files in a model folder, of an adapter with its base's; None where it holds none (a hub
+    name)."""
     folder = Path(path)
     if not folder.is_dir():
         return None
     files = [file for kind in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)]
-    return f"files:{file_hash(files)}" if files else None
+    if not files:
+        return None
+    base = weights_hash(base_of(folder)) if holds_adapter(folder) else None  # of a hub name: none
+    return f"files:{file_hash(files)}" + (f" on {base}" if base is not None else "")
 
 
 def tensors_hash(model: torch.nn.Module) -> str:

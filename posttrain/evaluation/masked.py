@@ -69,7 +69,6 @@ def given(args: Namespace) -> list[str]:
 def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTrainedTokenizerBase]:
     """The model bidirectional, probed, with the sampler's options."""
     import torch
-    from transformers import AutoTokenizer
 
     from posttrain.evaluation.engine import Generator, end_tokens, positions
     from posttrain.rollout.mask_predictor import (
@@ -80,9 +79,10 @@ def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTra
         own_code,
     )
     from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine
+    from posttrain.rollout.model_folder import tokenizer_of
 
     own_code(args.model, trust_remote_code=args.trust_remote_code)
-    tokenizer: Any = AutoTokenizer.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    tokenizer: Any = tokenizer_of(args.model, trust_remote_code=args.trust_remote_code)
     mask_id = mask_id_of(tokenizer, args.mask_token)
     vocabulary = tokenizer.get_vocab()
     unknown = [token for token in args.end_token if token not in vocabulary]

@@ -19,6 +19,7 @@ from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
+from posttrain.rollout.adapter_base import BaseMissing, base_of, holds_adapter
 from posttrain.sections import DataSection
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def model_faults(recipe: Recipe) -> Iterator[str]:
         folder = Path(model.path)
         if not folder.is_dir():
             yield f"model: no folder '{folder}' here or beside the recipe; first train {maker_of(folder, recipe)}"
-        elif not (folder / "config.json").is_file():
+        elif not (folder / "config.json").is_file() and not holds_adapter(folder):
             yield f"model: folder '{folder}' holds no config.json, so it is not a saved model"
         elif recipe.output.overwrite and Path(recipe.output.run_dir).resolve() in folder.resolve().parents:
             yield (
@@ -46,6 +47,11 @@ def model_faults(recipe: Recipe) -> Iterator[str]:
             )
         elif model.revision is not None:
             yield "model: 'revision' does nothing with a local folder; remove it"
+        if holds_adapter(folder):
+            try:
+                base_of(folder)
+            except BaseMissing as error:
+                yield f"model: {error}"
     tokenizer = model.tokenizer
     if (
         tokenizer is not None

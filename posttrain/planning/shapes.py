@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from posttrain.rollout.adapter_base import BaseMissing, base_of, holds_adapter
 from posttrain.sections import ModelSection, ScratchSection
 
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
@@ -213,6 +214,11 @@ def local_file(name: str, file: str, revision: str | None = None) -> Path | None
     """A file of a model, in its folder or in the local hub cache; nothing is downloaded."""
     if (Path(name) / file).is_file():
         return Path(name) / file
+    if holds_adapter(name):  # the rest lies with its base
+        try:
+            return local_file(base_of(name), file)
+        except BaseMissing:
+            return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -34,7 +34,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_enabled
 
 from posttrain.ops.masked_elbo import LogitsFn
+from posttrain.rollout.adapter_base import base_of, holds_adapter
 from posttrain.rollout.diffusion_options import untrusted
+from posttrain.rollout.model_folder import load_whole, merged
 
 SHIFTED = frozenset({"Dream"})
 """Model types whose position i-1 predicts token i, since they grew out of a causal checkpoint."""
@@ -119,11 +121,21 @@ def load_mask_model(
     logit_shift: bool | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """A bidirectional model from a folder or the hub, its properties written into its config.
+    """A bidirectional model from a folder or the hub, its properties written into its config; of an adapter's
+    folder the base with the adapter merged in.
 
     logit_shift  None: what the checkpoint's config says, else by its type
     Raises ValueError when the checkpoint brings its own code and trust_remote_code is false.
     """
+    if holds_adapter(path):
+        base = load_mask_model(
+            base_of(path),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            logit_shift=logit_shift,
+            **options,
+        )
+        return with_generation_config(merged(base, path))
     remote = own_code(path, trust_remote_code=trust_remote_code, revision=options.get("revision"))
     revision = {"revision": options["revision"]} if options.get("revision") else {}
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **revision)
@@ -131,12 +143,14 @@ def load_mask_model(
     config.use_cache = False
     config.logit_shift = has_logit_shift(config) if logit_shift is None else logit_shift
     model_class = _model_class(path, config, remote, options.get("revision"))
-    model = model_class.from_pretrained(path, config=config, dtype=dtype, **options)
+    model = load_whole(path, model_class, config=config, dtype=dtype, **options)
     return with_generation_config(model)
 
 
 def own_code(path: str, *, trust_remote_code: bool, revision: str | None = None) -> dict[str, str]:
     """The classes a checkpoint brings with it, {} where it brings none; ValueError unless they may be run."""
+    if holds_adapter(path):
+        return own_code(base_of(path), trust_remote_code=trust_remote_code)
     raw, _ = PretrainedConfig.get_config_dict(path, **({"revision": revision} if revision else {}))
     remote = raw.get("auto_map", {})
     if remote and not trust_remote_code:

@@ -20,8 +20,10 @@ from posttrain.planning.rewards import spec_of
 from posttrain.planning.row_needs import needs_of
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.rewards.runner import RewardRunner
+from posttrain.rollout.adapter_base import ModelFault
 from posttrain.sections import ModelSection, PeftSection
 from posttrain.train_options import SFTTrain
+from posttrain.trainers.adapters import check_adapter
 from posttrain.trainers.models import character_tokenizer, load_pretrained, scratch_llama
 
 LoadModel = Callable[[ModelSection], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -41,7 +43,15 @@ class Ingredients:
 
 def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     """`load` makes model and tokenizer where they are not a causal language model's."""
-    model, tokenizer = (load or model_and_tokenizer)(recipe.model)
+    peft = lora(recipe.model.peft, recipe.model.revision) if recipe.model.peft is not None else None
+    try:
+        model, tokenizer = (load or model_and_tokenizer)(recipe.model)
+    except ModelFault as error:
+        raise RecipeError(f"{recipe.path}: model: {error}") from None
+    try:
+        check_adapter(model, peft)
+    except ValueError as error:
+        raise RecipeError(f"{recipe.path}: model.peft: {error}") from None
     # TRL's SFT trainer cuts there without a word; the preference trainers keep an account of their own.
     cut_at = recipe.train.max_length if isinstance(recipe.train, SFTTrain) else None
     needs = needs_of(recipe)
@@ -53,7 +63,6 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     if recipe.data.eval is not None:
         held_out = load_rows(recipe.data.eval, tokenizer, needs=needs, max_length=cut_at).rows
         held_out = marked(held_out) if needs.others else held_out
-    peft = lora(recipe.model.peft) if recipe.model.peft is not None else None
     train_rows = marked(loaded.rows) if needs.others else loaded.rows
     return Ingredients(model, tokenizer, train_rows, loaded.counts, held_out, peft)
 
@@ -87,8 +96,10 @@ def torch_dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def lora(section: PeftSection) -> LoraConfig:
+def lora(section: PeftSection, revision: str | None = None) -> LoraConfig:
+    """The adapter's config; `revision`, of the base model, is saved with it."""
     return LoraConfig(
+        revision=revision,
         r=section.r,
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, a float serves
         lora_dropout=section.dropout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.recipe import Recipe
 from posttrain.rollout.diffusion_options import DiffusionSampling
@@ -16,6 +16,7 @@ from posttrain.rollout.mask_predictor import (
     scratch_mask_model,
     with_generation_config,
 )
+from posttrain.rollout.model_folder import tokenizer_of
 from posttrain.sections import MaskSection, ModelSection
 from posttrain.trainers.build import Ingredients, ingredients, torch_dtype
 from posttrain.trainers.models import character_tokenizer
@@ -41,7 +42,7 @@ def mask_model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, Pr
         "revision": section.revision,
         "attn_implementation": section.attn_implementation,
     }
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = tokenizer_of(
         section.tokenizer or section.path,
         padding_side="left",
         trust_remote_code=section.trust_remote_code,

@@ -34,6 +34,7 @@ from posttrain.rollout.mask_predictor import (
     whole_on_this_rank,
     with_generation_config,
 )
+from posttrain.trainers.adapters import check_adapter
 from posttrain.trainers.build import training_arguments
 from posttrain.trainers.config import flat_config, settings_from
 from posttrain.trainers.diffusion_build import mask_ingredients
@@ -42,6 +43,7 @@ from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import as_text
 from posttrain.trainers.taken_over import own_arguments, refuse_changed
+from posttrain.trainers.whole_checkpoint import WholeCheckpoint
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class MaskedSFT:
     length_normalise: bool = True  # divide each response's term by its scored tokens
 
 
-_OF_TRL_ALONE = dict.fromkeys(
+_OF_TRL_ALONE: dict[str, str] = dict.fromkeys(
     (
         "packing",
         "packing_strategy",
@@ -96,7 +98,7 @@ class MaskedConfig(trl.SFTConfig):
 MaskedSFTConfig = flat_config("MaskedSFTConfig", MaskedConfig, MaskedSFT, __name__)
 
 
-class MaskedSFTTrainer(FiniteSteps, ExactResume, Trainer):
+class MaskedSFTTrainer(FiniteSteps, WholeCheckpoint, ExactResume, Trainer):
     """`transformers.Trainer` on rows of "prompt" and "completion" (text, or messages)."""
 
     row_counts: RowCounts | None = None
@@ -114,6 +116,7 @@ class MaskedSFTTrainer(FiniteSteps, ExactResume, Trainer):
     ) -> None:
         args = own_arguments(type(self), args, MaskedSFTConfig, trl.SFTConfig, "mdlm_sft")
         args.check_carried()
+        check_adapter(model, peft_config)
         self.settings = settings_from(args, MaskedSFT)
         args.remove_unused_columns = False
         base = with_generation_config(model)

@@ -16,6 +16,7 @@ from torch import nn
 
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.rollout.base import Engine, EngineRefused
+from posttrain.rollout.model_folder import dense_folder
 from posttrain.rollout.transfer import Sync, make_transfer
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm_server import VLLMServer, servers_of
@@ -131,22 +132,23 @@ def colocated_engine(
     trainer: Any, model_path: str, settings: VLLMSection, dtype: str, trust_remote_code: bool
 ) -> Engine:
     """A vLLM of this rank's own. Built after the model, so that its share of the memory is counted with the model
-    in place."""
+    in place. An adapter is merged into a folder that vLLM reads and that is then gone."""
     try:
         from posttrain.rollout.vllm_colocated import VLLMColocated
 
-        return VLLMColocated(
-            model_path,
-            dtype=dtype,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            max_model_length=settings.max_model_length,
-            max_num_seqs=settings.max_num_seqs,
-            enforce_eager=settings.enforce_eager,
-            sleep=settings.sleep,
-            seed=trainer.args.seed,
-            distributed=trainer.accelerator.num_processes > 1,
-            trust_remote_code=trust_remote_code,
-        )
+        with dense_folder(model_path, dtype=dtype, trust_remote_code=trust_remote_code) as folder:
+            return VLLMColocated(
+                folder,
+                dtype=dtype,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                max_model_length=settings.max_model_length,
+                max_num_seqs=settings.max_num_seqs,
+                enforce_eager=settings.enforce_eager,
+                sleep=settings.sleep,
+                seed=trainer.args.seed,
+                distributed=trainer.accelerator.num_processes > 1,
+                trust_remote_code=trust_remote_code,
+            )
     except ImportError as error:
         raise EngineRefused(
             f"rollout.engine: vllm needs the package vllm ({error}): pip install 'posttrain[vllm]', or "

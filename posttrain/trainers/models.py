@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import string
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -17,6 +17,10 @@ from transformers import (
 )
 
 from posttrain.data.characters import ROLES, by_characters
+from posttrain.rollout.adapter_base import base_of, holds_adapter
+from posttrain.rollout.model_folder import load_dense, tokenizer_of
+
+logger = logging.getLogger(__name__)
 
 
 def character_tokenizer(alphabet: str = string.printable[:95] + "\n") -> PreTrainedTokenizerFast:
@@ -68,8 +72,9 @@ def load_pretrained(
     dtype: str = "auto",
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, padded on the left, from a folder or the hub."""
-    tokenizer = AutoTokenizer.from_pretrained(
+    """A causal language model and its tokenizer, padded on the left, from a folder or the hub; of an adapter's folder
+    the base model with the adapter merged in. Raises ModelFault where the folder is not whole."""
+    tokenizer = tokenizer_of(
         tokenizer_path or path,
         padding_side="left",
         trust_remote_code=options.get("trust_remote_code", False),
@@ -77,5 +82,8 @@ def load_pretrained(
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-    return model, tokenizer
+    if holds_adapter(path) and PartialState().is_main_process:
+        logger.warning(
+            "%s is an adapter: the run starts from its base, %s, with it merged in", path, base_of(path)
+        )
+    return load_dense(path, dtype=dtype, **options), tokenizer

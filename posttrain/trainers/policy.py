@@ -30,6 +30,7 @@ from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.ops.groups import degenerate_groups
 from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
+from posttrain.trainers.adapters import check_adapter
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.engines import attach_engine
@@ -43,13 +44,16 @@ from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.scoring import GroupScoring, Rollout
 from posttrain.trainers.taken_over import own_arguments
 from posttrain.trainers.trl_seam import GRPOTrainer
+from posttrain.trainers.whole_checkpoint import WholeCheckpoint
 from posttrain.trainers.whole_step import StepWindow, WholeStep, without_gradient
 
 _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
 _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
 
 
-class PolicyTrainer(FiniteSteps, GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPOTrainer):
+class PolicyTrainer(
+    FiniteSteps, WholeCheckpoint, GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPOTrainer
+):
     """`trl.GRPOTrainer` that trains an `Objective`.
 
     `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
@@ -86,6 +90,7 @@ class PolicyTrainer(FiniteSteps, GroupScoring, EngineGeneration, WholeStep, Exac
         args = own_arguments(type(self), args, self.config_class, GRPOConfig, self.method)
         self.objective = settings_from(args, learner) if objective is None else objective
         self._check_window(args)
+        check_adapter(model, trl_arguments.get("peft_config"))
         self._window: StepWindow | None = None
         self._groups: Groups | None = None
         self.held_out: list[Rollout] = []

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.rollout.adapter_base import base_of, holds_adapter
+from posttrain.rollout.model_folder import load_adapter, load_dense, load_whole
+
+__all__ = ["ADAPTER", "holds_adapter", "load_adapter_into", "load_dense", "load_policy", "save_policy"]
 
 ADAPTER = "default"
-
-
-def holds_adapter(folder: str | Path) -> bool:
-    return (Path(folder) / "adapter_config.json").exists()
 
 
 def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -43,23 +43,10 @@ def load_policy(
     base  where an adapter's base model lies; None: where its config says
     """
     if not holds_adapter(folder):
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype or "auto")
-    source = (
-        str(base) if base is not None else PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    )
-    if source is None:
-        raise ValueError(f"{folder}: the adapter's config names no base model; pass it")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
+        return load_whole(folder, dtype=dtype or "auto")
+    model = load_dense(base if base is not None else base_of(folder), dtype=dtype or "auto")
     # float32 adapters on any base: what peft trains, so that a reload changes no bit
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-
-
-def load_dense(
-    folder: str | Path, *, base: str | Path | None = None, dtype: torch.dtype | None = None
-) -> PreTrainedModel:
-    """As `load_policy`, with an adapter merged into dense weights."""
-    model = load_policy(folder, base=base, dtype=dtype)
-    return model.merge_and_unload(safe_merge=True) if is_peft_model(model) else model
+    return load_adapter(model, folder, is_trainable=trainable)
 
 
 def load_adapter_into(model: Any, folder: str | Path, name: str) -> None:

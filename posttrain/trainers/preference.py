@@ -27,6 +27,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.recipe import Recipe
+from posttrain.trainers.adapters import check_adapter
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import settings_from
 from posttrain.trainers.finite import FiniteSteps
@@ -43,6 +44,7 @@ from posttrain.trainers.reference import share_from_main
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.taken_over import own_arguments, refuse_changed
 from posttrain.trainers.trl_seam import disable_gradient_checkpointing, use_adapter
+from posttrain.trainers.whole_checkpoint import WholeCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Scored:
     aux_loss: Tensor | None
 
 
-class PreferenceTrainer(FiniteSteps, ExactResume, TRLDPOTrainer):
+class PreferenceTrainer(FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer):
     """`trl.DPOTrainer` that trains a `PairLoss`.
 
     `PreferenceTrainer(model, args=PreferenceConfig(...), train_dataset=..., method=DPO())`; the trainer of a
@@ -131,6 +133,7 @@ class PreferenceTrainer(FiniteSteps, ExactResume, TRLDPOTrainer):
             raise ValueError(
                 "PreferenceTrainer: compute_metrics and data_collator are not carried; remove them"
             )
+        check_adapter(model, trl_arguments.get("peft_config"))
         self.method = method
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None

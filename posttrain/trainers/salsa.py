@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from posttrain.methods import METHODS
@@ -16,6 +15,7 @@ from posttrain.objectives.base import Objective, TokenBatch
 from posttrain.ops.kl import k3
 from posttrain.recipe_errors import suggest
 from posttrain.references.salsa import SALSA
+from posttrain.rollout.model_folder import tokenizer_of
 from posttrain.trainers.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.forward import model_inputs
 from posttrain.trainers.policy import PolicyTrainer
@@ -105,7 +105,7 @@ def _check_vocabularies(tokenizer: Any, others: list[str]) -> None:
         return
     for path in others:
         try:
-            other: Any = AutoTokenizer.from_pretrained(path)
+            other: Any = tokenizer_of(path)
         except (OSError, ValueError):
             logger.warning("SALSA: %s holds no tokenizer, so its vocabulary could not be compared", path)
             continue

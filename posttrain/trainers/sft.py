@@ -17,9 +17,11 @@ from trl import SFTConfig
 from posttrain.data import RowCounts
 from posttrain.data.tokens import learned_ids
 from posttrain.recipe import Recipe
+from posttrain.trainers.adapters import check_adapter
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
+from posttrain.trainers.whole_checkpoint import WholeCheckpoint
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class SFTSettings:
     """Nothing to set beyond `train`: the loss is the mean negative log-likelihood of the completion's tokens."""
 
 
-class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
+class SFTTrainer(FiniteSteps, WholeCheckpoint, ExactResume, trl.SFTTrainer):
     """`trl.SFTTrainer`; beside its step counter, the tokens it has counted are carried over a resume."""
 
     row_counts: RowCounts | None = None
@@ -39,6 +41,7 @@ class SFTTrainer(FiniteSteps, ExactResume, trl.SFTTrainer):
                 f"SFTTrainer: args is a {type(args).__module__}.{type(args).__name__}; pass a trl.SFTConfig, which is "
                 "also posttrain.trainers.SFTConfig"
             )
+        check_adapter(model, named.get("peft_config"))
         super().__init__(model, args, *more, **named)
 
     @classmethod

@@ -14,9 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.references.soup import UNRELATED, StateDict, average, distance
+from posttrain.rollout.model_folder import tokenizer_of
 from posttrain.trainers.generating import whole_weights_everywhere
 from posttrain.trainers.policy_folder import load_dense
 
@@ -58,9 +59,9 @@ def warn_of_strangers(names: Sequence[str], states: Sequence[StateDict]) -> None
 
 def check_tokenizers(paths: Sequence[str]) -> PreTrainedTokenizerBase:
     """The first folder's tokenizer, if all map the same tokens to the same numbers."""
-    first = AutoTokenizer.from_pretrained(paths[0])
+    first = tokenizer_of(paths[0])
     for path in paths[1:]:
-        check_vocabulary(first, paths[0], AutoTokenizer.from_pretrained(path), path)
+        check_vocabulary(first, paths[0], tokenizer_of(path), path)
     return first
 
 
@@ -139,5 +140,5 @@ def save_soup(
         check_perplexity(measured["soup"], measured["models"], tolerance)
     out.mkdir(parents=True, exist_ok=True)
     first.save_pretrained(out)
-    AutoTokenizer.from_pretrained(paths[0]).save_pretrained(out)
+    tokenizer_of(paths[0]).save_pretrained(out)
     return measured

@@ -31,7 +31,6 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -46,12 +45,19 @@ from posttrain.preferences.base import PairLoss
 from posttrain.recipe import RecipeError
 from posttrain.references.pool import ReferencePool
 from posttrain.rollout.base import Sampling, stable_seed
+from posttrain.trainers.adapters import check_adapter
 from posttrain.trainers.generating import EngineGenerator, Generator, stop_ids, transformers_engine_of
 from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.loops.callbacks import InRun
 from posttrain.trainers.loops.disk import drop_torso, fingerprint, read_samples, write_json, write_lines
 from posttrain.trainers.pair_rows import PairCounts
-from posttrain.trainers.policy_folder import holds_adapter, load_adapter_into, load_policy, save_policy
+from posttrain.trainers.policy_folder import (
+    holds_adapter,
+    load_adapter_into,
+    load_dense,
+    load_policy,
+    save_policy,
+)
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.stopping import StopOnSignal
 
@@ -105,6 +111,7 @@ class StagedTrainer:
                 f"{type(self).__name__}: under ZeRO-3 no process holds a policy that could be saved whole and sampled "
                 "from between stages; use FSDP2, ZeRO-2 or DDP"
             )
+        check_adapter(model, peft_config)
         self.args = args
         self.method = method
         self.processing_class = processing_class
@@ -324,7 +331,7 @@ class StagedTrainer:
             return
         model: Any = self._model
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+            model = load_dense(model, dtype="float32")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.peft_config is not None:
             save_policy(model, self.processing_class, self.base)
