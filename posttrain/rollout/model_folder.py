@@ -54,7 +54,16 @@ def load_whole(path: str | Path, model_class: Any = AutoModelForCausalLM, **opti
             f"{path}: the folder lacks {', '.join(missing[:_SHOWN])}{_and_more(len(missing) - _SHOWN)}; it is not a "
             f"whole {type(model).__name__}"
         )
+    without_router_logits(model)
     return model
+
+
+def without_router_logits(model: Any) -> None:
+    """Mixture-of-experts models whose config asks for router logits in every forward cannot generate: the balancing
+    loss wants the prompt's mask. Trainers ask for them by argument, where they want them."""
+    config = model.config.get_text_config()
+    if vars(config).get("output_router_logits"):
+        config.output_router_logits = False
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, **options: Any) -> PeftModel:

@@ -35,6 +35,7 @@ from posttrain.rollout.mask_predictor import (
     with_generation_config,
 )
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.best_metric import TIMES, check_best_metric
 from posttrain.trainers.build import training_arguments
 from posttrain.trainers.config import flat_config, settings_from
 from posttrain.trainers.diffusion_build import mask_ingredients
@@ -138,6 +139,7 @@ class MaskedSFTTrainer(FiniteSteps, WholeCheckpoint, ExactResume, Trainer):
             processing_class=processing_class,
             **named,
         )
+        check_best_metric(self.args, {"loss", *TIMES})
         self._draws = ElboObjective(samples=1, noise=self.settings.noise, t_floor=self.settings.t_floor)
 
     @classmethod

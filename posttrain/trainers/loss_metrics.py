@@ -36,6 +36,7 @@ class LossMetrics:
         kl: Tensor | None,
         entropies: Tensor,
         policy_loss: Tensor,
+        aux_loss: Tensor | None = None,
         signal: SignalCounts,
     ) -> None:
         """One micro-batch. Means are over loss tokens (a per-response ratio: over responses); the objective's own
@@ -60,6 +61,8 @@ class LossMetrics:
             self._add("kept_share", *_masked(keep.float(), mask))
         one = torch.ones((), device=mask.device)
         self._add("policy_loss", policy_loss, one)
+        if aux_loss is not None:
+            self._add("aux_loss", aux_loss.detach(), one)
         tokens = mask.sum().clamp(min=1)
         for name, value in objective.metrics(batch).items():
             share = torch.as_tensor(value, device=mask.device).detach() * tokens

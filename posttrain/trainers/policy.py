@@ -30,7 +30,9 @@ from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.ops.groups import degenerate_groups
 from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
+from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.best_metric import POLICY_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
 from posttrain.trainers.engines import attach_engine
@@ -91,6 +93,8 @@ class PolicyTrainer(
         self.objective = settings_from(args, learner) if objective is None else objective
         self._check_window(args)
         check_adapter(model, trl_arguments.get("peft_config"))
+        if not isinstance(model, str):
+            without_router_logits(model)
         self._window: StepWindow | None = None
         self._groups: Groups | None = None
         self.held_out: list[Rollout] = []
@@ -123,8 +127,17 @@ class PolicyTrainer(
             # NaN logits would end sampling in an assertion of the device; the forward that follows names them
             self.generation_config.remove_invalid_values = True
         self._set_reference(ref_model)
+        check_best_metric(self.args, self._evaluation_names())
         self.loss_metrics = LossMetrics(self.accelerator)
         self._probe = self._make_probe()
+
+    def _evaluation_names(self) -> set[str] | None:
+        """What an evaluation logs; None where rewards may log names of their own."""
+        signatures = [] if self._runner is None else self._runner.signatures
+        if any("log_metric" in one.objects or not one.known for one in signatures):
+            return None
+        each = [f"rewards/{name}/{what}" for name in self.reward_func_names for what in ("mean", "std")]
+        return {*POLICY_EVALUATION, *each}
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> PolicyTrainer:
@@ -310,12 +323,9 @@ class PolicyTrainer(
             kl=kl,
             entropies=entropies.detach(),
             policy_loss=policy_loss,
+            aux_loss=aux_loss,
             signal=self._account(batch, inputs, keep, weights),
         )
-        if aux_loss is not None:
-            self._metrics["train"]["aux_loss"].append(
-                self.accelerator.gather(aux_loss.detach()).mean().item()
-            )
         if position == accumulation - 1:
             self._close_window(window)
         return loss

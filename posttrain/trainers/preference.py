@@ -27,7 +27,9 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.recipe import Recipe
+from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.best_metric import PAIR_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import settings_from
 from posttrain.trainers.finite import FiniteSteps
@@ -134,6 +136,8 @@ class PreferenceTrainer(FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer
                 "PreferenceTrainer: compute_metrics and data_collator are not carried; remove them"
             )
         check_adapter(model, trl_arguments.get("peft_config"))
+        if not isinstance(model, str):
+            without_router_logits(model)
         self.method = method
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
@@ -156,6 +160,9 @@ class PreferenceTrainer(FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer
         )
         if not method.needs_reference:
             self.ref_model = None  # TRL makes one in any case
+        own = {f"{self.method_name}/{name}" for name in _metric_names(method)}
+        more = {"aux_loss"} if self.aux_loss_enabled else set()
+        check_best_metric(self.args, PAIR_EVALUATION | own | more)
         if self.accelerator.is_main_process:
             logger.warning(self.row_counts.in_words())
 
@@ -344,6 +351,8 @@ class PreferenceTrainer(FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer
             "logps/chosen_per_token": (batch.chosen_logps.sum(), tokens),
             "num_tokens": (inputs["attention_mask"].sum(), 1),
         }
+        if scored.aux_loss is not None:
+            sums["aux_loss"] = (scored.aux_loss, 1)
         for name, values in self.method.metrics(batch).items():
             sums[f"{self.method_name}/{name}"] = (values.sum(), pairs)
         # float64 holds token counts exactly beside the sums
@@ -383,6 +392,14 @@ def _needs_a_copy(model: Any, args: PreferenceConfig, trl_arguments: Mapping[str
             "under ZeRO-3 no process holds the weights to copy: pass ref_model, or the model by its path"
         )
     return True
+
+
+def _metric_names(method: PairLoss) -> set[str]:
+    """Of the method's own metrics, asked of a pair of nothing."""
+    nothing = torch.zeros(1)
+    lengths = torch.ones(1)
+    pair = PairBatch(nothing, nothing, nothing, nothing, lengths, lengths, 1.0, nothing, lengths)
+    return set(method.metrics(pair))
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

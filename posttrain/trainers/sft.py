@@ -18,6 +18,7 @@ from posttrain.data import RowCounts
 from posttrain.data.tokens import learned_ids
 from posttrain.recipe import Recipe
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.best_metric import SFT_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
@@ -43,6 +44,10 @@ class SFTTrainer(FiniteSteps, WholeCheckpoint, ExactResume, trl.SFTTrainer):
             )
         check_adapter(model, named.get("peft_config"))
         super().__init__(model, args, *more, **named)
+        more_names = {"aux_loss"} if self.aux_loss_enabled else set()
+        check_best_metric(
+            self.args, None if self.compute_metrics is not None else SFT_EVALUATION | more_names
+        )
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> SFTTrainer:
