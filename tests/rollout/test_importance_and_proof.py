@@ -107,3 +107,35 @@ def test_the_message_says_what_to_look_at() -> None:
     arrived = explain_gap(0.8, 1e-3, "vllm_server", 4, None, 3)
     assert "All 3 tensors arrived" in arrived
     assert "rollout.vllm.proof_limit" in arrived
+
+
+def test_the_largest_gap_by_hand() -> None:
+    trainer = torch.tensor([[-1.0, -2.0, -9.0], [-3.0, -4.0, -5.0]])
+    assert (
+        largest_gap([[-1.5, -2.25], [-3.0, -4.0, -4.25]], trainer) == 0.75
+    )  # padding does not count, signs neither
+    assert largest_gap([[-0.75], [-3.0]], trainer) == 0.25
+    assert largest_gap([[], []], trainer) == 0.0
+    assert math.isnan(largest_gap([[math.nan], [-3.0]], trainer))
+
+
+def test_a_bound_itself_is_within_it() -> None:
+    ratio = torch.tensor([[math.log(2.0), math.log(0.5)]])
+    ones, zero = torch.ones(1, 2), torch.zeros(1, 2)
+    exact = ratio.exp()
+    found = importance_ratio(ratio, zero, ones, "token_mask", exact[0, 0].item(), exact[0, 1].item())
+    assert torch.equal(found, exact)
+
+
+def test_all_tensors_are_consumed_after_the_first_that_differs() -> None:
+    tensors = [(name, torch.ones(2)) for name in ("a", "b", "c")]
+    good = {name: signature(tensor) for name, tensor in tensors}
+    source = iter(tensors)
+    found, compared = first_difference(
+        source, {**good, "b": signature(torch.zeros(2)), "c": signature(torch.zeros(2))}
+    )
+    assert found == "b (other values than the trainer's)"
+    assert compared == 3
+    assert next(source, None) is None
+    assert first_difference(iter(tensors), {"a": good["a"]})[0] == "b (never received by the engine)"
+    assert first_difference(iter(tensors), good) == (None, 3)

@@ -95,3 +95,41 @@ def test_peeking_takes_nothing() -> None:
     assert rows.peek(1) == "e"
     assert rows.peek(2) is None
     assert list(rows) == ["d", "e"]
+
+
+def test_the_schedule_s_corners() -> None:
+    now, two = Schedule(0), Schedule(2)
+    assert [now.syncs_at(n) for n in range(3)] == [True] * 3
+    assert [two.syncs_at(n) for n in range(4)] == [True, False, True, False]
+    assert [list(two.starts_at(n)) for n in range(4)] == [[1, 2], [], [3, 4], []]
+    assert [two.oldest(n) for n in range(6)] == [0, 0, 0, 2, 2, 4]
+    assert [now.oldest(n) for n in range(3)] == [0, 1, 2]
+    assert list(now.starts_at(0)) == []
+
+
+def test_what_is_put_taken_finished_and_discarded() -> None:
+    ahead: Ahead[str] = Ahead()
+    ahead.put(3, "three")
+    assert 3 in ahead
+    with pytest.raises(ValueError, match="round 3 is being generated already"):
+        ahead.start(3, lambda: "again")
+    assert ahead.take(3) == "three"
+    assert 3 not in ahead
+    ahead.start(4, lambda: "four")
+    ahead.start(5, lambda: 1 / 0)  # type: ignore[arg-type,return-value]  # fails
+    assert ahead.finished() == {4: "four"}
+    assert 4 in ahead  # finished() takes nothing
+    assert 5 in ahead
+    with pytest.raises(ZeroDivisionError):
+        ahead.take(5)
+    assert 5 not in ahead  # a round that failed is forgotten too
+    ahead.discard()
+    assert 4 not in ahead
+
+
+def test_peeking_past_the_end_and_going_on() -> None:
+    peekable = Peekable(iter("ab"))
+    assert peekable.peek(1) == "b"
+    assert peekable.peek(2) is None
+    assert peekable.peek(5) is None
+    assert list(peekable) == ["a", "b"]
