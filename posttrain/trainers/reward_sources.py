@@ -16,7 +16,7 @@ from torch import nn
 
 from posttrain.rewards.call import numbers
 from posttrain.rewards.messages import messages_of, text_of
-from posttrain.rewards.resolve import BUILT_IN, RewardSpec, describe
+from posttrain.rewards.resolve import BUILT_IN, RewardSpec, describe, load_reward
 from posttrain.rewards.runner import RewardRunner
 from posttrain.rewards.signature import RUNTIME_OBJECTS, RewardSignature, RewardSpecError, needs_environments
 from posttrain.trainers.config import PolicyConfig
@@ -104,8 +104,6 @@ def judged_by_trl(functions: Sequence[Any]) -> list[int]:
 
 
 def _stays_here(spec: RewardSpec, has_environments: bool) -> bool:
-    if spec.function is None:
-        return False
     signature = describe(spec)
     if "environments" in signature.objects_needed and not has_environments:
         raise RewardSpecError(needs_environments(spec.name))
@@ -114,8 +112,7 @@ def _stays_here(spec: RewardSpec, has_environments: bool) -> bool:
 
 def _here(spec: RewardSpec) -> Callable[..., Any]:
     """The function as TRL calls it, given what it asks for and no more."""
-    signature, function = describe(spec), spec.function
-    assert function is not None
+    signature, function = describe(spec), load_reward(spec)
     log.warning(
         "reward %r reads the environments, so it runs in the training process: without a time limit, and with the "
         "responses of one process at a time",

@@ -194,6 +194,7 @@ def test_a_hang_is_killed_at_its_deadline(tmp_path):
     scores = score(f"{write(tmp_path, FAILING)}:hangs", on_error="skip", timeout_s=0.5)
     assert column(scores) == [None, None, 1.0, 1.0]
     assert scores.counts["hangs"] == {"none": 0, "error": 0, "timeout": 2, "nan": 0, "inf": 0}
+    assert 0.5 <= scores.seconds["hangs"] < 30
     assert time.monotonic() - began < 30
 
 
@@ -531,3 +532,51 @@ def test_a_reward_that_wants_none_of_it_gets_none():
             ["a"], columns={"x": [1]}, group_size=1, trainer_state={"global_step": 1}, prompts=["p"]
         )
     assert column(scores) == [0.0]
+
+
+# ---- how many processes, and which limit is for what
+
+
+def test_as_many_workers_as_there_are_groups_and_no_more_than_allowed():
+    def where(completions):
+        import os
+        import time
+
+        time.sleep(0.3)
+        return [os.getpid()] * len(completions)
+
+    with RewardRunner([where], workers=3) as runner:
+        assert len(set(column(runner.score(["a"], group_size=1)))) == 1
+        (pool,) = runner._pools()
+        assert [worker.state for worker in pool._workers] == ["idle", "off", "off"]
+        assert len(set(column(runner.score(["a"] * 8, group_size=1)))) == 3
+
+
+def test_loading_has_a_limit_of_its_own(tmp_path):
+    path = write(
+        tmp_path,
+        "import time\ntime.sleep(1.0)\ndef slow(completions):\n    return [1.0] * len(completions)\n",
+    )
+    assert column(score(f"{path}:slow", timeout_s=0.5)) == [1.0] * 4
+    with pytest.raises(RewardError, match="could not be loaded:\nwhile starting: no result within 0.5 s"):
+        score(f"{path}:slow", startup_timeout_s=0.5)
+
+
+def test_an_async_reward_keeps_its_loop():
+    async def loops(completions):
+        import asyncio
+
+        return [id(asyncio.get_running_loop()) % 2**40] * len(completions)
+
+    assert len(set(column(score(loops)))) == 1
+
+
+def test_a_failure_ends_calls_of_others_that_are_under_way(tmp_path):
+    path = write(tmp_path, FAILING)
+    with RewardRunner([f"{path}:hangs", f"{path}:raises"], workers=1, timeout_s=30.0) as runner:
+        runner.start()
+        began = time.monotonic()
+        with pytest.raises(RewardError, match="'raises' failed"):
+            runner.score(["a", "b"], group_size=2)
+        assert time.monotonic() - began < 20
+        assert [worker.state for worker in runner._pools()[0]._workers] == ["off"]

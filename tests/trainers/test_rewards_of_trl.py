@@ -251,6 +251,20 @@ def test_an_environment_s_own_reward_beside_functions(tiny_model, chat_tokenizer
     assert "returned None" not in caplog.text
 
 
+def test_a_reward_by_name_may_read_the_environments(tiny_model, chat_tokenizer, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "async def played(completions, *, environments, scale=1.0):\n"
+        "    return [scale * len(game.seen) for game in environments]\n"
+    )
+    spec = {"name": f"{tmp_path / 'mine.py'}:played", "args": {"scale": 3.0}}
+    made = train(
+        tiny_model, chat_tokenizer, tmp_path, [spec], rows(chat=True), trainer={"environment_factory": Game}
+    )
+    values = made.rollout.rewards_per_function
+    assert torch.equal(values[:, 0], 3 * values[:, 1])
+    assert made.reward_func_names == ["played", "Game"]
+
+
 def test_environments_are_not_sent_to_other_processes(tiny_model, chat_tokenizer, tmp_path):
     def by_kwargs(completions, **kwargs):
         return [float(game.seen) for game in kwargs["environments"]]
