@@ -90,7 +90,7 @@ def rows_of(recipe: Recipe, tokenizer: Any, count: int) -> tuple[list[Row], RowC
 
 def drawn(part: Part) -> Text:
     """One part, what is learned from in colour."""
-    text = Text(f"{part.title} ({len(part.tokens)}): ", style="dim")
+    text = Text(f"{part.title} ({len(part.ids)}): ", style="dim")
     style = "bold green" if part.learned else ""
     for position, token in enumerate(part.tokens):
         text.append(EDGE if position else "", style="dim")

@@ -37,6 +37,8 @@ __all__ = [
     "template_columns",
 ]
 
+LONGEST_TEXT = 1_000_000
+"""Characters, some 250,000 tokens."""
 _ANSWER_MARK = "\n\nAssistant:"
 
 
@@ -79,10 +81,19 @@ def map_row(row: Row, section: DataSection, layout: Layout, needs: Needs) -> Row
         raise Dropped("chosen equals rejected")
     out = dict(row) if needs.others else {}
     out |= {"prompt": prompt, **texts}
+    _refuse_endless(prompt, *texts.values())
     if section.answer is not None:
         out["answer"] = gold_answer(lookup(row, section.answer.column), section.answer)
     out |= {name: lookup(row, column) for name, column in section.columns.items()}
     return out | _further(row, prompt, needs)
+
+
+def _refuse_endless(*texts: str | Messages) -> None:
+    """Raises Dropped for texts that no model reads and that a tokenizer is busy with for minutes."""
+    for text in texts:
+        said = [text] if isinstance(text, str) else [message["content"] for message in text]
+        if sum(map(len, said)) > LONGEST_TEXT:
+            raise Dropped(f"a text of more than {LONGEST_TEXT:,} characters")
 
 
 def build_prompt(row: Row, section: DataSection, layout: Layout) -> str | Messages:

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.data.files import Row
 from posttrain.data.tokens import learned_ids, pair_ids, prompt_ids
+from posttrain.planning.batch import plural
 from posttrain.recipe import Recipe
 
 EDGE = "│"
@@ -23,21 +24,26 @@ class Part:
     """A stretch of tokens of one row. `learned`: the trainer learns them, rather than only reading them."""
 
     title: str
-    tokens: list[str]
+    tokenizer: Any
+    ids: list[int]
     learned: bool
 
-    def line(self, most: int | None = None) -> str:
-        """One line; `most` tokens of a longer part are shown, from its beginning and its end."""
-        if most is None or len(self.tokens) <= most:
+    @property
+    def tokens(self) -> list[str]:
+        """The text of each token."""
+        return pieces(self.tokenizer, self.ids)
+
+    def line(self, most: int) -> str:
+        """One line; of a longer part `most` tokens are shown, from its beginning and its end."""
+        if len(self.ids) <= most:
             shown = EDGE.join(self.tokens)
         else:
-            half = most // 2
-            left_out = len(self.tokens) - 2 * half
-            shown = (
-                f"{EDGE.join(self.tokens[:half])} ... {left_out} more ... {EDGE.join(self.tokens[-half:])}"
+            first, last = (
+                pieces(self.tokenizer, ids) for ids in (self.ids[: most // 2], self.ids[-most // 2 :])
             )
-        count = f"{len(self.tokens)} token{'s' * (len(self.tokens) != 1)}"
-        return f"{self.title} ({count}): {shown}"
+            left_out = len(self.ids) - len(first) - len(last)
+            shown = f"{EDGE.join(first)} ... {left_out} more ... {EDGE.join(last)}"
+        return f"{self.title} ({plural(len(self.ids), 'token')}): {shown}"
 
 
 def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
@@ -53,13 +59,10 @@ def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
     answers = [name for name in ("chosen", "rejected") if name in row and recipe.spec.family == "preference"]
     if not answers:
         options = _template_options(recipe)
-        return [Part("prompt", pieces(tokenizer, prompt_ids(tokenizer, row["prompt"], **options)), False)]
+        return [Part("prompt", tokenizer, prompt_ids(tokenizer, row["prompt"], **options), False)]
     prompt, ids = pair_ids(tokenizer, row["prompt"], *(row[name] for name in answers))
-    parts = [Part("prompt", pieces(tokenizer, prompt), False)]
-    return [
-        *parts,
-        *(Part(name, pieces(tokenizer, one), True) for name, one in zip(answers, ids, strict=True)),
-    ]
+    learned = (Part(name, tokenizer, one, True) for name, one in zip(answers, ids, strict=True))
+    return [Part("prompt", tokenizer, prompt, False), *learned]
 
 
 def _masked_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
@@ -67,21 +70,21 @@ def _masked_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
     answer = row["completion"]
     text = answer if isinstance(answer, str) else "".join(message["content"] for message in answer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    yield Part("prompt", pieces(tokenizer, prompt_ids(tokenizer, row["prompt"])), False)
-    yield Part("learned", [*pieces(tokenizer, ids), tokenizer.eos_token], True)
+    end = tokenizer(tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    yield Part("prompt", tokenizer, prompt_ids(tokenizer, row["prompt"]), False)
+    yield Part("learned", tokenizer, [*ids, *end], True)
 
 
 def _sft_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
     learned = learned_ids(tokenizer, row["prompt"], row["completion"])
-    texts = pieces(tokenizer, learned.ids)
     at = 0
     for start, end in learned.spans:
         if start > at:
-            yield Part("read" if at else "prompt", texts[at:start], False)
-        yield Part("learned", texts[start:end], True)
+            yield Part("read" if at else "prompt", tokenizer, learned.ids[at:start], False)
+        yield Part("learned", tokenizer, learned.ids[start:end], True)
         at = end
-    if at < len(texts):
-        yield Part("read", texts[at:], False)
+    if at < len(learned.ids):
+        yield Part("read", tokenizer, learned.ids[at:], False)
 
 
 def _template_options(recipe: Recipe) -> dict[str, Any]:

@@ -266,6 +266,12 @@ def test_an_answer_that_repeats_its_prompt_is_counted(read) -> None:
     assert counts.echoes == 0
 
 
+def test_endless_texts_are_dropped_before_anybody_tokenises_them(read) -> None:
+    rows = [{"prompt": "x" * 1_000_001, "completion": "a"}, {"prompt": "q", "completion": "x" * 1_000_000}]
+    _, counts = read(rows, SFT)
+    assert counts.dropped == {"a text of more than 1,000,000 characters": 1}
+
+
 # ---------------------------------------------------------------------------------------------------- messages
 
 
