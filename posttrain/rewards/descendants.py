@@ -42,7 +42,8 @@ def keep(worker: int) -> NoReturn:
     _bury_the_rest()
     if status is not None and os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core is enough
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL cannot be set, and needs not
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(1 if status is None else os.waitstatus_to_exitcode(status))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.data import RowCounts, load_rows
 from posttrain.data.reward_columns import marked
@@ -89,7 +89,19 @@ def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrai
         options["revision"] = section.revision
     if section.attn_implementation is not None:
         options["attn_implementation"] = section.attn_implementation
+    if section.quantization is not None:
+        options["quantization_config"] = nf4(section.dtype)
     return load_pretrained(section.path, tokenizer_path=section.tokenizer, dtype=section.dtype, **options)
+
+
+def nf4(dtype: str) -> BitsAndBytesConfig:
+    """Linear maps in 4-bit NormalFloat with quantised scales (QLoRA, arXiv 2305.14314); products in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else torch_dtype(dtype),
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:
