@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def make_batch(objective: Objective, seed: int = 0, spread: float = 0.3) -> Toke
     return TokenBatch(new, old, mask, streams.pop("advantages"), streams=streams, forward=forward)
 
 
-def rows(batch: TokenBatch, part: slice) -> TokenBatch:
+def rows(batch: TokenBatch, part: slice | Tensor) -> TokenBatch:
     cut = {name: getattr(batch, name)[part] for name in ("logprobs", "old_logprobs", "mask", "advantages")}
     streams = {name: values[part] for name, values in batch.streams.items()}
     return replace(batch, **cut, streams=streams, forward={k: v[part] for k, v in batch.forward.items()})
@@ -127,13 +128,35 @@ def test_micro_batching_changes_nothing(name):
         assert_close(many, one, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", POLICY)
+def counted(**settings: Any) -> Objective:
+    return POLICY["capo"](
+        num_candidates=7, calibrate=True, calibration_follows=True, target_rejection=0.3, **settings
+    )
+
+
+SUMMING: dict[str, Callable[[], Objective]] = {
+    **{name: lambda name=name: make(name) for name in POLICY},
+    "bapo, a bound a micro-batch": lambda: POLICY["bapo"](scope="microbatch"),
+    "capo, calibrated": counted,
+    "capo on bapo, calibrated, sgd": lambda: counted(
+        base="bapo", optimizer_model="sgd", calibration_holds=True
+    ),
+}
+"""Every sum over ranks that an objective takes: counts, bounds, moments, histograms."""
+
+
+@pytest.mark.parametrize("name", SUMMING)
 def test_two_ranks_equal_one(name):
     """Two threads stand for two ranks; a sum over ranks waits for both."""
-    alone, ranks = make(name), [make(name), make(name)]
-    for seed in range(2):
+    alone, *ranks = (SUMMING[name]() for _ in range(3))
+    for seed in range(4 if "calibrated" in name else 2):
         batch = make_batch(alone, seed)
-        loss, gradient = gradients(alone, [batch])
+        # the same two micro-batches on both sides, for bounds that are chosen for each
+        places = [[*range(0, 3), 5], [3, 4, *range(6, 12)]] if "micro-batch" in name else [range(12)]
+        order = torch.tensor([place for part in places for place in part])
+        cut = [rows(batch, torch.tensor(list(part))) for part in places]
+        loss, gathered = gradients(alone, cut)
+        gradient = torch.empty_like(gathered).index_copy(0, order, gathered)
         shares = [
             [rows(batch, slice(0, 3)), rows(batch, slice(3, 5))],
             [rows(batch, slice(5, 6)), rows(batch, slice(6, 12))],
