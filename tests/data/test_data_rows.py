@@ -114,7 +114,8 @@ def test_a_pair_of_conversations_splits_where_they_part(section) -> None:
         ("#### 1 #### 2", {"after": "####"}, "2"),
         ("72 apples", {"before": " apples"}, "72"),
         ("so #### 72 apples", {"after": "####", "before": "apples"}, "72"),
-        (r"first \boxed{1}, then \boxed{\frac{1}{2}}.", {"boxed": True}, r"\frac{1}{2}"),
+        (r"first \boxed{1}. Then \boxed{\frac{1}{2}}.", {"boxed": True}, r"\frac{1}{2}"),
+        (r"so \boxed{1} and \boxed{2}.", {"boxed": True}, "1; 2"),  # boxes of one sentence are one answer
         (7, {}, "7"),
         (0, {}, "0"),
     ],

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from posttrain.data.feedback_logs import Complaint, SeedPair, feedback_log, read_feedback_log
+from posttrain.data.feedback_logs import Complaint, SeedPair, feedback_log, read_feedback_log, read_seed_pairs
 from posttrain.data.files import DataError
 
 TURNS = [
@@ -116,3 +116,66 @@ def test_files_that_are_no_feedback_log_say_so(tmp_path):
         feedback_log([as_messages([*TURNS[:2], ("user", "no", "angry")])])
     with pytest.raises(DataError, match="role 'tool'"):
         feedback_log([as_messages([("tool", "x", None)])])
+
+
+def _two_talks(number):
+    """Two conversations whose turns are numbered by `number(place)`; the second begins with its own question."""
+    second = [
+        ("user", "write a poem", None),
+        ("assistant", "No.", None),
+        ("user", "bad answer", "dissatisfied"),
+    ]
+    rows = []
+    for turns in (TURNS, second):
+        rows += [{**row, "UtterranceId": number(place)} for place, row in enumerate(as_wildfeedback(turns))]
+    return rows
+
+
+@pytest.mark.parametrize("number", [str, lambda i: i + 1, lambda i: str(i + 1), float, lambda i: f"{i}.0"])
+def test_conversations_are_told_apart_whatever_their_numbers_look_like(number):
+    log = feedback_log(_two_talks(number))
+    assert log.complaints == [
+        COMPLAINT,
+        Complaint([{"role": "user", "content": "write a poem"}], "No.", "bad answer"),
+    ]
+    assert log.seeds == [SEED]
+
+
+def test_a_log_as_csv(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "UtterranceId,Role,Content,Satisfaction,Disatisfaction\n"
+        "1,User,plan my trip,,\n2,Agent,Go to the moon.,,\n3,User,no that is silly,False,True\n"
+        "1,User,write a poem,,\n2,Agent,No.,,\n3,User,bad answer,0,1\n"
+    )
+    assert [row.prompt[0]["content"] for row in read_feedback_log(path).complaints] == [
+        "plan my trip",
+        "write a poem",
+    ]
+
+
+def test_an_id_beside_the_turns_tells_conversations_apart():
+    one, two = _two_talks(lambda place: place)[:6], _two_talks(lambda place: place)[6:]
+    rows = [{**row, "conversation_id": "a"} for row in one] + [{**row, "conversation_id": "b"} for row in two]
+    mixed = [row for pair in zip(rows[:3], rows[6:], strict=True) for row in pair] + rows[3:6]
+    assert feedback_log(mixed).complaints == feedback_log(rows).complaints
+    assert len(feedback_log(rows).complaints) == 2
+
+
+def test_an_id_that_is_no_number_is_refused():
+    rows = [{**row, "UtterranceId": "x"} for row in as_wildfeedback(TURNS)]
+    with pytest.raises(DataError, match="row 1: UtterranceId 'x' is no number"):
+        feedback_log(rows)
+
+
+def test_a_rejected_conversation_is_cut_behind_its_prompt(tmp_path):
+    whole = [*PROMPT, {"role": "assistant", "content": "Sydney"}]
+    for prompt in (PROMPT, "capital of Australia?"):
+        row = {"prompt": prompt, "rejected": whole, "user_preference": "no, that is wrong"}
+        assert feedback_log([row]).complaints == [COMPLAINT]
+    other = {"prompt": "other", "rejected": whole, "user_preference": "no"}
+    assert feedback_log([other]).dropped == {"rejected does not continue the prompt": 1}
+    path = tmp_path / "seeds.jsonl"
+    better = [*PROMPT, {"role": "assistant", "content": "Canberra"}]
+    path.write_text(json.dumps({"prompt": PROMPT, "chosen": better, "rejected": whole}))
+    assert read_seed_pairs(path) == [SEED]
