@@ -4,7 +4,7 @@ identity."""
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -299,6 +299,63 @@ def test_departures_by_hand():
     assert_close(BGPO(samples=1, length_normalise="response").losses(batch)[0].item(), -1.2)  # d = 1/5
     assert_close(BGPO(samples=1, length_normalise="canvas").losses(batch)[0].item(), -1.125)  # d = 1/8
     assert_close(BGPO(samples=1, d_clamp=0.5).losses(batch)[2].item(), torch.e**0.5)
+
+
+def test_measures_by_hand():
+    """Sums and counts; d = 1 and 200, where exp is held in float32, for A > 0, A < 0 and A = 0."""
+    d = tensor([[1.0, 200.0], [1.0, 200.0], [1.0, 200.0]])
+    batch = batch_of(d, torch.zeros_like(d), tensor([1.0, -1.0, 0.0]))
+    found = BGPO(samples=2, d_clamp=50.0).measures(batch)
+    assert [float(part) for part in found["held"]] == [
+        1.0,
+        6.0,
+    ]  # only exponentials are held: of six passes, one
+    assert [float(part) for part in found["clamped"]] == [3.0, 6.0]
+    small = tensor([[0.5, 0.1], [0.5, 0.1]])
+    gap, count = BGPO(samples=2).measures(batch_of(small, torch.zeros_like(small), tensor([1.0, -2.0])))[
+        "bound_gap"
+    ]
+    up = torch.e**0.3 - 1.3  # exp(mean d) - (1 + mean d)
+    down = -2 * torch.e**0.3 + (torch.e**0.5 + torch.e**0.1)  # -2 exp(mean d) + 2 mean exp(d)
+    assert_close(gap.item(), up + down)
+    assert up > 0
+    assert down > 0
+    assert count == 2
+    assert "clamped" not in BGPO(samples=2).measures(batch)
+
+
+def test_canvas_and_response_lengths_are_two():
+    d = tensor([[4.0]])
+    batch = batch_of(d, torch.zeros_like(d), tensor([1.0]), mask=tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]))
+    assert_close(
+        BGPO(samples=1, length_normalise="response").losses(batch).item(), -3.0
+    )  # 1 + 4/2, its own tokens
+    assert_close(BGPO(samples=1, length_normalise="canvas").losses(batch).item(), -1.5)  # 1 + 4/8
+
+
+def test_peers_start_from_their_papers_settings():
+    assert asdict(DiffuGRPO()) == {
+        "clip_low": 0.5,
+        "clip_high": 0.5,
+        "p_mask_prompt": 0.15,
+        "scale": "none",
+        "average": "token",
+        "tail": "mask",
+    }
+    assert asdict(CoupledGRPO()) == {
+        "clip_low": 0.5,
+        "clip_high": 0.5,
+        "t_low": 0.2,
+        "t_high": 0.8,
+        "tail": "mask",
+    }
+    shared = {"noise": "bernoulli", "t_floor": 1e-3, "ddof": 1}
+    assert asdict(VRPOOL()).items() >= {**shared, "samples": 4}.items()
+    assert (
+        asdict(BGPO()).items()
+        >= {**shared, "samples": 16, "length_normalise": "none", "clip_low": None}.items()
+    )
+    assert (DiffuGRPO().num_passes, CoupledGRPO().num_passes) == (1, 3)
 
 
 def test_token_peers_by_hand():

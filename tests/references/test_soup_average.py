@@ -58,6 +58,13 @@ def test_distance_tells_kin_from_strangers():
     assert distance({"w": torch.tensor([[3.0, 4.0]])}, {"w": torch.zeros(1, 2)}) == 1.0
 
 
+def test_distance_is_taken_in_float64():
+    one = {"w": torch.ones(300, 7, dtype=torch.bfloat16), "norm": torch.ones(3)}
+    two = {"w": torch.full((300, 7), 1 + 2**-7, dtype=torch.bfloat16), "norm": torch.zeros(3)}
+    assert distance(one, two) == pytest.approx(2**-7 / (1 + 2**-7), rel=1e-9)  # over the larger of the two
+    assert distance(two, one) == distance(one, two)
+
+
 def test_sums_are_taken_in_float64_and_rounded_once():
     # in bfloat16, three thirds added one after another would lose the last bit
     third = [{"w": torch.tensor([1.0 + 2**-7], dtype=torch.bfloat16)} for _ in range(3)]
