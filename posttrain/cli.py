@@ -16,6 +16,10 @@ from posttrain.recipe_errors import suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train what a recipe says", "posttrain.commands.train:main"),
+    "launch": (
+        "start a run with torchrun or accelerate launch, and end with the run's own exit code",
+        "posttrain.commands.launch:main",
+    ),
     "plan": ("check a recipe: batch arithmetic, memory, refusals; no GPU needed", "posttrain.plan:main"),
     "report": ("draw a run as one HTML page, and sum it up here", "posttrain.commands.report:main"),
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),

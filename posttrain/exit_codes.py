@@ -1,7 +1,7 @@
 """The exit codes of `posttrain train`, in one place; docs/faults.md says them to users. No imports: every room may.
 
 Under `torchrun` and `accelerate launch` the launcher's own code is 1 whenever a process of it ended with another than
-0; the code below then stands in its report.
+0; `posttrain launch` before the launcher's command gives the code below.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ NOT_FINITE = 5
 
 NOT_WRITTEN = 6
 """The disk is full or the folder cannot be written any more; the last checkpoint is whole."""
+
+PROCESS_LOST = 7
+"""Another process of the run is gone (killed, out of memory, its machine lost); the last checkpoint is whole."""
 
 STOPPED = 130
 """Asked to stop (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, a closed pipe); --resume goes on."""

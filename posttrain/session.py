@@ -141,6 +141,7 @@ class Session:
     def _say(self, text: str) -> None:
         if not self.is_main:
             return
+        REQUESTS.said = text
         if 1 in REQUESTS.outputs_closed:  # nobody reads stdout any more
             print(text, file=sys.stderr, flush=True)
         else:

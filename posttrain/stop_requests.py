@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from posttrain import exit_codes
+from posttrain import exit_codes, launched
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _NAMES = {
@@ -46,6 +46,10 @@ class StopRequests:
         self.last_words: Callable[[], str] = lambda: "stopped at once"
         """Said when a second request ends the process; "" says nothing."""
         self.outputs_closed: set[int] = set()
+        self.ended: int | None = None
+        """The exit code, once all is said: a launcher that tells its processes to end changes nothing then."""
+        self.said = ""
+        """The last words of a run that ended in an orderly way."""
         self._pipe_closed = False
         self._listens = False
 
@@ -70,7 +74,7 @@ class StopRequests:
         self.ask(name)
 
     def ask(self, name: str) -> None:
-        if self.reason is not None:
+        if self.reason is not None or self.ended is not None:
             self._at_once(name)
         self.reason = name
         if self.tell is None:
@@ -80,10 +84,11 @@ class StopRequests:
     def _at_once(self, name: str) -> None:
         """Without unwinding, which may wait for an engine or another rank: the second request means it."""
         try:
-            if words := self.last_words():
+            if self.ended is None and (words := self.last_words()):
                 os.write(2, f"\n{words} ({name})\n".encode())
+                launched.end(exit_codes.STOPPED, words)
         finally:
-            os._exit(exit_codes.STOPPED)
+            os._exit(exit_codes.STOPPED if self.ended is None else self.ended)
 
     def output_closed(self, descriptor: int) -> None:
         """Nobody reads this output any more: from now on it goes nowhere, and the run is asked to stop, once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 
-from posttrain import exit_codes
+from posttrain import exit_codes, launched
 from posttrain.data import DataError
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import launch_fault, precision_fault, started
@@ -40,10 +41,22 @@ def main(args: Namespace) -> int:
 
     The exit codes stand in posttrain/exit_codes.py and docs/faults.md.
     """
-    # Every process of a launch sees the same fault; one of them says it.
-    speaks = os.environ.get("RANK", "0") == "0"
+    launched.begin()
     REQUESTS.listen()
     guard_outputs()
+    # Every process of a launch sees the same fault; one of them says it.
+    code, line = _train(args, speaks := os.environ.get("RANK", "0") == "0")
+    if line and speaks:
+        print(line, file=sys.stderr, flush=True)
+    launched.end(code, line or REQUESTS.said)
+    REQUESTS.ended = code
+    if code != exit_codes.DONE and not speaks:
+        time.sleep(LATER_S)  # a launcher ends all processes as soon as one of them has ended
+    return code
+
+
+def _train(args: Namespace, speaks: bool) -> tuple[int, str]:
+    """The exit code, and the line that says why; "" where it has been said."""
     recipe: Recipe | None = None
     try:
         recipe = _checked(args, speaks)
@@ -52,51 +65,51 @@ def main(args: Namespace) -> int:
                 print(f"{recipe.path}: {start.compared.note}", file=sys.stderr)
             from posttrain.train import run_opened
 
-            return run_opened(recipe, start)
-    except (RecipeError, DataError) as error:
-        if speaks:
-            print(
-                error if isinstance(error, RecipeError) else f"{args.recipe}: data: {error}", file=sys.stderr
-            )
-        return exit_codes.REFUSED
+            return run_opened(recipe, start), ""
+    except RecipeError as error:
+        return exit_codes.REFUSED, str(error)
+    except DataError as error:
+        return exit_codes.REFUSED, f"{args.recipe}: data: {error}"
     except KeyboardInterrupt as error:
         # before or after the steps: nothing is in hand that a checkpoint would save
-        go_on = "" if recipe is None else f"; {how_to_go_on(recipe, same_launcher=started() > 1)}"
-        return _stopped(f"{args.recipe}: stopped ({error or 'Ctrl-C'}){go_on}", exit_codes.STOPPED, speaks)
+        go_on = "" if recipe is None else f"; {_go_on(recipe)}"
+        return exit_codes.STOPPED, f"{args.recipe}: stopped ({error or 'Ctrl-C'}){go_on}"
     except Exception as error:
-        code, message = _fault(error)
+        code, line = _fault(error, recipe)
         if code == exit_codes.UNEXPECTED:
+            launched.end(code, f"{args.recipe}: {type(error).__name__}: {error}")
             raise
-        return _stopped(f"{args.recipe}: {message}", code, speaks)
+        return code, f"{args.recipe}: {line}"
 
 
-def _fault(error: Exception) -> tuple[int, str]:
+def _fault(error: Exception, recipe: Recipe | None) -> tuple[int, str]:
     """The exit code of what ended a run, and the line that says it."""
-    if isinstance(error, EngineError):
-        return exit_codes.ENGINE_LOST, str(error)
-    if isinstance(error, RewardError):
-        return exit_codes.REWARD_FAILED, str(error)
-    if isinstance(error, ModelFault):
-        return exit_codes.REFUSED, str(error)
-    if isinstance(error, NotFinite):
-        return exit_codes.NOT_FINITE, str(error)
-    if isinstance(error, StorageError):
-        return exit_codes.NOT_WRITTEN, str(error)
+    for kind, code in (
+        (EngineError, exit_codes.ENGINE_LOST),
+        (RewardError, exit_codes.REWARD_FAILED),
+        (ModelFault, exit_codes.REFUSED),
+        (NotFinite, exit_codes.NOT_FINITE),
+        (StorageError, exit_codes.NOT_WRITTEN),
+    ):
+        if isinstance(error, kind):
+            return code, str(error)
+    go_on = "" if recipe is None else f"; {_go_on(recipe)}"
     if (fault := storage_fault(error)) is not None:
-        return (
-            exit_codes.NOT_WRITTEN,
-            f"the run's folder cannot be written: {fault}; make room, then --resume",
-        )
-    return exit_codes.UNEXPECTED, str(error)
+        return exit_codes.NOT_WRITTEN, f"the run's folder cannot be written: {fault}; make room{go_on}"
+    if peer_is_lost(error):
+        return exit_codes.PROCESS_LOST, f"another process of the run is gone{go_on}"
+    return exit_codes.UNEXPECTED, ""
 
 
-def _stopped(message: str, code: int, speaks: bool) -> int:
-    """`code`, once the message is out: a launcher ends all processes as soon as one of them has ended."""
-    if speaks:
-        print(message, file=sys.stderr, flush=True)
-    else:
-        time.sleep(LATER_S)
-    return code
+def peer_is_lost(error: Exception) -> bool:
+    """Whether a collective failed because a process that takes part has ended: as gloo and NCCL say it."""
+    text = str(error)
+    by_gloo = "gloo" in text and re.search(r"closed by peer|reset by peer|Broken pipe", text) is not None
+    return by_gloo or type(error).__name__ == "DistBackendError"
+
+
+def _go_on(recipe: Recipe) -> str:
+    return how_to_go_on(recipe, same_launcher=started() > 1)
 
 
 def _checked(args: Namespace, speaks: bool) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.observe.writer import read_events, read_metrics
+from posttrain.observe.writer import read_events, read_metrics, read_recipe_changes
 
 RECIPE = """
 method: bapo
@@ -69,6 +70,18 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
+def wait_for_step(folder: Path, step: int) -> None:
+    metrics = folder / "runs" / "own" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (
+        metrics.exists() and f'"step": {step},' in metrics.read_text()
+    ):
+        time.sleep(0.05)
+
+
+BATCH = "train.per_device_train_batch_size=12"  # one process's, for as many responses as two have
+
+
 BENCHMARK = """
 name: digits
 title: Digits
@@ -104,10 +117,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     assert json.loads((evaluated / "step-000008" / "digits" / "metrics.json").read_text())["problems"] == 3
 
     process = start("train", "own.yaml", cwd=tmp_path / "cut")
-    metrics = tmp_path / "cut" / "runs" / "own" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (metrics.exists() and '"step": 1' in metrics.read_text()):
-        time.sleep(0.05)
+    wait_for_step(tmp_path / "cut", 1)
     process.send_signal(signal.SIGINT)
     said = finish(process, code=130)
     assert "continue with: posttrain train own.yaml --resume" in said
@@ -138,6 +148,71 @@ def test_two_processes_from_one_recipe(tmp_path):
     rows = read_metrics(tmp_path / "runs" / "own")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
     assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.distributed
+def test_two_processes_stop_and_go_on_bit_for_bit(tmp_path):
+    """SIGUSR1 in mid-window, under a launcher that would die of it; then the rest, and first by too few processes."""
+    launcher = (
+        "launch",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    )
+    words = (*launcher, "-m", "posttrain", "train", "own.yaml")
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, steps=6, batch=6)
+    finish(start(*words, cwd=tmp_path / "whole"))
+    process = start(*words, cwd=tmp_path / "cut")
+    wait_for_step(tmp_path / "cut", 1)
+    process.send_signal(signal.SIGUSR1)
+    said = finish(process, code=130)
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("stopped at step ")
+    assert last.endswith("continue with: the same launcher and posttrain train own.yaml --resume")
+    alone = finish(start("train", "own.yaml", "--resume", "--set", BATCH, cwd=tmp_path / "cut"), code=2)
+    assert "was written by 2 processes, now there is 1" in alone
+    finish(start(*words, "--resume", cwd=tmp_path / "cut"))
+    expected = weights(tmp_path / "whole" / "runs" / "own")
+    for name, value in weights(tmp_path / "cut" / "runs" / "own").items():
+        assert torch.equal(expected[name], value), name
+
+
+def test_what_a_resume_changes_is_applied_and_written_down(tmp_path):
+    write(tmp_path, steps=8)
+    (tmp_path / "own.yaml").write_text(
+        (tmp_path / "own.yaml").read_text().replace("save_steps: 2", "save_steps: 1")
+    )
+    process = start("train", "own.yaml", cwd=tmp_path)
+    wait_for_step(tmp_path, 1)
+    assert process.stdout is not None
+    process.stdout.close()  # `| head` has seen enough
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait(200) == 130, said[-3000:]
+    assert "its output was closed: stopping after this step with a checkpoint" in said
+    step = int(re.findall(r"stopped at step (\d+) of 8; continue with", said)[0])
+    run = tmp_path / "runs" / "own"
+    said = finish(start("train", "own.yaml", "--resume", "--set", "train.seed=1", cwd=tmp_path), code=2)
+    assert "own.yaml: --resume: train.seed was 0, not 1" in said
+    said = finish(start("train", "own.yaml", "--resume", "--set", "train.learning_rate=5e-3", cwd=tmp_path))
+    assert f"from step {step + 1}: train.learning_rate: 0.001 -> 0.005" in said
+    rates = {row["step"]: row["learning_rate"] for row in read_metrics(run) if "learning_rate" in row}
+    by_hand = {n: (1e-3 if n <= step else 5e-3) * (8 - n + 1) / 8 for n in range(1, 9)}
+    assert rates == pytest.approx(by_hand)
+    (entry,) = read_recipe_changes(run)
+    assert (entry.after_step, [str(c) for c in entry.changes]) == (
+        step,
+        ["train.learning_rate: 0.001 -> 0.005"],
+    )
+    assert (
+        f"From step {step + 1}: train.learning_rate: 0.001 -&gt; 0.005." in (run / "report.html").read_text()
+    )
+    assert not (run / ".model.saving").exists()
 
 
 BREAKS = """
