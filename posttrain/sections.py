@@ -293,8 +293,6 @@ class OutputSection(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        if not self.dir:
-            raise ValueError("'dir' must not be empty; write '.' for the current folder")
         if self.name and (fault := run_name_fault(self.name)) is not None:
             raise ValueError(fault)
         return self

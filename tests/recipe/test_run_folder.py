@@ -83,7 +83,7 @@ def test_ordinary_names_are_taken(name: str, load: Load) -> None:
 
 
 def test_an_empty_folder_is_not_the_root(refused: Refused) -> None:
-    assert "'dir' must not be empty" in refused(output={"dir": ""})[0]
+    assert "'dir' must be text that is not empty" in refused(output={"dir": ""})[0]
 
 
 # -------------------------------------------------------------------------------------------- fresh, overwrite
