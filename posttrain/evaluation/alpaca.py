@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.evaluation.answer_files import short
+
 HUB_DATASET = "tatsu-lab/alpaca_eval"
 GAMED = "df_gamed.csv"
 COUNT = 805
@@ -43,7 +45,7 @@ class Rates:
     had."""
 
     win_rate: float
-    standard_error: float
+    standard_error: float | None
     discrete_win_rate: float
     judged: int
     length_controlled: float | None
@@ -63,21 +65,17 @@ def join(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str,
     found: dict[str, str] = {}
     for row in outputs:
         if row["instruction"] in found:
-            raise ValueError(f"two outputs for the instruction {_short(row['instruction'])}")
+            raise ValueError(f"two outputs for the instruction {short(row['instruction'])}")
         found[row["instruction"]] = row["output"]
     unknown = [text for text in found if text not in wanted]
     missing = [text for text in wanted if text not in found]
     if unknown or missing or len(wanted) != COUNT:
-        example = _short((unknown or missing or [""])[0])
+        example = short((unknown or missing or [""])[0])
         raise ValueError(
             f"outputs and the {COUNT} instructions differ: {len(missing)} have no output, {len(unknown)} outputs have "
             f"no such instruction (for instance {example}); a rate over a part is not AlpacaEval's"
         )
     return [Pair(row["instruction"], row["output"], found[row["instruction"]]) for row in references]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) < 60 else text[:57] + "...")
 
 
 class Annotator:
@@ -97,6 +95,8 @@ class Annotator:
         parser = config.pop("fn_completion_parser", "regex_parser")
         arguments = config.pop("completion_parser_kwargs", {})
         self._parse = getattr(package.completion_parsers, parser)
+        self._arguments = arguments
+        self._read_from = config.get("completion_key", "completions")
         config.pop("fn_completions", None)
         if config.get("batch_size", 1) != 1:
             raise ValueError(
@@ -106,7 +106,7 @@ class Annotator:
         self._annotator = package.pairwise.SinglePairwiseAnnotator(
             **config,
             fn_completions=complete,
-            fn_completion_parser=lambda completion: self._parsed(completion, arguments),
+            fn_completion_parser=self._parsed,
             seed=0,  # the published annotations' seed: it decides which output is shown first
             base_dir=folder,
             annotation_column="preference",
@@ -143,26 +143,33 @@ class Annotator:
         shown = self._first_shown
         return preferences, sum(shown) / len(shown) if shown else math.nan
 
-    def _parsed(self, completion: Any, arguments: dict[str, Any]) -> list[float]:
+    def readable(self, answer: dict[str, Any]) -> bool:
+        """Whether an answer of the transport holds a verdict."""
+        completion = answer["text"] if self._read_from == "completions" else answer
+        return isinstance(self._verdict(completion), float)
+
+    def _parsed(self, completion: Any) -> list[float]:
         """The package's parser; what it cannot read is a failed judgement with a reason, never a
         preference."""
-        if completion is None:
-            return self._failed("no answer from the judge")
-        try:
-            values = self._parse(completion, **arguments)
-        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-            return self._failed("answer without what the parser reads")
-        if len(values) != 1 or values[0] is None or math.isnan(float(values[0])):
-            return self._failed("answer names neither output")
-        value = 1.5 if float(values[0]) == 0 else float(values[0])
-        if not 1 <= value <= 2:
-            return self._failed("answer names neither output")
+        value = self._verdict(completion)
+        if isinstance(value, str):
+            self.failures[value] = self.failures.get(value, 0) + 1
+            return [math.nan]
         self._first_shown.append(1.0 if value < 1.5 else 0.5 if value == 1.5 else 0.0)
         return [value]
 
-    def _failed(self, reason: str) -> list[float]:
-        self.failures[reason] = self.failures.get(reason, 0) + 1
-        return [math.nan]
+    def _verdict(self, completion: Any) -> float | str:
+        """A preference in [1, 2] for what is shown second, or why there is none."""
+        if completion is None:
+            return "no answer from the judge"
+        try:
+            values = self._parse(completion, **self._arguments)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return "answer without what the parser reads"
+        if len(values) != 1 or values[0] is None or math.isnan(float(values[0])):
+            return "answer names neither output"
+        value = 1.5 if float(values[0]) == 0 else float(values[0])
+        return value if 1 <= value <= 2 else "answer names neither output"
 
 
 def rates(
@@ -185,7 +192,7 @@ def rates(
     if len(pairs) != COUNT or len(preferences) != COUNT:
         raise ValueError(f"{len(pairs)} pairs and {len(preferences)} preferences; AlpacaEval has {COUNT}")
     if all(math.isnan(p) for p in preferences):
-        raise ValueError("not one judgement succeeded; see judgements.jsonl for the judge's answers")
+        raise ValueError("not one of the judgements holds a verdict, so there is no rate")
     package = import_package()
     frame = pd.DataFrame(
         {
@@ -203,13 +210,18 @@ def rates(
     lc, error, missing = _length_controlled(package, frame, gamed, resamples)
     return Rates(
         win_rate=float(plain["win_rate"]),
-        standard_error=float(plain["standard_error"]),
+        standard_error=_finite(plain["standard_error"]),
         discrete_win_rate=float(plain["discrete_win_rate"]),
         judged=int(plain["n_total"]),
         length_controlled=lc,
         lc_standard_error=error,
         lc_missing=missing,
     )
+
+
+def _finite(value: Any) -> float | None:
+    """A number for a file; None where there is none, as for the error of a single judgement."""
+    return float(value) if math.isfinite(float(value)) else None
 
 
 def _length_controlled(
@@ -227,6 +239,9 @@ def _length_controlled(
         return 50.0, 0.0, None  # every pair is a tie
     if lengths.nunique() == 1:
         return None, None, "every length difference is the same: there is no length to control for"
+    judged = int(frame["preference"].notna().sum())
+    if 2 * judged < COUNT:
+        return None, None, f"{judged} of {COUNT} judgements are too few for the regression"
 
     def fit(rows: Any) -> float:
         found = package.metrics.get_length_controlled_winrate(
@@ -242,7 +257,9 @@ def _length_controlled(
             drawn = [fit(frame.iloc[rng.integers(0, COUNT, COUNT)]) for _ in range(resamples)]
     except HubFileMissing as error:
         return None, None, str(error)
-    return rate, float(np.std(drawn, ddof=1)) if resamples > 1 else None, None
+    if not math.isfinite(rate):
+        return None, None, "the regression found no finite rate"
+    return rate, _finite(np.std(drawn, ddof=1)) if resamples > 1 else None, None
 
 
 class HubFileMissing(RuntimeError):

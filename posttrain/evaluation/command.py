@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain import exit_codes
 from posttrain.evaluation import masked, store, tasks
+from posttrain.evaluation.bar import bar
+from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
+from posttrain.saved_model import model_of
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
 _DATA_HELP = "folder of the benchmark files (default: $POSTTRAIN_DATA, else the hub)"
@@ -31,10 +34,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     grade = stages.add_parser("grade", help="grade what was generated; no model needed")
     grade.add_argument("dirs", nargs="+", metavar="DIR", help=_DIR_HELP)
     grade.add_argument(
-        "--workers", type=int, default=_cores(), help="worker processes (default: %(default)s)"
+        "--workers", type=_whole(1), default=_cores(), help="worker processes (default: %(default)s)"
     )
     grade.add_argument(
-        "--timeout", type=float, default=10.0, help="seconds a response (default: %(default)s)"
+        "--timeout", type=_seconds, default=10.0, help="seconds a response (default: %(default)s)"
     )
     _add_judge(stages.add_parser("judge", help="let a judge compare AlpacaEval's responses"))
     report = stages.add_parser("report", help="one page and the same in the terminal")
@@ -56,7 +59,7 @@ def _add_tasks(parser: ArgumentParser) -> None:
 
 
 def _add_generate(parser: ArgumentParser) -> None:
-    parser.add_argument("model", help="model folder or hub name")
+    parser.add_argument("model", help="model folder, run folder (its model), or hub name")
     parser.add_argument("benchmarks", nargs="+", help="names (`posttrain eval tasks`), or YAMLs of your own")
     parser.add_argument(
         "--out", help="results go to OUT/BENCHMARK (default: runs/eval/NAME of the model or its run)"
@@ -64,7 +67,7 @@ def _add_generate(parser: ArgumentParser) -> None:
     parser.add_argument("--data", help=_DATA_HELP)
     parser.add_argument("--adapter", help="LoRA adapter to merge in")
     parser.add_argument(
-        "--limit", type=int, help="the first so many problems only; not comparable with the whole"
+        "--limit", type=_whole(1), help="the first so many problems only; not comparable with the whole"
     )
     for name in ("samples", "max_new_tokens", "top_k"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the benchmark's")
@@ -72,7 +75,7 @@ def _add_generate(parser: ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="instead of the benchmark's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=("transformers", "vllm", masked.ENGINE), default="transformers")
-    parser.add_argument("--batch-size", type=int, help="responses at a time (default: 16, vllm 512)")
+    parser.add_argument("--batch-size", type=_whole(1), help="responses at a time (default: 16, vllm 512)")
     parser.add_argument(
         "--gpu-memory-utilization",
         type=float,
@@ -103,7 +106,7 @@ def _add_judge(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--swapped",
-        type=int,
+        type=_whole(0),
         default=200,
         help="pairs judged in the other order too (default: %(default)s of 805)",
     )
@@ -116,24 +119,54 @@ def _add_judge(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--data", help=_DATA_HELP)
     parser.add_argument(
-        "--workers", type=int, default=5, help="requests under way at once (default: %(default)s)"
+        "--workers", type=_whole(1), default=5, help="requests under way at once (default: %(default)s)"
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds a request (default: %(default)s)"
+        "--timeout", type=_seconds, default=60.0, help="seconds a request (default: %(default)s)"
     )
     parser.add_argument(
-        "--retries", type=int, default=5, help="after a time-out, 429 or 5xx (default: %(default)s)"
+        "--retries", type=_whole(0), default=5, help="after a time-out, 429 or 5xx (default: %(default)s)"
     )
+
+
+def _whole(lowest: int) -> Callable[[str], int]:
+    """A whole number of the command line, not below `lowest`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest:
+            raise ArgumentTypeError(f"must be a whole number >= {lowest}, not {text}")
+        return number
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ArgumentTypeError(f"must be a number of seconds above 0, not {text}")
+    return number
 
 
 def main(args: Namespace) -> int:
     """Evaluate models on benchmarks: tasks, generate, grade, judge, report."""
+    from posttrain.evaluation.transport import JudgeLost
+
     stage: Callable[[Namespace], int] = {
         "tasks": _tasks, "generate": _generate, "grade": _grade, "judge": _judge, "report": _report,
     }[args.stage]  # fmt: skip
     try:
         return stage(args)
-    except (ValueError, ImportError, LookupError, FileNotFoundError, RuntimeError) as error:
+    except JudgeLost as error:
+        print(f"posttrain eval {args.stage}: {error}", file=sys.stderr)
+        return exit_codes.ENGINE_LOST
+    except (ValueError, ImportError, LookupError, OSError, RuntimeError) as error:
         print(f"posttrain eval {args.stage}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -178,6 +211,10 @@ def _generate(args: Namespace) -> int:
     folder = tasks.data_folder(args.data)
     # everything that can be wrong with the data is said before a model is loaded
     problems = [tasks.problems(benchmark, folder, args.limit) for benchmark in benchmarks]
+    missing = [fault for b in benchmarks if (fault := missing_for(b.answer.grader)) is not None]
+    if missing:
+        raise ValueError(missing[0])
+    args.model = model_of(args.model)
     out = Path(args.out or Path("runs") / "eval" / model_name(args.model))
 
     from posttrain.evaluation import engine as engines
@@ -201,7 +238,7 @@ def _generate(args: Namespace) -> int:
         named |= {"adapter": args.adapter, "adapter_weights": engines.weights_hash(args.adapter)}
     batch_size = args.batch_size or (512 if args.engine == "vllm" else 16)
     for benchmark, rows, sampling in zip(benchmarks, problems, samplings, strict=True):
-        with _progress(f"{benchmark.name}: generating") as progress:
+        with bar(f"{benchmark.name}: generating", len(rows) * sampling.samples) as progress:
             generate(
                 benchmark, rows, generator, tokenizer, out / benchmark.name, model=named, sampling=sampling,
                 seed=args.seed, batch_size=batch_size, overwrite=args.overwrite, progress=progress,
@@ -247,7 +284,8 @@ def _grade(args: Namespace) -> int:
         if run["benchmark"] == "alpaca_eval":
             _console().print(f"{folder}: is for a judge, left to `posttrain eval judge`", highlight=False)
             continue
-        with _progress(f"{run['benchmark']}: grading") as progress:
+        total = run["task"]["problems"] * run["sampling"]["samples"]
+        with bar(f"{run['benchmark']}: grading", total) as progress:
             grade.grade(folder, workers=args.workers, timeout_s=args.timeout, progress=progress)
         graded.append(folder)
     if graded:
@@ -258,37 +296,33 @@ def _grade(args: Namespace) -> int:
 def _judge(args: Namespace) -> int:
     from posttrain.evaluation import judge, terminal
     from posttrain.evaluation.results import collect
-    from posttrain.evaluation.transport import Server
 
     folder = tasks.data_folder(args.data)
     gamed = args.df_gamed or _gamed_file(folder)
     out = Path(args.dir)
-    if args.annotations or args.outputs:
+    if args.annotations:
         benchmark = tasks.load("alpaca_eval")
-        problems = tasks.problems(benchmark, folder)
-        if args.annotations:
-            judge.judge_stored(args.annotations, benchmark, problems, out, gamed=gamed)
-            terminal.show(collect([out]), _console())
-            return 0
-        sides = judge.sides_of_outputs(args.outputs, benchmark, problems, out)
-    else:
+        judge.judge_stored(args.annotations, benchmark, tasks.problems(benchmark, folder), out, gamed=gamed)
+        terminal.show(collect([out]), _console())
+        return 0
+    if not args.outputs:
         found = [
             f for f in store.folders([out]) if store.read_json(f / store.RUN)["benchmark"] == "alpaca_eval"
         ]
         if len(found) != 1:
             raise ValueError(f"{out}: {len(found)} alpaca_eval folders here; name one")
         out = found[0]
+    server = _server(args)
+    if args.outputs:
+        benchmark = tasks.load("alpaca_eval")
+        sides = judge.sides_of_outputs(args.outputs, benchmark, tasks.problems(benchmark, folder), out)
+    else:
         sides = judge.sides_of_generations(out)
-    if not args.judge:
-        raise ValueError("name the judge with --judge, and where it is with --base-url")
-    key = os.environ.get(args.api_key_env)
-    server = Server(
-        args.judge, args.base_url, key, timeout_s=args.timeout, retries=args.retries, workers=args.workers
-    )
-    with _progress("alpaca_eval: judging") as progress:
+    with bar("alpaca_eval: judging", len(sides.pairs) + min(args.swapped, len(sides.pairs))) as progress:
         metrics = judge.judge(
-            out, sides, server, annotator=args.annotator, swapped=args.swapped, gamed=gamed, progress=progress
-        )
+            out, sides, server, annotator=args.annotator, swapped=args.swapped, gamed=gamed, progress=progress,
+            trouble=lambda text: print(f"posttrain eval judge: {text}", file=sys.stderr, flush=True),
+        )  # fmt: skip
     terminal.show(collect([out]), _console())
     failed = metrics["judge"]["failed_judgements"]
     if failed:
@@ -296,6 +330,21 @@ def _judge(args: Namespace) -> int:
             f"failed judgements: {failed}; the same command asks again where there was no answer"
         )
     return 0
+
+
+def _server(args: Namespace) -> Any:
+    from posttrain.evaluation.transport import Server
+
+    if not args.judge:
+        raise ValueError("name the judge with --judge, and where it is with --base-url")
+    key = os.environ.get(args.api_key_env, "").strip() or None
+    server = Server(
+        args.judge, args.base_url, key, timeout_s=args.timeout, retries=args.retries, workers=args.workers
+    )
+    fault = server.fault()
+    if fault is not None:
+        raise ValueError(fault)
+    return server
 
 
 def _gamed_file(folder: Path | None) -> Path | None:
@@ -322,14 +371,3 @@ def _console() -> Console:
 
 def _cores() -> int:
     return max(1, (os.cpu_count() or 1) - 1)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar in a terminal, nothing in a pipe."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)

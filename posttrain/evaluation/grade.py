@@ -18,7 +18,8 @@ from posttrain.rewards.grading_pool import in_chunks
 from posttrain.rewards.pool import Outcome, WorkerPool
 
 BLOCK = 1024
-"""Responses between two writes to disk."""
+"""Responses between two writes to disk, at most; fewer where few workers would be silent for long."""
+BLOCK_OF_WORKER = 128
 _PARTIAL = "grades.partial.jsonl"
 
 
@@ -106,8 +107,9 @@ def _verdicts(
     )
     try:
         with store.LineWriter(path) as writer:
-            for start in range(len(found), len(rows), BLOCK):
-                items = [Item(row["gold"], row["text"], _cut_off(row)) for row in rows[start : start + BLOCK]]
+            size = min(BLOCK, BLOCK_OF_WORKER * workers)
+            for start in range(len(found), len(rows), size):
+                items = [Item(row["gold"], row["text"], _cut_off(row)) for row in rows[start : start + size]]
                 block = judge_in_workers(pool, items)
                 writer.write(block)
                 found += block

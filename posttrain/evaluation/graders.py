@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, get_args
+
+from posttrain.evaluation.punkt import NEEDED, find_punkt
 
 Verdict = dict[str, Any]
 Judge = Callable[["Item"], Verdict]
@@ -136,28 +139,28 @@ def _ifeval() -> Judge:
 
 def ifeval_checkers() -> Callable[[Any, list[str]], dict[str, Any]]:
     """lm-eval's `process_results` for IFEval. ImportError or LookupError with what to install, and where."""
+    find_punkt()
     try:
         import langdetect
-        import nltk
-    except ModuleNotFoundError as error:
-        raise ImportError(_IFEVAL_NEEDS.format(error.name)) from None
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError:
-        raise LookupError(
-            "IFEval counts sentences with NLTK's punkt_tab, which is not on this machine: run `python -m "
-            "nltk.downloader punkt_tab` where there is a network, and put the folder at "
-            "$NLTK_DATA/tokenizers/punkt_tab"
-        ) from None
-    try:
         from lm_eval.tasks.ifeval.utils import process_results
     except ModuleNotFoundError as error:
-        raise ImportError(_IFEVAL_NEEDS.format(error.name)) from None
+        raise ImportError(NEEDED.format(error.name)) from None
     langdetect.DetectorFactory.seed = 0  # its guesses are random otherwise, and grading twice would differ
     return process_results
 
 
-_IFEVAL_NEEDS = "IFEval is graded by lm-eval's checkers, and {!r} is missing: pip install 'posttrain[eval]'"
+def missing_for(grader: str) -> str | None:
+    """Why this grader could not judge here, said before anything is generated; None where it can."""
+    try:
+        if grader == "ifeval":
+            for name in ("lm_eval", "langdetect"):
+                if find_spec(name) is None:
+                    raise ImportError(NEEDED.format(name))
+            find_punkt()
+    except (ImportError, LookupError) as error:
+        return str(error)
+    return None
+
 
 GRADERS: dict[str, Callable[..., Judge]] = {
     "math": _math,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.data.overlap import overlap
 from posttrain.evaluation import store, tasks
+from posttrain.evaluation.graders import missing_for
 from posttrain.sections import Count, Seed, Text
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class EvaluationSettings(BaseModel):
             try:
                 benchmark = tasks.load(name)
                 self.sampling(benchmark)
+                missing = missing_for(benchmark.answer.grader)
+                if missing is not None:
+                    raise ValueError(missing)
                 if folder is not None:
                     tasks.problems(benchmark, folder)
                 elif benchmark.data.hub is None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from posttrain.evaluation import alpaca, estimators, store
 from posttrain.evaluation.alpaca import Pair, Rates
+from posttrain.evaluation.answer_files import read_annotations, read_outputs
 from posttrain.evaluation.tasks import Benchmark, Problem, task_hash
 from posttrain.evaluation.transport import Server, Transport
 
@@ -64,10 +65,14 @@ def sides_of_outputs(outputs: Path, benchmark: Benchmark, problems: Sequence[Pro
 
     `problems` are the benchmark's. Writes run.json into `folder`.
     """
-    rows = store.read_json(outputs)
+    rows = read_outputs(outputs)
+    if (folder / store.GENERATIONS).exists():
+        raise ValueError(
+            f"{folder} holds what `posttrain eval generate` wrote; give {outputs} a folder of its own"
+        )
     references = _references(problems)
     pairs = alpaca.join(references, rows)
-    generators = sorted({str(row.get("generator", outputs.stem)) for row in rows})
+    generators = sorted({row["generator"] for row in rows})
     task = task_hash(benchmark, problems)
     _write_run(folder, ", ".join(generators), benchmark, task, {"outputs": _named(outputs)})
     groups = [problem.group for problem in problems]
@@ -92,10 +97,12 @@ def judge(
     gamed: Path | None = None,
     resamples: int = alpaca.LC_RESAMPLES,
     progress: Callable[[int, int], None] | None = None,
+    trouble: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Judges both sides, writes judgements.jsonl, grades.jsonl and metrics.json into `folder`; the metrics.
 
-    Judgements already in judgements.jsonl are not asked for again.
+    Judgements already in judgements.jsonl are not asked for again. JudgeLost where the judge is down or gives no
+    verdicts: nothing but judgements.jsonl is written then.
     """
     run = store.read_json(folder / store.RUN)
     pairs = sides.pairs
@@ -105,8 +112,10 @@ def judge(
         server,
         folder / store.JUDGEMENTS,
         None if progress is None else lambda seen: progress(min(seen, total), total),
+        trouble,
     )
     panel = alpaca.Annotator(annotator, transport)
+    transport.readable = panel.readable
     preferences, first = panel.judge(pairs)
     second, second_first = panel.judge([pairs[i] for i in again], swapped=True) if again else ([], math.nan)
     other = dict(zip(again, second, strict=True))
@@ -150,11 +159,8 @@ def judge_stored(
     `problems` are the benchmark's 805, in canonical order; the file's rows may stand in any order. Swap
     agreement is not in such a file, so it is null.
     """
-    rows = store.read_json(annotations)
-    kinds = {
-        key: sorted({str(row.get(key)) for row in rows})
-        for key in ("annotator", "generator_1", "generator_2")
-    }
+    rows = read_annotations(annotations)
+    kinds = {key: sorted({row[key] for row in rows}) for key in ("annotator", "generator_1", "generator_2")}
     for key, values in kinds.items():
         if len(values) != 1:
             raise ValueError(

@@ -398,6 +398,39 @@ def test_stage_resumes_reports_and_shuffled_outputs_give_the_same_rates(
     )
 
 
+def test_one_judgement_of_805_makes_files_without_nan_and_is_shown(
+    tmp_path, pairs, gamed, benchmark_and_problems, capsys
+):
+    from rich.console import Console
+
+    from posttrain.evaluation import report, terminal
+    from posttrain.evaluation.results import collect
+
+    made, problems = benchmark_and_problems
+    too_long = (400, {}, '{"error": {"message": "context length"}}')
+    out = tmp_path / "out"
+    with server(lambda n, text: honest(text) if n == 1 else too_long) as (url, _):
+        sides = judge.sides_of_outputs(outputs_file(tmp_path / "mine.json", pairs), made, problems, out)
+        found = judge.judge(out, sides, at(url, workers=1), swapped=5, gamed=gamed, resamples=0)
+    win_rate, controlled = found["metrics"].values()
+    assert (win_rate["problems"], win_rate["standard_error"]) == (1, None)
+    assert controlled["value"] is None
+    assert "1 of 805 judgements" in controlled["method"]
+    for name in (store.METRICS, store.GRADES, store.JUDGEMENTS):
+        assert "NaN" not in (out / name).read_text()
+    terminal.show(collect([out]), Console(width=200))
+    report.write([out], tmp_path / "page.html")
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_outputs_do_not_go_into_a_folder_of_generations(tmp_path, pairs, benchmark_and_problems):
+    (tmp_path / store.GENERATIONS).write_text("")
+    given = outputs_file(tmp_path / "mine.json", pairs)
+    with pytest.raises(ValueError, match="a folder of its own"):
+        judge.sides_of_outputs(given, *benchmark_and_problems, tmp_path)
+    assert not (tmp_path / store.RUN).exists()
+
+
 # ---- stored annotations
 
 

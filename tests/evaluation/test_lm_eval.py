@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+
 import pytest
 
 pytest.importorskip("lm_eval")
@@ -60,6 +62,23 @@ def test_ifeval_without_nltks_data_says_what_to_fetch(tmp_path, monkeypatch):
 
     with pytest.raises(LookupError, match="punkt_tab"):
         make_grader("ifeval", {})
+    from posttrain.evaluation.graders import missing_for
+
+    assert "nltk.downloader punkt_tab" in missing_for("ifeval")
+    assert missing_for("math") is None
+
+
+def test_punkt_is_found_where_another_package_brings_it(tmp_path, monkeypatch):
+    from posttrain.evaluation import punkt
+
+    folder = tmp_path / "core" / "_static" / "nltk_cache"
+    (folder / punkt.RESOURCE).mkdir(parents=True)
+    monkeypatch.setattr(nltk.data, "path", [])
+    spec = importlib.machinery.ModuleSpec("llama_index", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(punkt, "find_spec", lambda name: spec)
+    punkt.find_punkt()
+    assert nltk.data.path == [str(folder)]
 
 
 def test_ifeval_shared_data_uses_only_instructions_the_checkers_know(shared_data, punkt):
