@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain.data import Survey
+from posttrain.hub import hub_warnings
 from posttrain.planning import checks
 from posttrain.planning.adapter import adapter_faults
 from posttrain.planning.batch import Rollout, plural, rollout_of, steps_of, texts_of
@@ -83,6 +84,7 @@ def make_plan(
     ]
     plan.refusals += recipe.evaluation.wrong() if recipe.evaluation is not None else []
     plan.warnings += [*checks.precision_warnings(recipe), *method_warnings(recipe)]
+    plan.warnings += hub_warnings(recipe.output.hub)
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []

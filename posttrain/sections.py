@@ -6,6 +6,7 @@ A section belongs to the room that reads it; a new key is one typed line here. `
 
 from __future__ import annotations
 
+import re
 import string
 from typing import Annotated, Any, Literal, Self
 
@@ -280,6 +281,27 @@ def run_name_fault(name: str) -> str | None:
     return None
 
 
+_REPO = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
+
+
+class HubSection(Section):
+    """Where the saved model goes at the end of the run, beside its folder."""
+
+    repo: str  # user/name, or a name of one's own
+    private: bool = True
+    revision: str | None = None  # branch; None: main
+
+    @model_validator(mode="after")
+    def _name(self) -> Self:
+        last = self.repo.rpartition("/")[2]
+        bad = ".." in self.repo or "--" in self.repo or last[:1] in "-." or last[-1:] in "-."
+        if not _REPO.fullmatch(self.repo) or bad or len(self.repo) > 96 or last.endswith(".git"):
+            raise ValueError(
+                f"'repo' {self.repo!r} is no name the hub takes; write user/name, of letters, digits, '-', '_' and '.'"
+            )
+        return self
+
+
 class OutputSection(Section):
     name: str = ""  # "": the recipe's file name
     dir: Text = "runs"
@@ -290,6 +312,7 @@ class OutputSection(Section):
     save_total_limit: Count | None = 2
     log_completions: bool = True
     record: list[Count] = []  # optimizer steps whose micro-batches `posttrain replay` can read
+    hub: HubSection | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from posttrain import exit_codes
 from posttrain.commands.report import report_run
+from posttrain.hub import push
+from posttrain.observe.model_card import write_card
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter, read_environment
 from posttrain.planning.continuing import Compared
@@ -129,14 +131,22 @@ class Session:
         with saving(self.run_dir / MODEL, stands, aside):
             if self.is_main:
                 trainer.processing_class.save_pretrained(aside)
+                write_card(aside, self.run_dir, held_out=self._held_out_rows)
                 publish(str(aside), str(self.run_dir / MODEL))
                 RunWriter(self.run_dir).event("model", step=trainer.state.global_step)
+
+    @property
+    def _held_out_rows(self) -> int | None:
+        rows = self.trainer.eval_dataset
+        return None if rows is None else len(rows)
 
     def _show_result(self) -> None:
         if self.held_out is not None:
             self.held_out.show(self.console)
         path = report_run(self.run_dir)
         self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
+        if self.recipe.output.hub is not None:
+            self._say(push(self.run_dir / MODEL, self.recipe.output.hub))
 
     def _say(self, text: str) -> None:
         if not self.is_main:

@@ -13,8 +13,9 @@ from transformers import TrainerState
 
 from posttrain import exit_codes
 from posttrain.commands.report import report_run
+from posttrain.hub import push
 from posttrain.recipe import Recipe, RecipeError
-from posttrain.run_folder import CHECKPOINTS, REPORT, Opened, opened, replaced
+from posttrain.run_folder import CHECKPOINTS, MODEL, REPORT, Opened, opened, replaced
 from posttrain.session import Session
 
 
@@ -50,6 +51,8 @@ def _say_finished(recipe: Recipe, run_dir: Path) -> None:
         return
     if not (run_dir / REPORT).exists():  # killed between the two
         report_run(run_dir)
+    if recipe.output.hub is not None:
+        print(push(run_dir / MODEL, recipe.output.hub))
     more = f"{recipe.train_command} --set train.max_steps=N --resume"
     print(f"{run_dir} is finished, and its model saved. For more steps: {more}")
 
