@@ -15,6 +15,10 @@ from posttrain import __version__
 from posttrain.recipe_errors import suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": (
+        "write a commented recipe to start from, for a model and a data file",
+        "posttrain.commands.init:main",
+    ),
     "train": ("train what a recipe says", "posttrain.commands.train:main"),
     "launch": (
         "start a run with torchrun or accelerate launch, and end with the run's own exit code",
@@ -45,11 +49,50 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """name -> (help, "module:function"). A room adds its line when its module exists."""
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "A run": ("init", "plan", "train", "report"),
+    "Its model": ("chat", "eval", "merge", "soup"),
+    "Data": ("data preview", "data overlap", "data feedback"),
+    "Methods": ("methods", "replay"),
+}
+"""How `posttrain --help` orders the commands; what stands in no group comes last."""
+
+MEANT: dict[str, str] = {
+    "run": "train",
+    "start": "train",
+    "finetune": "train",
+    "sft": "train RECIPE, with method: sft",
+    "resume": "train RECIPE --resume",
+    "check": "plan",
+    "validate": "plan",
+    "new": "init",
+    "create": "init",
+    "template": "init",
+    "evaluate": "eval",
+    "benchmark": "eval",
+    "generate": "eval generate",
+    "grade": "eval grade",
+    "judge": "eval judge",
+    "tasks": "eval tasks",
+    "ask": "chat",
+    "talk": "chat",
+    "preview": "data preview",
+    "overlap": "data overlap",
+    "average": "soup",
+    "list": "methods",
+    "settings": "methods NAME",
+    "push": "train, with output.hub in the recipe",
+    "upload": "train, with output.hub in the recipe",
+    "serve": "launch/serve_vllm.sh MODEL, a script of the repository",
+    "version": "--version",
+}
+"""Words that people type for what has another name here."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code is 0, or 2 where what was asked for cannot be done."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if words[0] == "--version":
@@ -60,14 +103,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return run_command(name, words[length:])
-    within = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    hint = (
-        f": {', '.join(within)}"
-        if within
-        else suggest(" ".join(words[:2]), COMMANDS) or suggest(words[0], COMMANDS)
-    )
-    print(f"posttrain: no command '{' '.join(words[: 2 if within else 1])}'{hint}", file=sys.stderr)
+    print(f"posttrain: {_unknown(words)}", file=sys.stderr)
     return 2
+
+
+def _unknown(words: Sequence[str]) -> str:
+    """One line on a command that is not there: the nearest one, what it is called here, or where all are listed."""
+    within = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if within:
+        given = " ".join(words[:2])
+        near = suggest(given, within) if len(words) > 1 else ""
+        return f"no command '{given}'{near or ': ' + ', '.join(within)}"
+    meant = MEANT.get(words[0].lower())
+    if meant is not None:
+        return f"no command '{words[0]}'; here it is: {meant if 'launch/' in meant else f'posttrain {meant}'}"
+    near = suggest(" ".join(words[:2]), COMMANDS) or suggest(words[0], COMMANDS)
+    return f"no command '{words[0]}'{near or '; posttrain --help lists them'}"
 
 
 def run_command(name: str, words: Sequence[str]) -> int:
@@ -80,6 +131,12 @@ def run_command(name: str, words: Sequence[str]) -> int:
 
 
 def usage() -> str:
+    """All commands in groups, a line each."""
     width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:{width}}  {text}" for name, (text, _) in COMMANDS.items()]
-    return "\n".join(["usage: posttrain COMMAND ...", "", *lines, "", "posttrain COMMAND --help says more."])
+    grouped = {title: [name for name in names if name in COMMANDS] for title, names in GROUPS.items()}
+    rest = [name for name in COMMANDS if not any(name in names for names in grouped.values())]
+    lines = []
+    for title, names in {**grouped, "More": rest}.items():
+        if names:
+            lines += ["", title, *(f"  {name:{width}}  {COMMANDS[name][0]}" for name in names)]
+    return "\n".join(["usage: posttrain COMMAND ...", *lines, "", "posttrain COMMAND --help says more."])

@@ -289,7 +289,7 @@ class HubSection(Section):
 
     repo: str  # user/name, or a name of one's own
     private: bool = True
-    revision: str | None = None  # branch; None: main
+    revision: Text | None = None  # branch; None: main
 
     @model_validator(mode="after")
     def _name(self) -> Self:

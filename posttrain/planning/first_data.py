@@ -1,0 +1,279 @@
+"""A `data` section, and rewards, for a file that nobody has described yet: found in its columns and first rows.
+
+What is found is tried on the rows themselves (data.survey) before it is offered; a guess that reads no row is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from posttrain.data import DataError, survey
+from posttrain.data.files import Row, iter_rows, kind_of
+from posttrain.data.known import DATASETS, TASKS
+from posttrain.data.layout import CONVERSATIONS, Needs
+from posttrain.methods import Method
+from posttrain.planning.row_needs import BY_FAMILY
+from posttrain.sections import DataSection
+from posttrain.settings import read_flags
+
+LOOKED_AT = 200
+PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input")
+COMPLETIONS = ("completion", "output", "response", "answer", "solution", "target", "text")
+ANSWERS = (
+    "answer",
+    "final_answer",
+    "gold",
+    "ground_truth",
+    "target",
+    "label",
+    "solution",
+    "output",
+    "response",
+)
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("preferred", "dispreferred"),
+    ("positive", "negative"),
+    ("win", "lose"),
+    ("winner", "loser"),
+)
+_TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])")
+HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
+_NUMBER = re.compile(r"[-+]?[\d.,]+(?:/\d+)?\s*%?")
+REWARD_OF_TASK = {"sort": "exact_match", "countdown": "countdown", "sudoku": "sudoku"}
+PAIRS_ON_THE_HUB = "trl-lib/ultrafeedback_binarized"
+
+
+@dataclass(frozen=True)
+class FirstData:
+    """The section as a recipe writes it, and what was found on the way.
+
+    rewards  items of the `rewards` section, for methods that learn from them
+    rows     usable rows; None: not known before the download
+    notes    key of the section -> why it says so
+    """
+
+    section: dict[str, Any]
+    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rows: int | None = None
+    held_out: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def needs_of_method(method: Method) -> Needs:
+    """As planning.row_needs, for a method without a recipe around it."""
+    flags = read_flags(method.settings)
+    asked = tuple(flags.get("needs_columns", BY_FAMILY.get(method.family, ())))
+    texts = ("completion", "chosen", "rejected")
+    return Needs(
+        texts=tuple(name for name in asked if name in texts),
+        columns=tuple(name for name in asked if name not in texts),
+        others=method.family in ("policy", "diffusion"),
+        without_template=bool(flags.get("writes_plain_lines")),
+        turns=method.family == "sft" and not flags.get("masked_diffusion"),
+    )
+
+
+def find_data(method: Method, given: str | None, *, chat: bool) -> FirstData:
+    """The section for a file, folder or name, or for nothing given. DataError says what the rows lack.
+
+    chat  whether the model has a chat template: prompts of text then become a user's message
+    """
+    if given is not None and (Path(given).exists() or "." in Path(given).name or given.count("/") > 1):
+        return _of_file(method, given, chat)
+    return _of_name(method, given, chat)
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def _of_name(method: Method, given: str | None, chat: bool) -> FirstData:
+    """A built-in task, a dataset whose columns are known, or a hub name, whose rows are not at hand."""
+    rewarded = method.family in ("policy", "diffusion")
+    if "user_preference" in needs_of_method(method).columns and given is None:
+        raise DataError(
+            f"method '{method.name}' learns from logged complaints; give them with --data FILE, made by "
+            "posttrain data feedback LOG"
+        )
+    name = given or ("gsm8k" if rewarded or method.family == "sft" else PAIRS_ON_THE_HUB)
+    section: dict[str, Any] = {"name": name}
+    if name in TASKS:
+        if method.family == "preference":
+            raise DataError(f"task '{name}' has no pairs of answers; method '{method.name}' needs them")
+        section["args"] = {"size": 1000, "held_out": 128}
+        rewards = [{"name": REWARD_OF_TASK[name]}] if rewarded else []
+        held_out = rewarded
+        return FirstData(section | ({"eval": {"limit": 128}} if held_out else {}), rewards, 1000, held_out)
+    if name in DATASETS:
+        if method.family == "preference":
+            raise DataError(f"'{name}' has no pairs of answers; method '{method.name}' needs them")
+        known = DATASETS[name]
+        if rewarded:
+            column = known["prompt"]
+            section["template"] = (
+                f"{{{column}}}\nReason step by step and put your final answer in \\boxed{{{{}}}}."
+            )
+        else:
+            section["completion"] = known["answer"]["column"]
+    if chat:
+        section["chat"] = True
+    if rewarded:
+        section["eval"] = {"limit": 128}
+    return FirstData(section, [{"name": "math_answer"}] if rewarded else [], None, rewarded)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _of_file(method: Method, given: str, chat: bool) -> FirstData:
+    rows = list(islice(iter_rows(given), LOOKED_AT))
+    if not rows:
+        raise DataError(f"{given!r} has no rows")
+    needs = needs_of_method(method)
+    section: dict[str, Any] = {"path": given}
+    notes: dict[str, str] = {}
+    _find_prompt(rows, section, notes)
+    _find_texts(method, needs, rows, section)
+    rewards: list[dict[str, Any]] = []
+    if method.family in ("policy", "diffusion"):
+        rewards = _find_rewards(rows, section, notes)
+    tried = _tried(section, needs, chat)
+    beside = _held_out(given)
+    staged = bool(read_flags(method.settings).get("in_stages"))
+    if beside is not None and not staged:
+        tried["eval"] = {"path": beside, "limit": 128}
+        notes["eval"] = "found beside the training file"
+    counted = survey(DataSection(**tried), needs).counts
+    return FirstData(tried, rewards, counted.used if counted is not None else None, "eval" in tried, notes)
+
+
+def _find_prompt(rows: Sequence[Row], section: dict[str, Any], notes: dict[str, str]) -> None:
+    columns = rows[0]
+    if "prompt" in columns:
+        return
+    found = next((name for name in PROMPTS if name in columns), None)
+    if found == "instruction" and _filled(rows, "input") == 1.0:
+        section["template"] = "{instruction}\n\n{input}"
+    elif found is not None:
+        section["prompt"] = found
+        if found == "instruction" and 0 < _filled(rows, "input") < 1:
+            notes["prompt"] = (
+                "column 'input' is not read: it is empty in some rows, which a template would drop"
+            )
+
+
+def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict[str, Any]) -> None:
+    columns = rows[0]
+    taken = {section.get("prompt", "prompt")}
+    for name in needs.texts or ():
+        if name in columns:
+            continue
+        options = COMPLETIONS if name == "completion" else [pair[name == "rejected"] for pair in PAIRS]
+        found = next((option for option in options if option in columns and option not in taken), None)
+        if found is not None:
+            section[name] = found
+        elif name == "completion" and any(column in columns for column in CONVERSATIONS):
+            continue
+        else:
+            raise DataError(
+                f"{section['path']!r}: no column for '{name}', which method '{method.name}' learns from; the columns "
+                f"are {', '.join(map(str, columns))}. Rename one, or write a recipe with data.{name}: COLUMN"
+            )
+    lacking = [column for column in needs.columns if column not in columns]
+    if lacking:
+        raise DataError(
+            f"{section['path']!r}: no column '{lacking[0]}', which method '{method.name}' reads; posttrain data "
+            "feedback LOG makes such rows from a log of conversations"
+        )
+
+
+def _find_rewards(
+    rows: Sequence[Row], section: dict[str, Any], notes: dict[str, str]
+) -> list[dict[str, Any]]:
+    """What tells a right answer here. Without a gold answer: a built-in that needs none, until there is one."""
+    columns = rows[0]
+    taken = section.get("prompt", "prompt")
+    if "numbers" in columns and "target" in columns:
+        return [{"name": "countdown"}]
+    if "puzzle" in columns:
+        return [{"name": "sudoku"}]
+    found = next((name for name in ANSWERS if name in columns and name != taken), None)
+    if found is None:
+        notes["rewards"] = (
+            "no column looks like a gold answer: this one only asks for short answers; put a function of your own in "
+            'its place: "my_reward.py:my_reward"'
+        )
+        return [{"name": "length_penalty", "args": {"max_tokens": 256, "buffer": 64}}]
+    texts = [str(row[found]) for row in rows if row.get(found) is not None]
+    if _share(texts, lambda text: "####" in text) > 0.9:
+        section["answer"] = {"column": found, "after": "####"}
+    elif _share(texts, lambda text: "\\boxed" in text) > 0.9:
+        section["answer"] = {"column": found, "boxed": True}
+    elif found != "answer":
+        section["answer"] = {"column": found}
+    mathematical = "answer" in section and ({"after", "boxed"} & section["answer"].keys())
+    if mathematical or _share(texts, lambda text: bool(_NUMBER.fullmatch(text.strip()))) > 0.8:
+        return [{"name": "math_answer"}]
+    if _share(texts, lambda text: len(text) <= 80) > 0.8:
+        notes["rewards"] = "the whole answer has to equal the gold one; math_answer reads a boxed one"
+    else:
+        notes["rewards"] = (
+            f"the golds in '{found}' are long texts, which no answer equals: put a function of your own here"
+        )
+    return [{"name": "exact_match"}]
+
+
+def _tried(section: dict[str, Any], needs: Needs, chat: bool) -> dict[str, Any]:
+    """With `chat` where the model speaks it and the rows allow it; the first form of which rows can be used."""
+    forms = [section | {"chat": True}, section] if chat else [section, section | {"chat": True}]
+    reason: DataError | None = None
+    for form in forms:
+        try:
+            found = survey(DataSection(**form), needs)
+        except DataError as error:
+            reason = reason or error
+            continue
+        if found.counts is None or found.counts.used:
+            messages = bool(found.rows) and isinstance(found.rows[0]["prompt"], list)
+            plain = form.get("chat") and messages and _already_messages(section, needs)
+            return section if plain else form
+        reason = reason or DataError(f"no row can be used: {found.counts.in_words()}")
+    assert reason is not None
+    raise reason
+
+
+def _already_messages(section: dict[str, Any], needs: Needs) -> bool:
+    """Whether the prompts are conversations without being told so."""
+    try:
+        found = survey(DataSection(**section), needs)
+    except DataError:
+        return False
+    return bool(found.rows) and isinstance(found.rows[0]["prompt"], list)
+
+
+def _held_out(given: str) -> str | None:
+    """The test or validation file beside a training file, of the same kind."""
+    path = Path(given)
+    if not path.is_file() or not _TRAIN.search(path.name.lower()):
+        return None
+    for word in HELD_OUT:
+        beside = path.with_name(_TRAIN.sub(word, path.name, count=1))
+        if beside != path and beside.is_file() and kind_of(beside) == kind_of(path):
+            return str(beside)
+    return None
+
+
+def _filled(rows: Sequence[Row], column: str) -> float:
+    """Share of the rows with text in this column."""
+    return sum(bool(str(row.get(column) or "").strip()) for row in rows) / len(rows)
+
+
+def _share(texts: Sequence[str], holds: Any) -> float:
+    return sum(map(holds, texts)) / len(texts) if texts else 0.0
