@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "plan": ("check a recipe: batch arithmetic, memory, refusals; no GPU needed", "posttrain.plan:main"),
     "report": ("draw a run as one HTML page, and sum it up here", "posttrain.commands.report:main"),
+    "chat": ("talk to a model, or ask it one thing", "posttrain.commands.chat:main"),
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
     "soup": ("average the weights of models that share their start", "posttrain.commands.soup:main"),

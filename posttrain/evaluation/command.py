@@ -224,9 +224,6 @@ def _generate(args: Namespace) -> int:
         f"cannot load {args.model!r}: give a folder with config.json (an adapter: adapter_config.json), weights and "
         "tokenizer, or a hub name"
     )
-    saved = ("config.json", "adapter_config.json")
-    if Path(args.model).is_dir() and not any((Path(args.model) / name).is_file() for name in saved):
-        raise ValueError(wanted)
     try:
         generator, tokenizer = _load(args, engines)
     except OSError as error:  # transformers: neither a folder nor a name of the hub

@@ -46,8 +46,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("with --engine masked_diffusion")
+def add_arguments(parser: ArgumentParser, title: str = "with --engine masked_diffusion") -> None:
+    group = parser.add_argument_group(title)
     for name, words in _OPTIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", **words)
     group.add_argument("--mask-token", help="where the tokenizer does not name it")

@@ -19,6 +19,7 @@ from posttrain.methods import Method
 from posttrain.papers import paper_of
 from posttrain.planning.first_data import FirstData
 from posttrain.planning.shapes import local_file
+from posttrain.rollout.adapter_base import base_of, holds_adapter
 from posttrain.settings import REQUIRED, Setting, list_settings, read_flags
 
 GROUP = 8
@@ -90,7 +91,8 @@ class ModelFacts:
 
 def look_at_model(path: str) -> ModelFacts:
     """Chat template, positions and own code of a folder or a cached hub model; else a guess by the name."""
-    config = _json(local_file(path, "config.json", None))
+    base = base_of(path) if holds_adapter(path) else path
+    config = _json(local_file(base, "config.json", None))
     tokenizer = _json(local_file(path, "tokenizer_config.json", None))
     template = "chat_template" in tokenizer or local_file(path, "chat_template.jinja", None) is not None
     known = bool(config)
