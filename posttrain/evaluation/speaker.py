@@ -181,6 +181,8 @@ def _canvas_writer(generator: Generator, tokenizer: Any) -> Any:
             temperature=wishes.temperature or 0.0,
             top_p=wishes.top_p if wishes.top_p is not None else 1.0,
             samples=1,
+            top_k=0,
+            min_p=None,
         )
         seed = wishes.seed if wishes.seed is not None else int(torch.seed() % 2**62)
         found = generator.generate([ids], [seed], sampling)[0]
