@@ -148,6 +148,7 @@ def test_two_processes_from_one_recipe(tmp_path):
     rows = read_metrics(tmp_path / "runs" / "own")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
     assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").exists()
+    assert "`bapo`" in (tmp_path / "runs" / "own" / "model" / "README.md").read_text()
 
 
 @pytest.mark.distributed
