@@ -27,6 +27,8 @@ AnswerFormat = Literal["boxed", "hash", "flexible"]
 flexible: a box, else "####", else what the text states ("the answer is ..."), else the text itself where it is nothing
 but an answer, else its last formula or number."""
 
+_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>", re.DOTALL)
+TAIL_LENGTH = 3000  # characters at the end of a text in which its last number is looked for
 MAX_ANSWER_LENGTH = 1000  # characters; a longer "answer" is a derivation, not an answer
 
 
@@ -149,6 +151,10 @@ def _after_hash(text: str, cut_off: bool) -> Extraction:
 def _flexible(text: str, cut_off: bool) -> Extraction:
     """A box, unless "the final answer is" stands behind it; else "####", a statement, an answer by itself, the last
     formula or number."""
+    marked = _ANSWER_TAG.findall(text)
+    if "<answer>" in text:  # closed behind its answer, or broken off
+        return _flexible(marked[-1], cut_off=False) if marked else Extraction(None, "cut off")
+    text = text.replace("</answer>", "")
     box = last_boxes(text)
     if box.reason != "no box":
         behind = stated(text[box.end :], cut_off) if box.reason == "boxed" else None
@@ -167,10 +173,22 @@ def _flexible(text: str, cut_off: bool) -> Extraction:
 
 
 def _last_expression(text: str, cut_off: bool) -> Extraction:
+    text = _tail(text)
     if breaks_off(text) or cut_off and re.search(r"[\d$)\]}]$", text.rstrip(" \n.,*")):
         return Extraction(None, "cut off" if re.search(r"\d", text) else "no number")
     answer = last_expression(text)
     return Extraction(answer, "number") if answer else Extraction(None, "no number")
+
+
+def _tail(text: str) -> str:
+    """The last lines of a long text, which begin where no formula is cut in two."""
+    if len(text) <= TAIL_LENGTH:
+        return text
+    start = len(text) - TAIL_LENGTH
+    line = max(text.find("\n\n", start), text.find("\n", start))
+    sentence = text.find(". ", start)
+    begin = line if line >= 0 else sentence
+    return text[begin + 1 :] if 0 <= begin < len(text) - 200 else text[start:]
 
 
 def _limited(found: Extraction) -> Extraction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flexible_cases import TEXTS
 
 from posttrain.rewards.math_grading import extract_answer, grade
 
@@ -73,6 +74,11 @@ NUMBERS = [
 @pytest.mark.parametrize(("gold", "text", "right"), NUMBERS)
 def test_the_last_number_with_what_belongs_to_it(gold, text, right):
     assert grade(gold, text, "flexible").correct is bool(right)
+
+
+@pytest.mark.parametrize(("gold", "text", "right"), TEXTS)
+def test_texts_of_every_sort(gold, text, right):
+    assert grade(gold, text, "flexible").correct is bool(right), extract_answer(text, "flexible")
 
 
 STATEMENTS = [

@@ -6,14 +6,14 @@ import re
 from dataclasses import dataclass
 
 _BRACE = re.compile(
-    r"\\+(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL
+    r"\\{1,4}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL
 )  # \\boxed: escaped once too often, as in JSON
-_OPENING = re.compile(r"\\+(?:boxed|fbox)\s*\{")
+_OPENING = re.compile(r"\\{1,4}(?:boxed|fbox)\s*\{")
 _OUTSIDE = re.compile(r"[\n$]|\\[\])]|[.!?]\s")  # what stands between two boxes, but not inside one
 _BEGUN = re.compile(r"\\(?:b(?:o(?:x(?:e(?:d\s*)?)?)?)?|f(?:b(?:o(?:x\s*)?)?)?)$")
 
 _ENDS_SENTENCE = re.compile(r"[.!?](?:\s|$)|\n\s*\n")
-_MARKUP = re.compile(r"\\[()\[\]]|\\+(?:[,;:!> ]|q?quad(?![A-Za-z])|newline(?![A-Za-z]))|\\\\|[$*{}&\s]")
+_MARKUP = re.compile(r"\\[()\[\]]|\\{1,4}(?:[,;:!> ]|q?quad(?![A-Za-z])|newline(?![A-Za-z]))|\\\\|[$*{}&\s]")
 _CORRECTS = re.compile(
     r"\b(?:no|not|wait|actually|instead|but|rather|correct\w*|should|however|which|equals?|so|thus|hence|therefore|"
     r"simplif\w*|becomes?|that is|giv(?:es|ing)|mod(?:ulo)?|from|since|because|check\w*|again|same)\b"

@@ -107,7 +107,7 @@ class _Comparison:
                 if isinstance(gold, Expr) and isinstance(answer, Expr):
                     return self.expressions(gold, answer)
             if isinstance(gold, Ratio) or isinstance(answer, Ratio):
-                return _clock_of(gold) == _clock_of(answer) is not None
+                return _same_clock(_clock_of(gold), _clock_of(answer), half_days=isinstance(answer, Words))
             return _words_of(gold) == _words_of(answer) is not None
         if isinstance(gold, Ratio) or isinstance(answer, Ratio):
             return self.ratios(gold, answer)
@@ -351,11 +351,13 @@ def _words_of(shape: Shape) -> str | None:
 
 
 def _unsolved(equation: Equation) -> bool:
-    """2x + 3 = 5 does not say that anything is 5; x + y = 5 tells a quantity, and so does |AB| = 5."""
+    """2x + 3 = 5 and the circle x^2 + y^2 = 5 do not say that anything is 5; m + n = 5 tells a quantity."""
     left = equation.left
     if not isinstance(left, Expr) or left.value is None:
         return False
-    return len(left.value.names) == 1
+    names = left.value.names
+    curve = names <= {"x", "y", "z"} and re.search(r"\^|(?<![\d^_])[-+]\s*\d+(?![\dA-Za-z\\(])", left.text)
+    return len(names) == 1 or bool(curve)
 
 
 def _spelt_out(shape: Words | Expr) -> Words | Expr:
@@ -363,6 +365,15 @@ def _spelt_out(shape: Words | Expr) -> Words | Expr:
     if isinstance(shape, Words) and shape.number is not None:
         return formula(str(shape.number))
     return shape
+
+
+def _same_clock(gold: str | None, answer: str | None, half_days: bool) -> bool:
+    """7:30 p.m. is 19:30, and 7:30 where the gold does not say which half of the day (`half_days`)."""
+    if gold is None or answer is None:
+        return False
+    hours = int(gold[:2]), int(answer[:2])
+    alike = hours[0] == hours[1] or half_days and hours[0] == hours[1] % 12
+    return alike and gold[2:] == answer[2:]
 
 
 def _clock_of(shape: Shape) -> str | None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from posttrain.rewards.maths.characters import CURRENCY_SIGNS
-from posttrain.rewards.maths.notation import closing
+from posttrain.rewards.maths.plain_text import last_plain
 from posttrain.rewards.maths.spans import Span, mathematics, opens_formula
 from posttrain.rewards.maths.tree import GREEK
 
@@ -47,45 +47,36 @@ _NOT_STATED = re.compile(
 )
 _POLITE = re.compile(r"\.?\s*(?:I hope (?:it|this)|Hope (?:it|this)|Let me know|Thank you)\b.*", re.DOTALL)
 _ASIDE = re.compile(
-    r"(?<=[\w$)\]}%*])[,;]?\s+(?:since|because|which|whereas|while|but|so(?! that\b))\b[^$\\]*$", re.DOTALL
+    r"(?<=[\w$)\]}%*])[,;]?\s+(?:since|because|which|whereas|while|but|so(?! that\b))\b[^$\\]*$"
+    r"|\s*\((?:since|because|as|i\.e\.|from|by|see|that is)\b[^()]*\)?\.?$",
+    re.DOTALL,
 )
-_SENTENCE_END = re.compile(r"(?:[.?]|(?<![\s(][A-Za-z])!)(?=\s|$|\*|[\"')\]](?:\s|$))|\n")
+_REMARK = re.compile(r"(?<=[\w$)\]}%])\s+\((?=[^()]*[A-Za-z]{3})[^()$\\]*\)$")
+_ROUGHLY = re.compile(
+    r"^(?:about|approximately|around|roughly|nearly|exactly|precisely|only)\s+(?=[-\d$\\])", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(
+    r"(?:(?<!\.)[.?]|(?<![\s(][A-Za-z])!(?!\s*[-+*/=<>]))(?=\s|$|\*|[\"')\]](?:\s|$))|\n"
+)
 
 _ABBREVIATION = re.compile(r"\b(?:Rs|No|vs|approx|p|a|sq|ft|in|cm)$")
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_MONEY = rf"(?:\\?\$|[{CURRENCY_SIGNS}])"
-_POWER = r"\^\s*(?:\{\s*[-+]?\d+\s*\}|\([-+]?\d+\)|[-+]?\d+)"
-_NUMBER = re.compile(
-    rf"(?P<sign>[-+]\s?)?(?P<money>{_MONEY}\s?)?(?P<minus>-)?(?:{_DIGITS})"
-    rf"(?:[eE][-+]?\d+(?![\w.]))?"
-    rf"(?:\s?(?:\\times|\\cdot|[xX*])\s*10\s*{_POWER}|{_POWER})?"
-    r"(?:\s\d+/\d+|\s?/\s?\d+(?:\.\d+)?(?![\d/]))?"
-    r"(?:\s?(?:\\?%|percent\b|pct\b))?"
-)
-_TIED = re.compile(
-    r"(?:[\^_√\\]|(?<![A-Za-z\\])[A-Za-z]|\d[.,/]|\\sqrt(?:\[\d\])?\{?)$"
-)  # not by itself before it
-_RELATION = re.compile(r"[A-Za-z](?:_\w+)?\s*(?:<=|>=|<|>|!=|\\[lgn]e)\s*$")
-_LISTED = re.compile(r"(?:\s*,\s*(?:and|or)\s+|\s*,\s+|\s+(?:and|or)\s+|\s*&\s*)$")
-_INTRODUCES_LIST = re.compile(r"(?:[=:]|\\bare|\\bis|\\bin)\s*$")
 _ENDS_IN_OPERATOR = re.compile(r"(?:[=+*/<>^(\[{,-]|\\(?:times|cdot|approx|le|ge|frac|sqrt|div|pm|to))\s*$")
 _ENDS_IN_COMMAND = re.compile(r"\\([A-Za-z]*)$")
-_WHOLE_COMMANDS = GREEK | frozenset(
-    (
-        "pi",
-        "infty",
-        "emptyset",
-        "varnothing",
-        "circ",
-        "degree",
-        "qed",
-        "blacksquare",
-        "rfloor",
-        "rceil",
-        "rangle",
-    )
+_SYMBOLS = (
+    "pi",
+    "infty",
+    "emptyset",
+    "varnothing",
+    "circ",
+    "degree",
+    "qed",
+    "blacksquare",
+    "rfloor",
+    "rceil",
+    "rangle",
 )
+_WHOLE_COMMANDS = GREEK | frozenset(_SYMBOLS)
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _ANSWER_WORDS = 4  # words an answer may hold beside its formula or number: "square feet per hour"
 
@@ -101,7 +92,7 @@ def stated(text: str, cut_off: bool) -> Found | None:
         if cut_off and end >= len(text.rstrip(" .,*")):
             return CUT_OFF
         answer = _from_statement(said)
-        if answer is None and opens_formula(text[begin:]):
+        if answer is None and opens_formula(text[begin : begin + 2000]):
             return CUT_OFF
         if answer:
             kind = "final statement" if _FINAL.search(text[: match.start()]) else "statement"
@@ -153,7 +144,9 @@ def _continues(before: str, after: str) -> bool:
 
 def _from_statement(said: str) -> str | None:
     said = _ASIDE.sub("", _POLITE.sub("", said)).strip().strip('*_`"').strip()
-    said = re.sub(r"(?:[\s.,;:*_`]|(?<=\w\w)!|(?<=\d)!)+$", "", said)
+    if not re.search(r"\d\.\.\.$", said):  # 0.333... goes on
+        said = re.sub(r"(?:[\s.,;:*_`]|(?<=\w\w)!|(?<=\d)!)+$", "", said)
+    said = _REMARK.sub("", _ROUGHLY.sub("", said))
     if re.fullmatch(r"\$[^$]*[A-Za-z][^$]*\$", said):  # "$x is at least 5$", words and all
         return said.strip("$ ")
     if not said or opens_formula(said):
@@ -217,7 +210,7 @@ def _short(said: str) -> str | None:
 
 def bare(text: str) -> str | None:
     """The text itself, where it is an answer and nothing else: "$x > 5$", "(1, 2)", "12 apples", "Friday"."""
-    text = re.sub(r"^[\s*_`#>]+|[\s*_`]+$", "", text)
+    text = _REMARK.sub("", re.sub(r"^[\s*_`#>]+|[\s*_`]+$", "", text))
     if not text or "\n\n" in text or len(text) > 300 or opens_formula(text) or breaks_off(text):
         return None
     spans = mathematics(text)
@@ -250,7 +243,7 @@ def last_expression(text: str) -> str | None:
     """The last formula or number of a text, whichever ends it; of a list the whole."""
     spans = [span for span in mathematics(text) if _tells(span.content)]
     outside = _without(text, mathematics(text))
-    number = _last_number(outside)
+    number = last_plain(outside)
     if spans and (number is None or spans[-1].begin > number[0]):
         return _listed_formulas(text, spans)
     if number is None:
@@ -281,85 +274,6 @@ def _listed_formulas(text: str, spans: list[Span]) -> str:
         together.insert(0, span)
     tail = re.match(r"\s*(\\?%|percent|pct)", text[spans[-1].end :])
     return "; ".join(span.content for span in together) + (r"\%" if tail else "")
-
-
-def _last_number(text: str) -> tuple[int, str] | None:
-    """Where the last number stands and how it reads, with what it cannot be told from: its sign, its power, its
-    fraction; the tuple or list that it ends; the relation it bounds."""
-    numbers = list(_NUMBER.finditer(text))
-    if not numbers:
-        return None
-    group = _group_around(text, numbers[-1])
-    if group is not None:
-        return group
-    begin, answer = _with_sign(text, numbers[-1])
-    before = text[:begin]
-    if re.search(r"\bnot\s*$", before):
-        return begin, f"not {answer}"
-    relation = _RELATION.search(before)
-    if relation:
-        return relation.start(), before[relation.start() :] + answer
-    if (
-        _TIED.search(before)
-        or re.match(r"[A-Za-z√^_(\\]", text[numbers[-1].end() :])
-        and _glued(text, numbers[-1].end())
-    ):
-        start = re.search(r"[^\s,;:=]*$", before)
-        end = re.match(r"[^\s,;:=]*", text[numbers[-1].end() :])
-        if start and end:
-            return start.start(), before[start.start() :] + answer + end.group().rstrip(".!?*")
-    return _listed_numbers(text, numbers)
-
-
-def _listed_numbers(text: str, numbers: list[re.Match[str]]) -> tuple[int, str]:
-    """The last number with those it is listed with: "2, 3 and 5", "x = 1, 2"; "in 2019, 5 apples" is no list."""
-    last, answer = _with_sign(text, numbers[-1])
-    begin, listed, joined = last, [answer], False
-    for number in reversed(numbers[:-1]):
-        gap = text[number.end() : begin]
-        if not _LISTED.fullmatch(gap):
-            break
-        joined = joined or bool(gap.strip(" ,"))
-        begin, item = _with_sign(text, number)
-        listed.insert(0, item)
-    if joined or _INTRODUCES_LIST.search(text[:begin]):
-        return begin, "; ".join(listed)
-    return last, answer
-
-
-def _glued(text: str, end: int) -> bool:
-    """Whether letters right behind a number make a product of it: 3x, 2√5, 5i; not 5kg or 18th."""
-    return bool(re.match(r"√|\\(?:pi|sqrt|frac)|[ixyznkab](?![A-Za-z])|[\^_(]\S", text[end:]))
-
-
-def _with_sign(text: str, match: re.Match[str]) -> tuple[int, str]:
-    """A dash is a sign where something begins: 10-15 ends with 15, x = -15 with -15, "cost - 15" with 15."""
-    begin, number = match.start(), match.group()
-    sign = match["sign"]
-    if not sign:
-        return begin, number.strip()
-    before = text[:begin]
-    spaced = sign != sign.strip()
-    opened = not before.strip() or re.search(r"(?:[=(\[{,:<>]|\\[lgn]e|\bis|\bby|\x00)\s*$", before)
-    begins = opened if spaced else not re.search(r"[\w)\]}%!\x00]$", before)
-    if begins:
-        return begin, sign.strip().replace("+", "") + number[len(sign) :].strip()
-    return begin + len(sign), number[len(sign) :].strip()
-
-
-def _group_around(text: str, number: re.Match[str]) -> tuple[int, str] | None:
-    """The tuple, interval or set whose last entry a number is: "so (x, y) = (7, 6)"."""
-    after = re.match(r"\s*(?:[\])}]|\\[})])", text[number.end() :])
-    if after is None:
-        return None
-    end = number.end() + after.end()
-    for begin in range(number.start() - 1, max(-1, number.start() - 200), -1):
-        if text[begin] in "([{" and (closing(text, begin) in (end - 1, -1) or text[begin] in "(["):
-            inner = text[begin + 1 : end - 1]
-            if inner.count("(") == inner.count(")") and re.fullmatch(r"[^()\[\]{}\n]*,[^()\[\]{}\n]*", inner):
-                return begin, text[begin:end]
-            return None
-    return None
 
 
 def breaks_off(text: str) -> bool:

@@ -274,7 +274,9 @@ _AND = (
     r"\\text\s*\{\s*,?\s*(?:and|&)\s*\}|(?<= )&(?= )|\\land(?![A-Za-z])|\\wedge(?![A-Za-z])"
     r"|(?<![A-Za-z])and(?![A-Za-z])"
 )
-_OR = r"\\text\s*\{\s*,?\s*or\s*\}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])"
+_OR = (
+    r"\\text\s*\{\s*,?\s*or\s*\}|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])(?! equal\b)"
+)
 
 
 def _listed(text: str, depth: int) -> Shape | None:

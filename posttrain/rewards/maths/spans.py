@@ -49,13 +49,15 @@ def mathematics(text: str) -> list[Span]:
         Span(match.start(), match.end(), next(filter(None, match.groups())).strip())
         for match in _DISPLAY.finditer(text)
     ]
-    taken = [(span.begin, span.end) for span in spans]
-    dollars = [m.start() for m in _DOLLAR.finditer(text) if not any(b <= m.start() < e for b, e in taken)]
+    taken = bytearray(len(text))  # 1 within a formula found already
+    for span in spans:
+        taken[span.begin : span.end] = b"\x01" * (span.end - span.begin)
+    dollars = [match.start() for match in _DOLLAR.finditer(text) if not taken[match.start()]]
     position = 0
     while position + 1 < len(dollars):
         begin, end = dollars[position], dollars[position + 1]
         content = text[begin + 1 : end]
-        if is_formula(content) and not any(begin < b < end for b, _ in taken):
+        if is_formula(content) and 1 not in taken[begin:end]:
             spans.append(Span(begin, end + 1, content.strip()))
             position += 2
         else:
