@@ -321,7 +321,7 @@ def test_measures_by_hand():
     assert up > 0
     assert down > 0
     assert count == 2
-    assert "clamped" not in BGPO(samples=2).measures(batch)
+    assert "clamped" not in BGPO(samples=3).measures(batch)
 
 
 def test_canvas_and_response_lengths_are_two():
