@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from posttrain import exit_codes
 from posttrain.commands.report import report_run
 from posttrain.hub import push
 from posttrain.observe.model_card import write_card
+from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter, read_environment
 from posttrain.planning.continuing import Compared
@@ -33,13 +32,14 @@ _ASIDE = ".model.saving"
 class Session:
     """`begin`, then the trainer's own `train`, then `end`. Only rank 0 writes and prints."""
 
-    def __init__(self, recipe: Recipe, trainer: Any, run_dir: Path) -> None:
+    def __init__(self, recipe: Recipe, trainer: Any, run_dir: Path, view: ProgressView) -> None:
         check_engine(trainer.accelerator)
         self.recipe = recipe
         self.trainer = trainer
         self.run_dir = run_dir
         self.is_main = trainer.accelerator.is_main_process
-        self.console = Console()
+        self.view = view
+        self.console = view.console
         self.held_out: HeldOut | None = None
         self.stop = StopOnSignal()
 
@@ -49,7 +49,6 @@ class Session:
         compared  of a run that is resumed: what its recipe changes
         """
         trainer, recipe = self.trainer, self.recipe
-        view = ProgressView(recipe.output.name, enabled=self.is_main, console=self.console)
         writer = RunWriter(self.run_dir) if self.is_main else None
         if writer is not None:
             self._open_folder(writer, compared)
@@ -58,12 +57,14 @@ class Session:
         attach(
             trainer,
             RunCallback(
-                writer, view, completions=self._rollout_columns if recipe.output.log_completions else None
+                writer,
+                self.view,
+                completions=self._rollout_columns if recipe.output.log_completions else None,
             ),
         )
         trainer.add_callback(self.stop)
         if recipe.evaluation is not None:
-            trainer.add_callback(AtCheckpoints(trainer, recipe.evaluation, self.run_dir, writer, view))
+            trainer.add_callback(AtCheckpoints(trainer, recipe.evaluation, self.run_dir, writer, self.view))
         if trainer.eval_dataset is not None:
             self.held_out = HeldOut(writer, self._held_out_columns)
             if resumed and self.is_main:
@@ -116,6 +117,7 @@ class Session:
             trainer.evaluate()
         self._save_model()
         if self.is_main:
+            PHASES.say("writing the report")
             self._show_result()
         return exit_codes.DONE
 
@@ -125,6 +127,7 @@ class Session:
         if self.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
+        PHASES.say("saving the model")
         stands = f"make room, then {how_to_go_on(self.recipe, same_launcher=self._launched)}"
         with saving(self.run_dir / MODEL, stands, aside):
             trainer.save_model(str(aside))
@@ -141,9 +144,10 @@ class Session:
         return None if rows is None else len(rows)
 
     def _show_result(self) -> None:
+        path = report_run(self.run_dir)
+        self.view.close()
         if self.held_out is not None:
             self.held_out.show(self.console)
-        path = report_run(self.run_dir)
         self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
         if self.recipe.output.hub is not None:
             self._say(push(self.run_dir / MODEL, self.recipe.output.hub))

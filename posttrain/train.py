@@ -14,6 +14,8 @@ from transformers import TrainerState
 from posttrain import exit_codes
 from posttrain.commands.report import report_run
 from posttrain.hub import push
+from posttrain.observe.phases import PHASES
+from posttrain.observe.progress import ProgressView
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.run_folder import CHECKPOINTS, MODEL, REPORT, Opened, opened, replaced
 from posttrain.session import Session
@@ -21,12 +23,12 @@ from posttrain.session import Session
 
 def run(recipe: Recipe, *, resume: str | None = None) -> int:
     """Train what the recipe says; `resume` is a checkpoint folder, or "last". Returns the exit code."""
-    with opened(recipe, resume) as start:
-        return run_opened(recipe, start)
+    with opened(recipe, resume) as start, ProgressView(recipe.output.name, enabled=_is_main()) as view:
+        return run_opened(recipe, start, view)
 
 
-def run_opened(recipe: Recipe, start: Opened) -> int:
-    """As `run`, for a run whose folder is open already."""
+def run_opened(recipe: Recipe, start: Opened, view: ProgressView) -> int:
+    """As `run`, for a run whose folder is open already, and its view too."""
     run_dir, checkpoint = start.run_dir, start.checkpoint
     if start.finished and start.model_saved:
         _say_finished(recipe, run_dir)
@@ -36,9 +38,12 @@ def run_opened(recipe: Recipe, start: Opened) -> int:
     datasets.disable_progress_bars()  # the run has a progress view of its own
     transformers.utils.logging.disable_progress_bar()
     with replaced(run_dir) if checkpoint is None else nullcontext():
+        PHASES.say("loading the trainer")
         trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
-        session = Session(recipe, trainer, run_dir)
+        PHASES.say("opening the run folder")
+        session = Session(recipe, trainer, run_dir, view)
         session.begin(start.compared)
+    PHASES.say("preparing the first step")
     if start.finished and checkpoint is not None:
         _take_up(trainer, checkpoint)
     else:
@@ -47,7 +52,7 @@ def run_opened(recipe: Recipe, start: Opened) -> int:
 
 
 def _say_finished(recipe: Recipe, run_dir: Path) -> None:
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not _is_main():
         return
     if not (run_dir / REPORT).exists():  # killed between the two
         report_run(run_dir)
@@ -55,6 +60,10 @@ def _say_finished(recipe: Recipe, run_dir: Path) -> None:
         print(push(run_dir / MODEL, recipe.output.hub))
     more = f"{recipe.train_command} --set train.max_steps=N --resume"
     print(f"{run_dir} is finished, and its model saved. For more steps: {more}")
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _take_up(trainer: Any, checkpoint: str) -> None:

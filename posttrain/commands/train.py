@@ -10,6 +10,8 @@ from argparse import ArgumentParser, Namespace
 
 from posttrain import exit_codes, launched
 from posttrain.data import DataError
+from posttrain.observe.phases import PHASES
+from posttrain.observe.progress import ProgressView
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import launch_fault, precision_fault, started
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -63,9 +65,11 @@ def _train(args: Namespace, speaks: bool) -> tuple[int, str]:
         with opened(recipe, args.resume) as start:
             if speaks and start.compared is not None and start.compared.note is not None:
                 print(f"{recipe.path}: {start.compared.note}", file=sys.stderr)
-            from posttrain.train import run_opened
+            with ProgressView(recipe.output.name, enabled=speaks) as view:
+                PHASES.say("loading libraries")
+                from posttrain.train import run_opened
 
-            return run_opened(recipe, start), ""
+                return run_opened(recipe, start, view), ""
     except RecipeError as error:
         return exit_codes.REFUSED, str(error)
     except DataError as error:

@@ -18,6 +18,7 @@ from posttrain.evaluation import masked, store, tasks
 from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
+from posttrain.observe.job import JobView
 from posttrain.saved_model import model_of
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
@@ -225,7 +226,8 @@ def _generate(args: Namespace) -> int:
         "tokenizer, or a hub name"
     )
     try:
-        generator, tokenizer = _load(args, engines)
+        with JobView(f"loading {args.model}", Console(stderr=True)):
+            generator, tokenizer = _load(args, engines)
     except OSError as error:  # transformers: neither a folder nor a name of the hub
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{wanted} ({reason})") from None

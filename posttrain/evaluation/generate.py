@@ -203,6 +203,8 @@ def _fill(
 ) -> None:
     path = out / store.GENERATIONS
     done = {(row["id"], row["sample"]) for row in store.read_lines(path)}
+    if progress is not None:
+        progress(0, len(requests))
     with store.LineWriter(path) as writer:
         for start in range(0, len(requests), batch_size):
             batch = requests[start : start + batch_size]

@@ -105,6 +105,8 @@ def _verdicts(
         workers,
         timeout_s,
     )
+    if progress is not None:
+        progress(len(found), len(rows))
     try:
         with store.LineWriter(path) as writer:
             size = min(BLOCK, BLOCK_OF_WORKER * workers)

@@ -108,6 +108,8 @@ def judge(
     pairs = sides.pairs
     again = _swapped_rows(min(swapped, len(pairs)), len(pairs))
     total = len(pairs) + len(again)
+    if progress is not None:
+        progress(0, total)
     transport = Transport(
         server,
         folder / store.JUDGEMENTS,

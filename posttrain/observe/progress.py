@@ -1,7 +1,8 @@
-"""Live progress of a run: a bar and the numbers that tell whether it learns.
+"""Live progress of a run: a bar, the numbers that tell whether it learns, and what is being done at this moment.
 
-On a terminal two lines are redrawn in place; anywhere else (CI, a log file) one plain line is printed every
-few steps. Knows no trainer: whoever logs calls `update`.
+On a terminal three lines are redrawn in place; anywhere else (CI, a log file) one plain line is printed every few
+steps, and one after half a minute without any. Knows no trainer: whoever logs calls `update`, whoever works says in
+observe/phases.py what it does.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from posttrain.observe.live import LiveLines
+from posttrain.observe.phases import PHASES
 
 # label, metric names in order of preference, format
 _FIELDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -30,8 +34,12 @@ _FIELDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
+_QUIET_S = 5.0
+"""After this long without a word from whoever works, the view says how long ago the last one was."""
+
+
 class ProgressView:
-    """What is known of the run so far, redrawn at every `update`.
+    """What is known of the run so far. Opened (`with`, or `open`), it shows that the run is alive until `close`.
 
     enabled  False on every rank but 0: then nothing is ever printed
     every    steps between two plain lines; None picks about twenty lines a run
@@ -57,13 +65,24 @@ class ProgressView:
         self._printed = -1
         self._total = 0
         self._began = time.monotonic()
-        self._live: Live | None = None
+        self._since = self._began  # of the last step that was logged
+        self._lines = LiveLines(self.console, self._frame, self._signs_of_life)
+        self._spinner = Spinner("dots", style="cyan")
+        self._is_open = False
+
+    def open(self) -> ProgressView:
+        """Shows from now on what is being done, also before the first step and within a long one."""
+        if self.enabled and not self._is_open:
+            self._is_open = True
+            PHASES.listen()
+            self._lines.start()
+        return self
 
     def update(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Metrics absent from this call keep their last value: rewards arrive on rollout steps only."""
         if not self.enabled:
             return
-        self._step, self._total = step, total
+        self._step, self._total, self._since = step, total, time.monotonic()
         if not self._clock or self._clock[-1][0] < step:
             self._clock.append((step, time.monotonic()))
         for name, value in metrics.items():
@@ -75,23 +94,27 @@ class ProgressView:
             if metrics.get(name) is not None:
                 self._history.setdefault(name, deque(maxlen=24)).append(float(metrics[name]))
         if self.console.is_terminal:
-            self._redraw()
+            self.open()
+            self._lines.redraw()
         elif self._is_due():
             self._printed = step
+            self._lines.spoke()
             self.console.print(self.line(), soft_wrap=True, highlight=False, markup=False)
 
     def message(self, text: str) -> None:
         """A line above the bar: a warning, an evaluation's result."""
         if self.enabled:
+            self._lines.spoke()
             self.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._is_open:
+            self._is_open = False  # the last frame speaks of the run, not of the moment
+            self._lines.stop(wipe=self._total == 0)
+            PHASES.forget()
 
     def __enter__(self) -> ProgressView:
-        return self
+        return self.open()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -140,13 +163,32 @@ class ProgressView:
         wanted = self._step % every == 0 or self._step == self._total or self._printed < 0
         return wanted and self._step != self._printed
 
-    def _redraw(self) -> None:
-        if self._live is None:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=False)
-            self._live.start()
-        self._live.update(self._frame())
+    def _at_this_moment(self) -> str:
+        """`generating 312 of 640   0:41 since step 3`."""
+        now = time.monotonic()
+        where = f"step {self._step}" if self._total else "the start"
+        words = [PHASES.in_words() or "working", f"{clock(now - self._since)} since {where}"]
+        if now - PHASES.touched >= _QUIET_S:
+            words.append(f"last sign of life {clock(now - PHASES.touched)} ago")
+        return "   ".join(words)
+
+    def _signs_of_life(self) -> str:
+        """The plain line after a silence: with the run's numbers where there are new ones."""
+        if self._total and self._printed != self._step:
+            self._printed = self._step
+            return f"{self.line()}   {self._at_this_moment()}"
+        head = [self.title] if self.title else []
+        head += [f"step {self._step}/{self._total}"] if self._total else []
+        return "  ".join([*head, self._at_this_moment()])
 
     def _frame(self) -> Group:
+        now = Table.grid(padding=(0, 1))
+        now.add_row(self._spinner, Text(self._at_this_moment(), style="dim"))
+        if not self._total:
+            return Group(Text(self.title, style="bold"), now)
+        return Group(*self._numbers(), *([now] if self._is_open else []))
+
+    def _numbers(self) -> tuple[Table, Text]:
         top = Table.grid(padding=(0, 2))
         top.add_row(
             Text(self.title, style="bold"),
@@ -160,7 +202,7 @@ class ProgressView:
             if label in self._history and len(self._history[label]) > 3:
                 below.append(" " + sparkline(self._history[label]), style="green")
             below.append("   ")
-        return Group(top, below)
+        return top, below
 
 
 def sparkline(values: Sequence[float] | deque[float]) -> str:

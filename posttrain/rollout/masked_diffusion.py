@@ -13,14 +13,18 @@ Shapes: R rows, S canvas columns (prompt and completion), K columns of a block, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from posttrain.observe.phases import PHASES
+from posttrain.ops.masked_elbo import LogitsFn
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
 from posttrain.rollout.diffusion_options import DiffusionSampling, Remasking, schedule
@@ -218,9 +222,14 @@ class MaskedDiffusionEngine:
         wanted = rows(prompts, sampling)
         self._check([one for _, one in wanted])
         done: list[tuple[Completion, list[int]]] = []
-        with self._predicting() as predictor, evaluating(predictor.model):
+        with (
+            PHASES.within("generating", len(wanted)) as phase,
+            self._predicting() as predictor,
+            evaluating(predictor.model),
+        ):
             while len(done) < len(wanted):
-                done += self._fill_rows(predictor, wanted[len(done) : len(done) + self.options.sampler_rows])
+                part = wanted[len(done) : len(done) + self.options.sampler_rows]
+                done += self._fill_rows(predictor, part, partial(phase.at, len(done)))
         return done if return_trace else [completion for completion, _ in done]
 
     def _check(self, sampling: Sequence[Sampling]) -> None:
@@ -235,7 +244,10 @@ class MaskedDiffusionEngine:
                 )
 
     def _fill_rows(
-        self, predictor: MaskPredictor, wanted: Sequence[tuple[list[int], Sampling]]
+        self,
+        predictor: MaskPredictor,
+        wanted: Sequence[tuple[list[int], Sampling]],
+        tell: Callable[[str], None],
     ) -> list[tuple[Completion, list[int]]]:
         device = next(predictor.model.parameters()).device
         width, length = max(len(prompt) for prompt, _ in wanted), wanted[0][1].max_new_tokens
@@ -248,7 +260,7 @@ class MaskedDiffusionEngine:
         is_open[:, width:] = True
         stops = sorted({token for _, one in wanted for token in one.stop_token_ids})
         filled = fill(
-            predictor.logits_fn(present),
+            _counted(predictor.logits_fn(present), tell),
             ids,
             is_open,
             width,
@@ -292,6 +304,17 @@ class MaskedDiffusionEngine:
 
     def close(self) -> None:
         return None
+
+
+def _counted(logits_fn: LogitsFn, tell: Callable[[str], None]) -> LogitsFn:
+    """The same, saying which forward pass of these canvases is computed."""
+    passes = itertools.count(1)
+
+    def counted(ids: Tensor) -> Tensor:
+        tell(f"pass {next(passes)}")
+        return logits_fn(ids)
+
+    return counted
 
 
 def _generator(seed: int | None, device: torch.device) -> torch.Generator:

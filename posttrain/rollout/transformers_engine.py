@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.observe.phases import PHASES, Open
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
 
@@ -76,12 +77,16 @@ class TransformersEngine:
     def generate(self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
         wanted = rows(prompts, sampling)
         done: list[Completion] = []
-        with self._generating() as model, _evaluating(model):
+        with (
+            PHASES.within("generating", len(wanted)) as phase,
+            self._generating() as model,
+            _evaluating(model),
+        ):
             while self._goes_on(len(done) < len(wanted)):
                 part = wanted[len(done) : len(done) + self._max_rows]
                 # A rank with nothing left still steps with the others, on a row that nobody reads.
                 writing = _Writing(model, part or wanted[:1], self._pad, self._goes_on, self.version or 0)
-                done += writing.run()[: len(part)]
+                done += writing.run(phase, len(done))[: len(part)]
         return done
 
     def _goes_on(self, here: bool) -> bool:
@@ -121,13 +126,16 @@ class _Writing:
         self.tokens: list[list[int]] = [[] for _ in wanted]
         self.logprobs: list[list[float]] = [[] for _ in wanted]
         self.draws = _uniform_draws([one for _, one in wanted]).to(self.device)
+        self.writing = len(wanted)  # rows that have not ended
         self.sampler = _Sampler([one for _, one in wanted], self.device)
 
-    def run(self) -> list[Completion]:
+    def run(self, phase: Open, done_before: int) -> list[Completion]:
+        phase.at(done_before, "reading prompts")
         batch = self._read_prompts()
         limits = torch.tensor([one.max_new_tokens for _, one in self.wanted], device=self.device)
         stops = _stop_table([one.stop_token_ids for _, one in self.wanted], self.device)
         seen = self._seen_tokens(batch.logits.size(-1))
+        longest = max(one.max_new_tokens for _, one in self.wanted)
         step = 0
         while True:
             index = batch.index
@@ -138,6 +146,7 @@ class _Writing:
                 seen[index, chosen] = True
             batch.ended |= (stops[index] == chosen.unsqueeze(1)).any(1) | (limits[index] <= step + 1)
             step += 1
+            phase.at(done_before + len(self.wanted) - self.writing, f"token {step} of at most {longest}")
             if not self.goes_on(not bool(batch.ended.all())):
                 break
             batch = self._forward(batch, chosen)
@@ -145,6 +154,7 @@ class _Writing:
 
     def _note(self, batch: _Batch, chosen: Tensor, logprobs: Tensor) -> None:
         ended = batch.ended.tolist()
+        self.writing = len(ended) - sum(ended)
         for row, token, value, over in zip(
             batch.index.tolist(), chosen.tolist(), logprobs.tolist(), ended, strict=True
         ):

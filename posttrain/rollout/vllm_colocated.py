@@ -15,6 +15,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from posttrain.observe.phases import PHASES
+from posttrain.rollout.arrivals import silent_bar
 from posttrain.rollout.base import (
     Completion,
     EngineError,
@@ -120,9 +122,15 @@ class VLLMColocated:
             for one in (request.sampling for request in requests)
         ]
         self._wake()
-        with _explained("vllm could not generate", self._memory):
+        total = sum(request.sampling.n for request in requests)
+        with (
+            _explained("vllm could not generate", self._memory),
+            PHASES.within("generating", total) as phase,
+        ):
             outputs = self._llm.generate(
-                [{"prompt_token_ids": request.prompt} for request in requests], params, use_tqdm=False
+                [{"prompt_token_ids": request.prompt} for request in requests],
+                params,
+                use_tqdm=silent_bar(phase),
             )
         self._rest()
         return [

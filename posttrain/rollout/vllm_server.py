@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from posttrain.observe.phases import PHASES
+from posttrain.rollout.arrivals import counting
 from posttrain.rollout.base import (
     Completion,
     EngineLost,
@@ -128,8 +130,12 @@ class VLLMServer:
             for request in requests
         ]
         done: list[Completion | None] = [None] * len(wanted)
-        with ThreadPoolExecutor(max_workers=_CONCURRENT_REQUESTS * len(self.servers)) as pool:
-            answers = list(pool.map(lambda item: self._ask(*item), work))
+        with (
+            PHASES.within("generating", len(wanted)) as phase,
+            ThreadPoolExecutor(max_workers=_CONCURRENT_REQUESTS * len(self.servers)) as pool,
+        ):
+            counted = counting(phase)
+            answers = list(pool.map(lambda item: counted(self._ask(*item)), work))
         for (_, request), completions in zip(work, answers, strict=True):
             done[request.first : request.first + len(completions)] = completions
         self._check_versions({server.url: server for server, _ in work}.values())

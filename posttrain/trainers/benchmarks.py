@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.evaluation.in_training import EvaluationSettings, evaluate_checkpoint
+from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter
 
@@ -64,9 +65,14 @@ class AtCheckpoints(TrainerCallback):
             training = model.training
             model.eval()
             try:
-                with torch.random.fork_rng():
+                with torch.random.fork_rng(), PHASES.within("benchmarks"):
                     values = evaluate_checkpoint(
-                        model, self._trainer.processing_class, self._settings, self._run_dir, step=step
+                        model,
+                        self._trainer.processing_class,
+                        self._settings,
+                        self._run_dir,
+                        step=step,
+                        progress=lambda name, done, of: PHASES.say(f"benchmark {name}", done, of),
                     )
             finally:
                 model.train(training)

@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from posttrain.data import RowCounts, load_rows
 from posttrain.data.reward_columns import marked
+from posttrain.observe.phases import PHASES
 from posttrain.planning.checks import loaded_faults
 from posttrain.planning.launcher import started
 from posttrain.planning.rewards import spec_of
@@ -43,6 +44,7 @@ class Ingredients:
 
 def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     """`load` makes model and tokenizer where they are not a causal language model's."""
+    PHASES.say("loading weights")
     peft = lora(recipe.model.peft, recipe.model.revision) if recipe.model.peft is not None else None
     try:
         model, tokenizer = (load or model_and_tokenizer)(recipe.model)
@@ -55,6 +57,7 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     # TRL's SFT trainer cuts there without a word; the preference trainers keep an account of their own.
     cut_at = recipe.train.max_length if isinstance(recipe.train, SFTTrain) else None
     needs = needs_of(recipe)
+    PHASES.say("reading rows")
     loaded = load_rows(recipe.data, tokenizer, needs=needs, max_length=cut_at)
     faults = loaded_faults(recipe, loaded.rows, started())
     if faults:
@@ -63,6 +66,7 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     if recipe.data.eval is not None:
         held_out = load_rows(recipe.data.eval, tokenizer, needs=needs, max_length=cut_at).rows
         held_out = marked(held_out) if needs.others else held_out
+    PHASES.say("building the trainer")
     train_rows = marked(loaded.rows) if needs.others else loaded.rows
     return Ingredients(model, tokenizer, train_rows, loaded.counts, held_out, peft)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.watch import Watch
 from posttrain.observe.writer import RunWriter, read_evaluation, read_samples
@@ -26,6 +27,8 @@ _PACED = 20  # logs over which tokens a second are averaged
 
 class RunCallback(TrainerCallback):
     """Every `on_log` becomes a line of metrics.jsonl and a redraw; only the main process does anything.
+
+    It opens the view; whoever made it closes it.
 
     writer       None on every rank but the main one
     completions  called every `completions_every` steps for the columns of the last rollout
@@ -46,6 +49,7 @@ class RunCallback(TrainerCallback):
         self._completions_every = completions_every
         self._tokens: deque[tuple[float, float]] = deque(maxlen=_PACED)  # (time, tokens so far)
         self._watch = Watch()
+        self._micro_batch = self._measured = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -55,6 +59,42 @@ class RunCallback(TrainerCallback):
             self._tokens.append((time.monotonic(), 0.0))
         if self.writer is not None:
             self.writer.start(state.global_step, total=state.max_steps)
+            self.view.open()
+
+    # What a trainer that says nothing itself is doing (trainers/announced.py says more)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._micro_batch = 1
+        PHASES.say("forward and backward", 1, args.gradient_accumulation_steps)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._micro_batch += 1
+        PHASES.say("forward and backward", self._micro_batch, args.gradient_accumulation_steps)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        PHASES.say("optimizer step")
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        self._measured += 1
+        PHASES.say("measuring: batch", self._measured, length_of(eval_dataloader))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._measured = 0
 
     def on_log(
         self,
@@ -81,6 +121,7 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        PHASES.say("reading rows")
         due = state.global_step % self._completions_every == 0 or state.global_step in (1, state.max_steps)
         if self._completions is None or not due or self.writer is None:
             return
@@ -93,7 +134,6 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if self.writer is not None:
             self.writer.finish(state.global_step)
-            self.view.close()
 
     def _speed(self, tokens: float) -> float | None:
         """Tokens a second since the oldest of the last logs that counted any."""
@@ -102,6 +142,14 @@ class RunCallback(TrainerCallback):
         self._tokens.append((time.monotonic(), tokens))
         (began, first), (now, last) = self._tokens[0], self._tokens[-1]
         return (last - first) / (now - began) if now > began and last > first else None
+
+
+def length_of(dataloader: Any) -> int | None:
+    """Batches of a data loader; None where it is a stream that does not know."""
+    try:
+        return len(dataloader)
+    except TypeError:
+        return None
 
 
 def attach(trainer: Any, callback: RunCallback) -> None:

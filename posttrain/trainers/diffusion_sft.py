@@ -35,6 +35,7 @@ from posttrain.rollout.mask_predictor import (
     with_generation_config,
 )
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.announced import AnnouncedSteps
 from posttrain.trainers.best_metric import TIMES, check_best_metric
 from posttrain.trainers.build import training_arguments
 from posttrain.trainers.config import flat_config, settings_from
@@ -99,7 +100,7 @@ class MaskedConfig(trl.SFTConfig):
 MaskedSFTConfig = flat_config("MaskedSFTConfig", MaskedConfig, MaskedSFT, __name__)
 
 
-class MaskedSFTTrainer(FiniteSteps, WholeCheckpoint, ExactResume, Trainer):
+class MaskedSFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, Trainer):
     """`transformers.Trainer` on rows of "prompt" and "completion" (text, or messages)."""
 
     row_counts: RowCounts | None = None

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from posttrain.observe.phases import PHASES
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.rollout.base import Engine, EngineRefused
 from posttrain.rollout.model_folder import dense_folder
@@ -43,6 +44,7 @@ def attach_engine(trainer: EngineGeneration, recipe: Recipe) -> None:
         proof_limit=None if rollout.vllm is None else rollout.vllm.proof_limit,
     )
     try:
+        PHASES.say(f"starting the rollout engine ({rollout.engine})")
         trainer.use_engine(_engine(trainer, recipe, rollout), plan)
     except ValueError as error:
         raise RecipeError(f"{recipe.path}: {error}") from error

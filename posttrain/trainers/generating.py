@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.observe.phases import PHASES
 from posttrain.rollout.base import Completion, Engine, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.trainers.faults import NotFinite
@@ -67,7 +68,8 @@ class EngineGenerator:
         engine may wait for one another while it is built."""
         if self._held is None or self._held[0] != folder:
             self.close()
-            self._held = (folder, self._engine_of(folder))
+            with PHASES.within("loading the policy that answers"):
+                self._held = (folder, self._engine_of(folder))
         return self._held[1]
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import pad
 
+from posttrain.observe.phases import PHASES
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import (
     Completion,
@@ -217,7 +219,8 @@ class EngineGeneration(_Host):
         """This round's samples; then the weights are sent and later rounds started, as the schedule says."""
         number = self._step // self._round_length
         begin = time.perf_counter()
-        result = self._take_ahead(number, inputs)
+        with PHASES.within("waiting for samples"):
+            result = self._take_ahead(number, inputs)
         if result is None:
             result = self._make_round_now(number, inputs)
         self._log_rollout("wait_s", time.perf_counter() - begin)
@@ -327,7 +330,8 @@ class EngineGeneration(_Host):
             return
         begin = time.perf_counter()
         probe = self._prompts_of([rows[0], rows[-1]])
-        self._sync.update(self.state.global_step, probe, self._sampling(training=True))
+        with nullcontext() if self.engine.shares_weights else PHASES.within("syncing weights"):
+            self._sync.update(self.state.global_step, probe, self._sampling(training=True))
         if not self.engine.shares_weights:
             self._log_rollout("sync_s", time.perf_counter() - begin)
 

@@ -27,11 +27,13 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
 from posttrain.objectives.base import Groups, Objective, TokenBatch
+from posttrain.observe.phases import PHASES
 from posttrain.ops.groups import degenerate_groups
 from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
 from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.announced import AnnouncedSteps
 from posttrain.trainers.best_metric import POLICY_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.config import PolicyConfig, settings_from
@@ -54,7 +56,14 @@ _STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's bu
 
 
 class PolicyTrainer(
-    FiniteSteps, WholeCheckpoint, GroupScoring, EngineGeneration, WholeStep, ExactResume, GRPOTrainer
+    AnnouncedSteps,
+    FiniteSteps,
+    WholeCheckpoint,
+    GroupScoring,
+    EngineGeneration,
+    WholeStep,
+    ExactResume,
+    GRPOTrainer,
 ):
     """`trl.GRPOTrainer` that trains an `Objective`.
 
@@ -259,13 +268,15 @@ class PolicyTrainer(
         """Evaluation samples at its own temperature; 0 is greedy."""
         temperature = self.args.eval_temperature
         if self.model.training or temperature is None or self.use_vllm:
-            return super()._generate_single_turn(*arguments, **named)
+            with PHASES.within("generating", len(arguments[0])):
+                return super()._generate_single_turn(*arguments, **named)
         training_config = self.generation_config
         self.generation_config = copy.deepcopy(training_config)
         changes = {"temperature": temperature} if temperature > 0 else {"do_sample": False, **_NO_SAMPLING}
         self.generation_config.update(**changes)
         try:
-            return super()._generate_single_turn(*arguments, **named)
+            with PHASES.within("generating", len(arguments[0])):
+                return super()._generate_single_turn(*arguments, **named)
         finally:
             self.generation_config = training_config
 

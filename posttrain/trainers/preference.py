@@ -29,6 +29,7 @@ from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.recipe import Recipe
 from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.announced import AnnouncedSteps
 from posttrain.trainers.best_metric import PAIR_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import settings_from
@@ -90,7 +91,7 @@ class Scored:
     aux_loss: Tensor | None
 
 
-class PreferenceTrainer(FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer):
+class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer):
     """`trl.DPOTrainer` that trains a `PairLoss`.
 
     `PreferenceTrainer(model, args=PreferenceConfig(...), train_dataset=..., method=DPO())`; the trainer of a

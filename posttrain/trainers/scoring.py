@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from posttrain.data.reward_columns import reward_columns
 from posttrain.objectives.base import Groups
+from posttrain.observe.phases import PHASES
 from posttrain.rewards.messages import text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.config import PolicyConfig
@@ -98,11 +99,14 @@ class GroupScoring:
         by_trl = judged_by_trl(self.reward_funcs)
         by_runner = [k for k in range(len(self.reward_funcs)) if k not in by_trl]
         if by_runner:
-            scores = self._score_groups(rows, list(columns), group_size)
+            with PHASES.within("scoring", len(rows)):
+                scores = self._score_groups(rows, list(columns), group_size)
             rewards[:, by_runner] = _as_tensor(scores.values, rewards.device)
             self._pass_on_logs(scores, len(local))
         if by_trl:
-            rewards[:, by_trl] = self._judge_as_trl(by_trl, inputs, prompts, completions, completion_ids_list)
+            with PHASES.within("scoring with reward models", len(local)):
+                judged = self._judge_as_trl(by_trl, inputs, prompts, completions, completion_ids_list)
+            rewards[:, by_trl] = judged
         require_judged(rewards, self.reward_func_names, self._models_among(by_trl))
         self.rollout = Rollout(
             prompts=[row["prompt"] for row in rows],

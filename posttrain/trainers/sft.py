@@ -18,6 +18,7 @@ from posttrain.data import RowCounts
 from posttrain.data.tokens import learned_ids
 from posttrain.recipe import Recipe
 from posttrain.trainers.adapters import check_adapter
+from posttrain.trainers.announced import AnnouncedSteps
 from posttrain.trainers.best_metric import SFT_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.finite import FiniteSteps
@@ -30,7 +31,7 @@ class SFTSettings:
     """Nothing to set beyond `train`: the loss is the mean negative log-likelihood of the completion's tokens."""
 
 
-class SFTTrainer(FiniteSteps, WholeCheckpoint, ExactResume, trl.SFTTrainer):
+class SFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, trl.SFTTrainer):
     """`trl.SFTTrainer`; beside its step counter, the tokens it has counted are carried over a resume."""
 
     row_counts: RowCounts | None = None

@@ -12,11 +12,13 @@ from posttrain.trainers.stopping import StopOnSignal
 _PASSED_ON = (
     "on_step_begin",
     "on_substep_end",
+    "on_pre_optimizer_step",
     "on_optimizer_step",
     "on_step_end",
     "on_log",
     "on_save",
     "on_evaluate",
+    "on_prediction_step",
 )
 
 

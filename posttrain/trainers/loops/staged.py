@@ -41,6 +41,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
+from posttrain.observe.phases import PHASES
 from posttrain.preferences.base import PairLoss
 from posttrain.recipe import RecipeError
 from posttrain.references.pool import ReferencePool
@@ -387,11 +388,15 @@ class StagedTrainer:
         if missing and isinstance(self.generator, EngineGenerator):
             self.generator.open(policy)  # on a rank without rows too
         if missing and self.ranks.is_main_process:
-            logger.warning("%s: sampling %d answers", stage.name, len(missing))
+            logger.info("%s: sampling %d answers", stage.name, len(missing))
         first_seed = stable_seed(type(self.method).__name__, self.args.seed, stage.number)
         batches = range(0, len(prompts), self.generation_batch_size)
         mine = batches[self.ranks.process_index :: self.ranks.num_processes]
-        with file.open("a", encoding="utf-8") as out:
+        done, total = 0, sum(min(self.generation_batch_size, len(prompts) - start) for start in mine)
+        with (
+            file.open("a", encoding="utf-8") as out,
+            PHASES.within(f"{stage.name}: sampling", total) as phase,
+        ):
             for start in mine:
                 rows = list(range(start, min(start + self.generation_batch_size, len(prompts))))
                 if all(row in found for row in rows):
@@ -404,6 +409,8 @@ class StagedTrainer:
                 out.write("\n".join(lines) + "\n")
                 out.flush()
                 os.fsync(out.fileno())
+                done += len(rows)
+                phase.at(done)
         self.ranks.wait_for_everyone()
         found = read_samples(stage.folder)
         return [found[row] for row in range(len(prompts))]
