@@ -196,10 +196,17 @@ def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list
         add("answer", gold if gold is not None else [None] * len(per_function))
         add("tokens", [len(ids) for ids in rollout.completion_ids])
         add("truncated", [not ids or ids[-1] not in end_tokens for ids in rollout.completion_ids])
-        add("correct", [_weighted(row, weights) is not None and row[0] == 1.0 for row in per_function])
         for name in {name: None for one in rollouts for name in one.extra}:  # what rewards logged
             add(f"extra/{name}", rollout.extra.get(name, [None] * len(per_function)))
+    columns["correct"] = _correct(columns[f"rewards/{names[0]}"])
     return {name: _one_kind(v) if name.startswith("extra/") else v for name, v in columns.items()}
+
+
+def _correct(first: Sequence[float | None]) -> list[bool | None]:
+    """Whether the first reward calls a response right; None where it did not judge, and of all where it gives grades
+    between right and wrong."""
+    graded = any(value not in (None, 0.0, 1.0) for value in first)
+    return [None if graded or value is None else value == 1.0 for value in first]
 
 
 def _one_kind(values: list[Any]) -> list[Any]:

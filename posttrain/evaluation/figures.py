@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from posttrain.evaluation.results import Result
-from posttrain.observe.canvas import LINE, MUTED, PALETTE, dress, svg
+from posttrain.observe.canvas import LINE, MARK, MUTED, PALETTE, dress, svg
 
 RIGHT, WRONG = "#059669", "#dc2626"
 
@@ -105,7 +105,7 @@ def lengths(result: Result) -> str:
         if top == limit:
             ax.axvline(
                 limit,
-                color="#374151",
+                color=MARK,
                 linestyle="--",
                 linewidth=1.2,
                 label=f"limit {limit:,}: {truncated:,} cut off",
@@ -114,7 +114,7 @@ def lengths(result: Result) -> str:
             ax.plot(
                 [],
                 [],
-                color="#374151",
+                color=MARK,
                 linestyle="--",
                 label=f"limit {limit:,} lies to the right: {truncated:,} cut off",
             )
@@ -147,9 +147,7 @@ def groups(results: Sequence[Result]) -> str:
         ax.barh(
             places, values, thickness * 0.86, color=PALETTE[i % len(PALETTE)], label=result.label, alpha=0.85
         )
-        ax.errorbar(
-            values, places, xerr=[below, above], fmt="none", ecolor="#374151", elinewidth=1, capsize=2
-        )
+        ax.errorbar(values, places, xerr=[below, above], fmt="none", ecolor=MARK, elinewidth=1, capsize=2)
     first = results[0].metrics["groups"]
     ax.set_yticks(range(rows), [_group_label(name, first) for name in names])
     ax.invert_yaxis()

@@ -24,5 +24,10 @@ def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def edges(values: Sequence[float]) -> tuple[float, float]:
     """Mean of the first and of the last few values; a short curve is halved so that they do not overlap."""
-    width = max(1, min(_EDGE, len(values) // 2))
+    width = width_of_edge(values)
     return sum(values[:width]) / width, sum(values[-width:]) / width
+
+
+def width_of_edge(values: Sequence[float]) -> int:
+    """How many values `edges` averages at either end."""
+    return max(1, min(_EDGE, len(values) // 2))

@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain.observe import plots, writer
+from posttrain.observe.canvas import themed
 from posttrain.observe.curves import edges, metric_names, series
+from posttrain.observe.pairs import Pair
 from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
-from posttrain.observe.summary import Pair, Summary, facts, summarise
+from posttrain.observe.summary import Summary, facts, summarise
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _IN_TERMINAL = (
@@ -30,7 +32,7 @@ _IN_TERMINAL = (
     *("completions/clipped_ratio", "frac_reward_zero_std"),
 )
 # of no use in a comparison of two evaluations
-_NOT_HELD_OUT = ("reward_failures/*", "*std", "*min_*", "*max_*", "*terminated*")
+_NOT_HELD_OUT = ("reward_failures/*", "*std", "*min_*", "*max_*", "*terminated*", "problems")
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None, *, benchmarks: str = "") -> Path:
@@ -46,6 +48,7 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
     charts = plots.panels(s.rows, s.recipe, s.evaluation)
     parts = [
         _header(s),
+        _stretches(s),
         _charts("Learning", charts),
         _signal(s),
         _charts("Policy", charts),
@@ -79,7 +82,8 @@ def _header(s: Summary) -> str:
         label, before, after = s.result
         cards.append(
             f'<div class="card fact result"><span>{escape(label)}</span>'
-            f"<b>{_number(before)} <i>→</i> {_number(after)}</b></div>"
+            f"<b>{_number(before)} <i>→</i> {_number(after)}</b>"
+            f"{f'<small>{escape(s.basis)}</small>' if s.basis else ''}</div>"
         )
     cards += [f'<div class="card fact"><span>{escape(k)}</span><b>{escape(v)}</b></div>' for k, v in facts(s)]
     notes = "".join(f"<li>{escape(note)}</li>" for note in s.notes)
@@ -107,12 +111,12 @@ def _signal(s: Summary) -> str:
         return ""
     colours = plots.SIGNAL_COLOURS
     bar = "".join(
-        f'<div style="width:{share:.4%};background:{colours[name]}" title="{name}: {share:.2%}">'
+        f'<div style="width:{share:.4%};background:{themed(colours[name])}" title="{name}: {share:.2%}">'
         f"{f'{share:.0%}' if share > 0.04 else ''}</div>"
         for name, _, share in s.signal
     )
     rows = "".join(
-        f'<tr><td><span class="swatch" style="background:{colours[name]}"></span>{name}</td>'
+        f'<tr><td><span class="swatch" style="background:{themed(colours[name])}"></span>{name}</td>'
         f'<td class="muted">{escape(meaning)}</td><td class="number">{share:.2%}</td></tr>'
         for name, meaning, share in s.signal
     )
@@ -127,6 +131,21 @@ def _signal(s: Summary) -> str:
         f'<div class="card"><div class="stack">{bar}</div>'
         f'<table><tr><th>class</th><th></th><th class="number">share of tokens</th></tr>{rows}</table>{blended}</div>'
         f'<div class="card wide"><h3>Over the steps</h3>{plots.draw_signal(s.rows)}</div>'
+    )
+
+
+def _stretches(s: Summary) -> str:
+    """Which steps ran with which value of a setting that a resume changed."""
+    rows = "".join(
+        f"<tr><td>{escape(key)}</td>"
+        f"<td>{first:,} to {'the end' if last is None else f'{last:,}'}</td><td>{escape(str(value))}</td></tr>"
+        for key, first, last, value in s.stretches
+    )
+    if not rows:
+        return ""
+    return (
+        '<h2>Settings that a resume changed</h2><div class="card"><table class="differs">'
+        f"<tr><th>setting</th><th>steps</th><th>value</th></tr>{rows}</table></div>"
     )
 
 
@@ -250,10 +269,17 @@ def _change(before: float | None, after: float | None) -> str:
 def print_summary(s: Summary, console: Console) -> None:
     """The page in a screenful: facts, curves' ends, signal, failures, notes."""
     console.print(f"[bold]{markup.escape(s.name)}[/bold]")
-    console.print("   ".join(f"[dim]{k}[/dim] {markup.escape(v)}" for k, v in facts(s)), highlight=False)
+    console.print(
+        "   ".join(f"[dim]{k}[/dim] {markup.escape(v)}" for k, v in facts(s)), highlight=False, soft_wrap=True
+    )
     if s.result is not None:
         label, before, after = s.result
-        console.print(f"{label}: [bold]{_number(before)} -> {_number(after)}[/bold]", highlight=False)
+        rests = f" [dim]({markup.escape(s.basis)})[/dim]" if s.basis else ""
+        console.print(
+            f"{label}: [bold]{_number(before)} -> {_number(after)}[/bold]{rests}",
+            highlight=False,
+            soft_wrap=True,
+        )
     shown = [(name, series(s.rows, name)[1]) for name in _IN_TERMINAL]
     shown = [(name, values) for name, values in shown if values]
     if shown:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.observe import writer
-from posttrain.observe.curves import edges, metric_names, series
+from posttrain.observe.basis import held_out_basis, steps_basis
+from posttrain.observe.curves import edges, metric_names, series, width_of_edge
+from posttrain.observe.pairs import Pair, read_pairs
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import BLEND, CARRIED, CLASSES, PREFIX, REASONS
 from posttrain.observe.watch import found_thresholds, idle_thresholds, stale_thresholds, still_bounds
@@ -31,22 +33,11 @@ _RESULTS = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One prompt (or one slot) before and after training, for reading side by side."""
-
-    prompt: str
-    before: str
-    after: str
-    before_verdict: str = ""
-    after_verdict: str = ""
-    answer: str = ""
-
-
-@dataclass(frozen=True)
 class Summary:
     """Everything the report shows, apart from the curves, which are drawn from `rows`.
 
     result      (label, before, after) or None
+    basis       what the result rests on: problems and interval, or steps; "" where it is not known
     signal      (class, meaning, share of all generated tokens), empty classes left out
     blend       (metric, meaning, mean over the steps) of a method that blends two losses
     failures    (reward function, reason, responses)
@@ -62,6 +53,7 @@ class Summary:
     total_steps: int | None
     duration_s: float
     result: tuple[str, float, float] | None
+    basis: str
     signal: list[tuple[str, str, float]]
     blend: list[tuple[str, str, float]]
     failures: list[tuple[str, str, int]]
@@ -70,6 +62,21 @@ class Summary:
     pair_titles: tuple[str, str]
     recipe_changes: list[tuple[int, writer.RecipeChange]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def stretches(self) -> list[tuple[str, int, int | None, Any]]:
+        """(setting, first step, last step or None for the end, value) of every setting that a resume changed."""
+        found = []
+        for key in dict.fromkeys(change.key for _, change in self.recipe_changes):
+            changes = [(after, change) for after, change in self.recipe_changes if change.key == key]
+            first = 1
+            for after, change in changes:
+                if after >= first:  # a resume from the checkpoint of step 0 leaves no step with the old value
+                    found.append((key, first, after, "unset" if change.old is None else change.old))
+                first = after + 1
+            new = changes[-1][1].new
+            found.append((key, first, None, "unset" if new is None else new))
+        return found
 
     @property
     def method(self) -> str:
@@ -97,7 +104,8 @@ def summarise(run_dir: str | Path) -> Summary:
     rows = writer.read_metrics(run_dir)
     events = writer.read_events(run_dir)
     evaluation = writer.read_evaluation(run_dir)
-    pairs, titles = _pairs(run_dir, last_step=rows[-1]["step"] if rows else 0)
+    result, basis = _result(run_dir, rows, evaluation)
+    pairs, titles = read_pairs(run_dir, last_step=rows[-1]["step"] if rows else 0)
     summary = Summary(
         name=run_dir.resolve().name,
         recipe=recipe,
@@ -106,7 +114,8 @@ def summarise(run_dir: str | Path) -> Summary:
         steps=rows[-1]["step"] if rows else 0,
         total_steps=_total_steps(events, recipe),
         duration_s=max((row.get("time_s") or 0.0 for row in rows), default=0.0),
-        result=_result(rows, evaluation),
+        result=result,
+        basis=basis,
         signal=signal_shares(rows),
         blend=blend_means(rows),
         failures=_failures(rows),
@@ -175,20 +184,29 @@ def _total_steps(events: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any])
 
 
 def _result(
-    rows: list[dict[str, Any]], evaluation: dict[str, dict[str, float]]
-) -> tuple[str, float, float] | None:
+    run_dir: Path, rows: list[dict[str, Any]], evaluation: dict[str, dict[str, float]]
+) -> tuple[tuple[str, float, float] | None, str]:
+    """(label, before, after) of what stands for the run, and what it rests on."""
     before, after = evaluation.get("before", {}), evaluation.get("after", {})
     shared = [name for name in after if name in before]
     for pattern in ("accuracy", "*accurac*", "reward", "rewards/*/mean", "loss"):
         for name in fnmatch.filter(shared, pattern):
-            return f"held-out {name.replace('_', ' ')}", before[name], after[name]
+            ends = before[name], after[name]
+            return (f"held-out {name.replace('_', ' ')}", *ends), held_out_basis(
+                run_dir, name, evaluation, ends
+            )
     for name, label in _RESULTS:
         _, values = series(rows, name)
-        if len(values) > 1:
-            # one evaluation covers a whole held-out set: its ends stand for themselves
-            first, last = (values[0], values[-1]) if name.startswith("eval_") else edges(values)
-            return label, first, last
-    return None
+        if len(values) < 2:
+            continue
+        if name.startswith(
+            "eval_"
+        ):  # one evaluation covers a whole held-out set: its ends stand for themselves
+            ends = values[0], values[-1]
+            of_last = {"before": after, "after": after}  # the same rows each time
+            return (label, *ends), held_out_basis(run_dir, name.removeprefix("eval_"), of_last, ends)
+        return (label, *edges(values)), steps_basis(run_dir, width_of_edge(values), len(values))
+    return None, ""
 
 
 def _failures(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
@@ -240,60 +258,6 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-def _pairs(run_dir: Path, last_step: int) -> tuple[list[Pair], tuple[str, str]]:
-    """Held-out completions of the same prompts before and after; failing that, first and last rollout."""
-    folder = run_dir / writer.EVALUATION
-    if (folder / "before.parquet").exists() and (folder / "after.parquet").exists():
-        before, after = _read_parquet(folder / "before.parquet"), _read_parquet(folder / "after.parquet")
-        matched = [(b, a) for b, a in zip(before, after, strict=False) if b["prompt"] == a["prompt"]]
-        # what training changed comes first, then what it did not; the order is otherwise the file's
-        matched.sort(key=lambda pair: _score(pair[0]) - _score(pair[1]))
-        chosen = matched[:4] + matched[-2:] if len(matched) > 6 else matched
-        return [_pair(b, a) for b, a in chosen], ("before training", "after training")
-    files = {step: file for step, file in writer.completion_files(run_dir).items() if step <= last_step}
-    if len(files) < 2:
-        return [], ("", "")
-    first, last = min(files), max(files)
-    rollouts = zip(_read_parquet(files[first]), _read_parquet(files[last]), strict=False)
-    chosen = list(rollouts)
-    chosen = chosen[:: max(1, len(chosen) // 6)][
-        :6
-    ]  # spread over the prompts, whose responses are neighbours
-    pairs = [
-        Pair(
-            prompt="",
-            before=f"{b['prompt']} → {b['completion']}",
-            after=f"{a['prompt']} → {a['completion']}",
-            before_verdict=_verdict(b),
-            after_verdict=_verdict(a),
-        )
-        for b, a in chosen
-    ]
-    return pairs, (f"rollout of step {first}", f"rollout of step {last}")
-
-
-def _pair(before: Mapping[str, Any], after: Mapping[str, Any]) -> Pair:
-    return Pair(
-        prompt=str(before["prompt"]),
-        before=str(before["completion"]),
-        after=str(after["completion"]),
-        before_verdict=_verdict(before),
-        after_verdict=_verdict(after),
-        answer="" if before.get("answer") is None else str(before["answer"]),
-    )
-
-
-def _score(row: Mapping[str, Any]) -> float:
-    value = row.get("correct", row.get("reward"))
-    return float(value) if value is not None else 0.0
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    if row.get("correct") is not None:
-        return "right" if row["correct"] else "wrong"
-    return "" if row.get("reward") is None else f"reward {float(row['reward']):.2f}"
-
-
 def facts(s: Summary) -> list[tuple[str, str]]:
     """(label, value) for the header and the terminal."""
     steps = f"{s.steps:,}" + (f" of {s.total_steps:,}" if s.total_steps else "")
@@ -313,9 +277,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path).to_pylist()

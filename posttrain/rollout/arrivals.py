@@ -28,7 +28,7 @@ def counting(phase: Open) -> Callable[[Sequence[T]], Sequence[T]]:
     return count
 
 
-def silent_bar(phase: Open) -> Callable[..., tqdm]:
+def silent_bar(phase: Open) -> Callable[..., Any]:
     """What `LLM.generate(use_tqdm=...)` takes: a bar that draws nothing and tells the view its count."""
 
     class Bar(tqdm):

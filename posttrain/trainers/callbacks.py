@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from posttrain.observe.basis import PROBLEMS
 from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.watch import Watch
@@ -152,6 +153,11 @@ def length_of(dataloader: Any) -> int | None:
         return None
 
 
+def rows_of(dataloader: Any) -> int | None:
+    """Rows of a data loader's set; None where there is none, or it is a stream."""
+    return None if dataloader is None else length_of(dataloader.dataset)
+
+
 def attach(trainer: Any, callback: RunCallback) -> None:
     """Adds the callback to a trainer and takes transformers' own printers and bars away."""
     trainer.remove_callback(PrinterCallback)
@@ -188,6 +194,7 @@ class HeldOut(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: Mapping[str, float] | None = None,
+        eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
         self.last_step = state.global_step
@@ -197,6 +204,8 @@ class HeldOut(TrainerCallback):
             for name, value in (metrics or {}).items()
             if isinstance(value, int | float) and not name.endswith(_RATES)
         }
+        if (count := rows_of(eval_dataloader)) is not None:
+            kept[PROBLEMS] = float(count)
         columns = self._columns()
         self.results[when] = kept
         if columns is not None:
