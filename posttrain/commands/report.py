@@ -1,4 +1,4 @@
-"""`posttrain report RUN`: the run as one HTML page, training and benchmarks together, and its summary here."""
+"""`posttrain report RUN ...`: a run as one HTML page, training and benchmarks together, or several runs on one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from pathlib import Path
 from rich.console import Console
 
 from posttrain.evaluation.in_training import evaluation_section
+from posttrain.observe.compare import print_comparison, read_runs, write_comparison
 from posttrain.observe.report import print_summary, write_report
 from posttrain.observe.summary import summarise
 
+COMPARISON = "comparison.html"
+
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder, runs/NAME")
-    parser.add_argument("--out", metavar="FILE", help="where the page goes; default: RUN/report.html")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run folder, runs/NAME; several are compared"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help=f"where the page goes; default: RUN/report.html, of several {COMPARISON} beside the first",
+    )
 
 
 def report_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -24,14 +33,20 @@ def report_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 
 def main(args: Namespace) -> int:
-    """Draw RUN/report.html from a run folder, and print its summary. Works while the run is still going."""
+    """Draw RUN/report.html from a run folder, and print its summary; of several runs a page that compares them.
+    Works while runs are still going."""
+    console = Console()
     try:
-        summary = summarise(args.run)
-        path = report_run(args.run, args.out)
+        if len(args.runs) > 1:
+            runs = read_runs(args.runs)
+            path = write_comparison(runs, Path(args.out or Path(args.runs[0]).resolve().parent / COMPARISON))
+            print_comparison(runs, console)
+        else:
+            summary = summarise(args.runs[0])
+            path = report_run(args.runs[0], args.out)
+            print_summary(summary, console)
     except (OSError, ValueError) as error:
         print(f"posttrain report: {error}", file=sys.stderr)
         return 2
-    console = Console()
-    print_summary(summary, console)
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0

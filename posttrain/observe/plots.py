@@ -142,7 +142,7 @@ SPECS = (
         log=True,
     ),
 )
-_SHARED = (
+SHARED = (
     "rewards/",
     "completions/",
     "clip_ratio/",
@@ -157,12 +157,13 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class Curve:
-    """colour: by default the palette's, by the curve's place in its panel."""
+    """colour: by default the palette's, by the curve's place in its panel; dash: matplotlib's line style."""
 
     label: str
     steps: list[int]
     values: list[float]
     colour: str | None = None
+    dash: str = "-"
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def panels(
             Panel(spec, curves, _band(spec, rows), marks, level if isinstance(level, float) else None)
         )
     for name in names:
-        if "/" not in name or name in claimed or name.startswith((*_SHARED, "reward_failures/")):
+        if "/" not in name or name in claimed or name.startswith((*SHARED, "reward_failures/")):
             continue
         steps, values = series(rows, name)
         if values and len(set(values)) > 1:
@@ -214,11 +215,14 @@ def draw(panel: Panel) -> str:
         few = len(curve.values) < 12
         if len(curve.values) >= _SMOOTH_FROM and not panel.spec.raw:
             ax.plot(curve.steps, curve.values, color=colour, alpha=0.28, linewidth=1.0)
-            ax.plot(curve.steps, running_median(curve.values), color=colour, linewidth=1.9, label=curve.label)
+            ax.plot(
+                curve.steps, running_median(curve.values), color=colour, linewidth=1.9, linestyle=curve.dash,
+                label=curve.label,
+            )  # fmt: skip
         else:
             ax.plot(
                 curve.steps, curve.values, color=colour, linewidth=1.7, marker="o" if few else "", ms=3.5,
-                label=curve.label,
+                linestyle=curve.dash, label=curve.label,
             )  # fmt: skip
     if panel.band is not None:
         ax.fill_between(*panel.band, color=PALETTE[0], alpha=0.10, linewidth=0, label="shortest to longest")
@@ -272,17 +276,22 @@ def _curves(
     curves: list[Curve] = []
     for pattern, label in spec.metrics:
         for name in names:
-            if not fnmatchcase(name, pattern) or name in claimed:
+            if not matches(name, pattern) or name in claimed:
                 continue
             claimed.add(name)
-            curve = Curve(label.format(_starred(name, pattern)), *series(rows, name))
+            curve = Curve(label.format(starred(name, pattern)), *series(rows, name))
             # a single reward function with weight one is its own sum: one line is enough
             if curve.values and not any((curve.steps, curve.values) == (c.steps, c.values) for c in curves):
                 curves.append(curve)
     return curves
 
 
-def _starred(name: str, pattern: str) -> str:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a metric is one of a `Spec`'s."""
+    return fnmatchcase(name, pattern)
+
+
+def starred(name: str, pattern: str) -> str:
     """What the pattern's star stands for in the name."""
     before, star, after = pattern.partition("*")
     return name[len(before) : len(name) - len(after)] if star else name

@@ -25,8 +25,8 @@ from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
 from posttrain.observe.summary import Summary, facts, summarise
 
-_TEMPLATE = Path(__file__).with_name("report_template.html")
-_IN_TERMINAL = (
+TEMPLATE = Path(__file__).with_name("report_template.html")
+IN_TERMINAL = (
     *("reward", "accuracy", "eval_accuracy", "eval_reward", "loss", "eval_loss", "mean_token_accuracy"),
     *("rewards/accuracies", "rewards/margins", "entropy", "kl", "grad_norm", "completions/mean_length"),
     *("completions/clipped_ratio", "frac_reward_zero_std"),
@@ -40,7 +40,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None, *, benchmar
 
     `benchmarks` is the page's part on benchmarks, as HTML (evaluation/in_training.py)."""
     path = Path(out) if out is not None else Path(run_dir) / "report.html"
-    return _write(render(summarise(run_dir), run_dir, benchmarks), path)
+    return write_page(render(summarise(run_dir), run_dir, benchmarks), path)
 
 
 def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
@@ -64,12 +64,13 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
     footer = f"posttrain {versions.get('posttrain', '')} · {s.environment.get('started', 'start unknown')}"
     if s.rows:
         footer += " · thin lines: every logged step; bold lines: running median"
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"{s.name}: {s.method}"), body="\n".join(p for p in parts if p), footer=escape(footer)
     )
 
 
-def _write(page: str, path: Path) -> Path:
+def write_page(page: str, path: Path) -> Path:
+    """Written aside and renamed: a reader never sees half a page."""
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(page, encoding="utf-8")
     os.replace(aside, path)
@@ -82,7 +83,7 @@ def _header(s: Summary) -> str:
         label, before, after = s.result
         cards.append(
             f'<div class="card fact result"><span>{escape(label)}</span>'
-            f"<b>{_number(before)} <i>→</i> {_number(after)}</b>"
+            f"<b>{number(before)} <i>→</i> {number(after)}</b>"
             f"{f'<small>{escape(s.basis)}</small>' if s.basis else ''}</div>"
         )
     cards += [f'<div class="card fact"><span>{escape(k)}</span><b>{escape(v)}</b></div>' for k, v in facts(s)]
@@ -156,8 +157,8 @@ def _evaluation(s: Summary) -> str:
     if not names:
         return ""
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="number">{_number(before.get(name))}</td>'
-        f'<td class="number">{_number(after.get(name))}</td>'
+        f'<tr><td>{escape(name)}</td><td class="number">{number(before.get(name))}</td>'
+        f'<td class="number">{number(after.get(name))}</td>'
         f'<td class="number">{_change(before.get(name), after.get(name))}</td></tr>'
         for name in names
     )
@@ -234,7 +235,7 @@ def _all_metrics(s: Summary) -> list[tuple[str, str, str, str, str]]:
     for name in metric_names(s.rows):
         _, values = series(s.rows, name)
         if values:
-            found.append((name, *(_number(v) for v in (values[0], values[-1], min(values), max(values)))))
+            found.append((name, *(number(v) for v in (values[0], values[-1], min(values), max(values)))))
     return found
 
 
@@ -244,7 +245,7 @@ def _flat(value: Any) -> str:
     return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three to four digits that matter: 0.3412, 12.3, 1,234, 1.2e-06."""
     if value is None:
         return ""
@@ -260,7 +261,7 @@ def _change(before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
     sign = "+" if after > before else ""
-    return sign + _number(after - before)
+    return sign + number(after - before)
 
 
 # The terminal
@@ -276,11 +277,11 @@ def print_summary(s: Summary, console: Console) -> None:
         label, before, after = s.result
         rests = f" [dim]({markup.escape(s.basis)})[/dim]" if s.basis else ""
         console.print(
-            f"{label}: [bold]{_number(before)} -> {_number(after)}[/bold]{rests}",
+            f"{label}: [bold]{number(before)} -> {number(after)}[/bold]{rests}",
             highlight=False,
             soft_wrap=True,
         )
-    shown = [(name, series(s.rows, name)[1]) for name in _IN_TERMINAL]
+    shown = [(name, series(s.rows, name)[1]) for name in IN_TERMINAL]
     shown = [(name, values) for name, values in shown if values]
     if shown:
         table = Table("metric", box=None, padding=(0, 2, 0, 0))
@@ -289,7 +290,7 @@ def print_summary(s: Summary, console: Console) -> None:
         table.add_column("curve")
         for name, values in shown:
             first, last = edges(values)
-            table.add_row(name, _number(first), _number(last), sparkline(_thin(values, 24)))
+            table.add_row(name, number(first), number(last), sparkline(_thin(values, 24)))
         console.print(table)
     if s.signal:
         table = Table("generated tokens", "share", "", box=None, padding=(0, 2, 0, 0))

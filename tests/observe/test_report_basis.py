@@ -15,7 +15,9 @@ from posttrain.observe.writer import RecipeChange, RunWriter
 
 
 def test_wilson_by_hand() -> None:
-    low, high = wilson(0.5, 100)  # Wilson's centre is 1/2; half width 1.96 sqrt(1/4 + 1.96^2/400) / (10 (1 + .0384))
+    low, high = wilson(
+        0.5, 100
+    )  # Wilson's centre is 1/2; half width 1.96 sqrt(1/4 + 1.96^2/400) / (10 (1 + .0384))
     assert (low, high) == (pytest.approx(0.40383, abs=1e-5), pytest.approx(0.59617, abs=1e-5))
     assert wilson(1.0, 20) == (pytest.approx(1 / (1 + 1.959964**2 / 20), abs=1e-9), pytest.approx(1.0))
     assert wilson(0.0, 20)[0] == pytest.approx(0.0)
@@ -23,7 +25,8 @@ def test_wilson_by_hand() -> None:
 
 def test_an_interval_of_a_mean_by_hand() -> None:
     # mean 2, standard deviation 1, three values
-    assert mean_interval([1.0, 2.0, 3.0]) == (pytest.approx(2 - 1.959964 / 3**0.5), pytest.approx(2 + 1.959964 / 3**0.5))
+    half = 1.959964 / 3**0.5
+    assert mean_interval([1.0, 2.0, 3.0]) == (pytest.approx(2 - half), pytest.approx(2 + half))
     assert mean_interval([1.0]) is None
 
 
@@ -94,13 +97,17 @@ def test_a_curve_says_how_much_of_it_is_averaged(tmp_path: Path) -> None:
     writer = run_with_held_out(tmp_path, {}, "")
     assert summarise(tmp_path).basis == "means of the first and last 2 of 5 logged steps"
     writer.write_completions(5, {"prompt": ["p"] * 8, "completion": ["c"] * 8})
-    assert summarise(tmp_path).basis == "means of the first and last 2 of 5 logged steps; 8 responses a rollout"
+    assert (
+        summarise(tmp_path).basis == "means of the first and last 2 of 5 logged steps; 8 responses a rollout"
+    )
 
 
 def test_stretches_of_steps_and_their_settings(tmp_path: Path) -> None:
     writer = run_with_held_out(tmp_path, {}, "")
     rate = "train.learning_rate"
-    writer.write_recipe_changes(2, [RecipeChange(rate, 0.1, 0.2), RecipeChange("train.weight_decay", None, 0.01)])
+    writer.write_recipe_changes(
+        2, [RecipeChange(rate, 0.1, 0.2), RecipeChange("train.weight_decay", None, 0.01)]
+    )
     writer.write_recipe_changes(4, [RecipeChange(rate, 0.2, 0.3)])
     assert summarise(tmp_path).stretches == [
         (rate, 1, 2, 0.1), (rate, 3, 4, 0.2), (rate, 5, None, 0.3),
