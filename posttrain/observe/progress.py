@@ -168,7 +168,7 @@ class ProgressView:
         now = time.monotonic()
         where = f"step {self._step}" if self._total else "the start"
         words = [PHASES.in_words() or "working", f"{clock(now - self._since)} since {where}"]
-        if now - PHASES.touched >= _QUIET_S:
+        if now - PHASES.touched >= _QUIET_S and PHASES.touched - self._since >= 1:
             words.append(f"last sign of life {clock(now - PHASES.touched)} ago")
         return "   ".join(words)
 

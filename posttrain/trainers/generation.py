@@ -161,9 +161,10 @@ class EngineGeneration(_Host):
     ) -> tuple[Any, Any]:
         """Replaces TRL's choice between vLLM and transformers: (token ids, sampling log-probs) of each prompt."""
         if self.engine is None:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
+            with PHASES.within("generating", len(prompt_ids)):
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+                )
         if images is not None:
             raise EngineRefused(
                 f"rollout.engine {self.engine.name} takes text only and these rows have images; TRL's own generation "

@@ -27,7 +27,6 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
 from posttrain.objectives.base import Groups, Objective, TokenBatch
-from posttrain.observe.phases import PHASES
 from posttrain.ops.groups import degenerate_groups
 from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
@@ -268,15 +267,13 @@ class PolicyTrainer(
         """Evaluation samples at its own temperature; 0 is greedy."""
         temperature = self.args.eval_temperature
         if self.model.training or temperature is None or self.use_vllm:
-            with PHASES.within("generating", len(arguments[0])):
-                return super()._generate_single_turn(*arguments, **named)
+            return super()._generate_single_turn(*arguments, **named)
         training_config = self.generation_config
         self.generation_config = copy.deepcopy(training_config)
         changes = {"temperature": temperature} if temperature > 0 else {"do_sample": False, **_NO_SAMPLING}
         self.generation_config.update(**changes)
         try:
-            with PHASES.within("generating", len(arguments[0])):
-                return super()._generate_single_turn(*arguments, **named)
+            return super()._generate_single_turn(*arguments, **named)
         finally:
             self.generation_config = training_config
 
