@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from posttrain.observe.job import JobView
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines where nothing can be drawn over."""
@@ -60,37 +61,13 @@ def duration(seconds: float) -> str:
 @contextmanager
 def bar(title: str, total: int, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
     """`(done, of)` moves it. `total` stands there from the beginning."""
-    out = stream or sys.stderr
     rate = Rate()
     rate.see(0)
-    if not out.isatty():
-        yield _lines(title, rate, out)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=Console(file=out)) as drawn:
-        task = drawn.add_task(title, total=total, rate="")
+    console = Console(file=stream or sys.stderr)
+    with JobView(title, console, total, rate=rate.in_words, silence_s=LINE_EVERY_S) as view:
 
         def move(done: int, of: int) -> None:
             rate.see(done)
-            drawn.update(task, completed=done, total=of, rate=rate.in_words(done, of))
+            view.update(done, of)
 
         yield move
-
-
-def _lines(title: str, rate: Rate, out: TextIO) -> Callable[[int, int], None]:
-    said = time.monotonic()
-
-    def move(done: int, of: int) -> None:
-        nonlocal said
-        rate.see(done)
-        if time.monotonic() - said >= LINE_EVERY_S:
-            said = time.monotonic()
-            speed = rate.in_words(done, of)
-            print(f"{title}: {done:,} of {of:,}{f', {speed}' if speed else ''}", file=out, flush=True)
-
-    return move

@@ -29,6 +29,7 @@ class LiveLines:
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._printing = threading.Lock()
         self._due = 0.0
 
     def start(self) -> None:
@@ -50,9 +51,11 @@ class LiveLines:
         self._due = time.monotonic() + self._silence_s
 
     def redraw(self) -> None:
-        """Now instead of within a quarter of a second."""
+        """Something changed: drawn now instead of within a quarter of a second, printed where a line is due."""
         if self._live is not None:
             self._live.refresh()
+        elif self._thread is not None:
+            self._print_if_due()
 
     def stop(self, *, wipe: bool = False) -> None:
         """Leaves the last frame standing, or with `wipe` nothing."""
@@ -67,9 +70,13 @@ class LiveLines:
 
     def _watch(self) -> None:
         while not self._stopped.wait(max(0.01, self._due - time.monotonic())):
+            try:
+                self._print_if_due()
+            except ValueError:  # the file was closed: nobody reads it any more
+                return
+
+    def _print_if_due(self) -> None:
+        with self._printing:
             if time.monotonic() >= self._due:
                 self.spoke()
-                try:
-                    self._console.print(self._line(), soft_wrap=True, highlight=False, markup=False)
-                except ValueError:  # the file was closed: nobody reads it any more
-                    return
+                self._console.print(self._line(), soft_wrap=True, highlight=False, markup=False)

@@ -165,12 +165,14 @@ def test_a_terminal_shows_the_phase_and_leaves_it_out_of_the_last_frame() -> Non
     assert "forward 3 of 8" not in text[text.rindex("1/6") :]
 
 
-def test_a_job_counts_what_was_there_and_says_how_long_the_rest_takes() -> None:
-    with JobView("gsm8k: generating", Console(file=io.StringIO(), width=200)) as job:
-        assert job.line() == "gsm8k: generating   0:00 so far"
-        job.update(16, 256)
-        job._first = (16, time.monotonic() - 10)
-        job.update(56, 256)  # forty in ten seconds
-        with PHASES.within("generating", 16) as phase:
-            phase.at(3)
-            assert job.line() == "gsm8k: generating  56/256   generating 3 of 16   0:50 left"
+def test_a_job_says_how_far_it_is_and_what_it_does() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with JobView("loading tiny", console) as job:
+        assert job.line() == "loading tiny   0:00 so far"
+    rate = {(56, 256): "4.0/s, 50 s left"}
+    job = JobView("gsm8k: generating", console, 256, rate=lambda *at: rate.get(at, ""))
+    with job, PHASES.within("generating", 16) as phase:
+        phase.at(3)
+        assert job.line() == "gsm8k: generating: 0 of 256   generating 3 of 16   0:00 so far"
+        job.update(56, 256)
+        assert job.line() == "gsm8k: generating: 56 of 256, 4.0/s, 50 s left   generating 3 of 16"
