@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 
 from posttrain.rewards.maths.antiderivative import formula, same_constant
+from posttrain.rewards.maths.clock import clock_of, is_clock, same_clock
 from posttrain.rewards.maths.compare import number_of, real_of, same_curve, same_value
 from posttrain.rewards.maths.expression import with_short_unit
 from posttrain.rewards.maths.fallback import parsed_by_math_verify
@@ -58,7 +59,9 @@ def _readable_leaf(shape: Shape) -> bool:
 def _is_notation(text: str) -> bool:
     """Whether a formula that has no value here is whole all the same, and may be compared by its looks: A \\cup B."""
     rest = re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
-    if re.search(r"[A-Za-z]{3,}|[?#@&]", rest) or re.search(r"[-+*/=^_]\s*$|\{\s*\}", text):
+    if re.search(r"[A-Za-z]*[a-z][A-Za-z]*[a-z][A-Za-z]*[a-z]|[?#@&]", rest) or re.search(
+        r"[-+*/=^_]\s*$|\{\s*\}", text
+    ):
         return False
     return bool(re.search(r"[A-Za-z\d]", rest))
 
@@ -107,7 +110,7 @@ class _Comparison:
                 if isinstance(gold, Expr) and isinstance(answer, Expr):
                     return self.expressions(gold, answer)
             if isinstance(gold, Ratio) or isinstance(answer, Ratio):
-                return _same_clock(_clock_of(gold), _clock_of(answer), half_days=isinstance(answer, Words))
+                return same_clock(clock_of(gold), clock_of(answer), half_days=isinstance(answer, Words))
             return _words_of(gold) == _words_of(answer) is not None
         if isinstance(gold, Ratio) or isinstance(answer, Ratio):
             return self.ratios(gold, answer)
@@ -225,7 +228,7 @@ class _Comparison:
     def ratios(self, gold: Shape, answer: Shape) -> bool:
         if isinstance(gold, Ratio) and isinstance(answer, Ratio):
             first, second = gold.terms, answer.terms
-            if _is_clock(gold) or _is_clock(answer):
+            if is_clock(gold) or is_clock(answer):
                 return [term.value and number_of(term.value) for term in first] == [
                     term.value and number_of(term.value) for term in second
                 ]
@@ -280,6 +283,11 @@ class _Comparison:
                 return _in_base(answer) is not None and _in_base(answer) == number_of(gold.value)
             digits = [expr.text.partition("_")[0] if expr.base else expr.text for expr in (gold, answer)]
             return digits[0].strip().lower() == digits[1].strip().lower()
+        if (
+            re.fullmatch(r"\s*[A-Ea-e]\s*", gold.text)
+            and answer.text.strip().lower() == gold.text.strip().lower()
+        ):
+            return True  # a choice's letter
         gold, answer = with_short_unit(gold, answer), with_short_unit(answer, gold)
         if not _same_dimension(gold.unit, answer.unit):
             return False
@@ -365,30 +373,6 @@ def _spelt_out(shape: Words | Expr) -> Words | Expr:
     if isinstance(shape, Words) and shape.number is not None:
         return formula(str(shape.number))
     return shape
-
-
-def _same_clock(gold: str | None, answer: str | None, half_days: bool) -> bool:
-    """7:30 p.m. is 19:30, and 7:30 where the gold does not say which half of the day (`half_days`)."""
-    if gold is None or answer is None:
-        return False
-    hours = int(gold[:2]), int(answer[:2])
-    alike = hours[0] == hours[1] or half_days and hours[0] == hours[1] % 12
-    return alike and gold[2:] == answer[2:]
-
-
-def _clock_of(shape: Shape) -> str | None:
-    """14:30, of 2:30 p.m. as well."""
-    if isinstance(shape, Words):
-        return shape.text if re.fullmatch(r"\d\d:\d\d", shape.text) else None
-    if isinstance(shape, Ratio) and len(shape.terms) == 2:
-        hour, minute = (term.text.strip() for term in shape.terms)
-        return f"{hour:0>2}:{minute}" if hour.isdigit() and re.fullmatch(r"[0-5]\d", minute) else None
-    return None
-
-
-def _is_clock(ratio: Ratio) -> bool:
-    """10:05 is a time: nobody writes a ratio with a leading zero."""
-    return any(re.fullmatch(r"0\d", term.text.strip()) for term in ratio.terms)
 
 
 def _named_entries(shape: Shape, other: Shape) -> Shape:

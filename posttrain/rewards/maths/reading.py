@@ -30,6 +30,9 @@ _SYNONYMS = {
     "no solution": r"\emptyset", "no solutions": r"\emptyset", "none": r"\emptyset", "empty set": r"\emptyset",
     "no real solution": r"\emptyset", "no real solutions": r"\emptyset", "does not exist": "dne",
     "all real numbers": r"\R", "all reals": r"\R", "infinite": r"\infty", "infinity": r"\infty",
+    "infinitely many": r"\infty", "all positive real numbers": r"(0,\infty)", "all positive reals": r"(0,\infty)",
+    "all negative real numbers": r"(-\infty,0)", "all nonnegative real numbers": r"[0,\infty)",
+    "all non-negative real numbers": r"[0,\infty)", "all nonzero real numbers": r"(-\infty,0)\cup(0,\infty)",
     "all integers": r"\Z", "set of all integers": r"\Z", "set of integers": r"\Z",
 }  # fmt: skip
 _BOUND = re.compile(

@@ -151,7 +151,7 @@ def _letters(side: Side) -> frozenset[str]:
     text = side.text
     if isinstance(side.shape, Named):
         text = text.partition("=")[2] or text
-    text = _ENVIRONMENT.sub(" ", text)
+    text = re.sub(r"\^\s*(?:T(?![A-Za-z])|\{\s*T\s*\})", "", _ENVIRONMENT.sub(" ", text))  # transposed
     return frozenset(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", text))) | frozenset(
         _GREEK.findall(text)
     )
