@@ -53,6 +53,8 @@ def main(args: Namespace) -> int:
         if args.prompt is not None:
             return _ask_once(speaker, [*start, {"role": "user", "content": args.prompt}], wishes)
         return _talk(speaker, start, wishes)
+    except KeyboardInterrupt:
+        return exit_codes.STOPPED
     except BrokenPipeError:  # nobody reads any more
         sys.stdout = None  # type: ignore[assignment]  # nor is anything flushed at exit
         return exit_codes.DONE
@@ -116,8 +118,11 @@ def _talk(speaker: Speaker, start: list[Message], wishes: Wishes) -> int:
         if text.strip() == ANEW:
             messages = list(start)
             continue
-        if text.strip():
-            messages = _turn(speaker, messages, text, wishes)
+        try:
+            if text.strip():
+                messages = _turn(speaker, messages, text, wishes)
+        except KeyboardInterrupt:  # pressed again while the first one was dealt with
+            print(flush=True)
 
 
 def _turn(speaker: Speaker, messages: list[Message], text: str, wishes: Wishes) -> list[Message]:

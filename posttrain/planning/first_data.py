@@ -22,8 +22,21 @@ from posttrain.sections import DataSection
 from posttrain.settings import read_flags
 
 LOOKED_AT = 200
-PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input")
-COMPLETIONS = ("completion", "output", "response", "answer", "solution", "target", "text")
+PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input", "text")
+COMPLETIONS = (
+    *(
+        "completion",
+        "output",
+        "response",
+        "answer",
+        "solution",
+        "canonical_solution",
+        "target",
+        "code",
+        "text",
+    ),
+    "chosen",  # the better answers of a file of pairs
+)
 ANSWERS = (
     "answer",
     "final_answer",
@@ -46,7 +59,9 @@ PAIRS = (
 )
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])")
 HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
-_NUMBER = re.compile(r"[-+]?[\d.,]+(?:/\d+)?\s*%?")
+_MATHS = re.compile(r"\\[a-zA-Z]|\$|[\^=]|^[-+(\[{]*[\d.,]")
+"""A number, a list of them, or LaTeX: what math_answer compares by value."""
+SHORT = 80
 REWARD_OF_TASK = {"sort": "exact_match", "countdown": "countdown", "sudoku": "sudoku"}
 PAIRS_ON_THE_HUB = "trl-lib/ultrafeedback_binarized"
 
@@ -144,7 +159,9 @@ def _of_file(method: Method, given: str, chat: bool) -> FirstData:
     rewards: list[dict[str, Any]] = []
     if method.family in ("policy", "diffusion"):
         rewards = _find_rewards(rows, section, notes)
-    tried = _tried(section, needs, chat)
+    tried, refused = _tried(section, needs, chat)
+    if refused is not None:
+        notes["chat"] = f"left out, although the model has a chat template: {refused}"
     beside = _held_out(given)
     staged = bool(read_flags(method.settings).get("in_stages"))
     if beside is not None and not staged:
@@ -154,11 +171,17 @@ def _of_file(method: Method, given: str, chat: bool) -> FirstData:
     return FirstData(tried, rewards, counted.used if counted is not None else None, "eval" in tried, notes)
 
 
+def _column(row: Row, names: Sequence[str], taken: str | None = None) -> str | None:
+    """The row's column that bears the first of these names, in whatever capitals."""
+    plain = {str(column).lower(): str(column) for column in reversed(list(row)) if column != taken}
+    return next((plain[name] for name in names if name in plain), None)
+
+
 def _find_prompt(rows: Sequence[Row], section: dict[str, Any], notes: dict[str, str]) -> None:
     columns = rows[0]
     if "prompt" in columns:
         return
-    found = next((name for name in PROMPTS if name in columns), None)
+    found = _column(columns, PROMPTS)
     if found == "instruction" and _filled(rows, "input") == 1.0:
         section["template"] = "{instruction}\n\n{input}"
     elif found is not None:
@@ -171,12 +194,12 @@ def _find_prompt(rows: Sequence[Row], section: dict[str, Any], notes: dict[str, 
 
 def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict[str, Any]) -> None:
     columns = rows[0]
-    taken = {section.get("prompt", "prompt")}
+    taken = section.get("prompt", "prompt")
     for name in needs.texts or ():
         if name in columns:
             continue
         options = COMPLETIONS if name == "completion" else [pair[name == "rejected"] for pair in PAIRS]
-        found = next((option for option in options if option in columns and option not in taken), None)
+        found = _column(columns, options, taken)
         if found is not None:
             section[name] = found
         elif name == "completion" and any(column in columns for column in CONVERSATIONS):
@@ -204,14 +227,16 @@ def _find_rewards(
         return [{"name": "countdown"}]
     if "puzzle" in columns:
         return [{"name": "sudoku"}]
-    found = next((name for name in ANSWERS if name in columns and name != taken), None)
+    # a mark of good or bad (label: true) is no gold answer
+    marks = [name for name in columns if all(isinstance(row.get(name), bool) for row in rows)]
+    found = _column({name: None for name in columns if name not in marks}, ANSWERS, taken)
     if found is None:
         notes["rewards"] = (
             "no column looks like a gold answer: this one only asks for short answers; put a function of your own in "
             'its place: "my_reward.py:my_reward"'
         )
         return [{"name": "length_penalty", "args": {"max_tokens": 256, "buffer": 64}}]
-    texts = [str(row[found]) for row in rows if row.get(found) is not None]
+    texts = [_as_text(row[found]) for row in rows if row.get(found) is not None]
     if _share(texts, lambda text: "####" in text) > 0.9:
         section["answer"] = {"column": found, "after": "####"}
     elif _share(texts, lambda text: "\\boxed" in text) > 0.9:
@@ -219,9 +244,12 @@ def _find_rewards(
     elif found != "answer":
         section["answer"] = {"column": found}
     mathematical = "answer" in section and ({"after", "boxed"} & section["answer"].keys())
-    if mathematical or _share(texts, lambda text: bool(_NUMBER.fullmatch(text.strip()))) > 0.8:
+    if (
+        mathematical
+        or _share(texts, lambda text: len(text) <= SHORT and bool(_MATHS.search(text.strip()))) > 0.8
+    ):
         return [{"name": "math_answer"}]
-    if _share(texts, lambda text: len(text) <= 80) > 0.8:
+    if _share(texts, lambda text: len(text) <= SHORT) > 0.8:
         notes["rewards"] = "the whole answer has to equal the gold one; math_answer reads a boxed one"
     else:
         notes["rewards"] = (
@@ -230,8 +258,9 @@ def _find_rewards(
     return [{"name": "exact_match"}]
 
 
-def _tried(section: dict[str, Any], needs: Needs, chat: bool) -> dict[str, Any]:
-    """With `chat` where the model speaks it and the rows allow it; the first form of which rows can be used."""
+def _tried(section: dict[str, Any], needs: Needs, chat: bool) -> tuple[dict[str, Any], DataError | None]:
+    """With `chat` where the model speaks it and the rows allow it; the first form of which rows can be used, and why a
+    form with `chat` was not."""
     forms = [section | {"chat": True}, section] if chat else [section, section | {"chat": True}]
     reason: DataError | None = None
     for form in forms:
@@ -243,7 +272,7 @@ def _tried(section: dict[str, Any], needs: Needs, chat: bool) -> dict[str, Any]:
         if found.counts is None or found.counts.used:
             messages = bool(found.rows) and isinstance(found.rows[0]["prompt"], list)
             plain = form.get("chat") and messages and _already_messages(section, needs)
-            return section if plain else form
+            return (section if plain else form), (reason if chat else None)
         reason = reason or DataError(f"no row can be used: {found.counts.in_words()}")
     assert reason is not None
     raise reason
@@ -268,6 +297,11 @@ def _held_out(given: str) -> str | None:
         if beside != path and beside.is_file() and kind_of(beside) == kind_of(path):
             return str(beside)
     return None
+
+
+def _as_text(gold: Any) -> str:
+    """A gold as the data room reads it: a list of one is its item."""
+    return str(gold[0] if isinstance(gold, list) and len(gold) == 1 else gold)
 
 
 def _filled(rows: Sequence[Row], column: str) -> float:

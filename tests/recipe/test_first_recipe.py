@@ -150,6 +150,9 @@ def rows_of(family, rows, chat=False):
             {"problem": "p", "solution": "so \\boxed{4}"},
             {"prompt": "problem", "answer": {"column": "solution", "boxed": True}},
         ),
+        ("policy", {"Question": "p", "Answer": "4"}, {"prompt": "Question", "answer": {"column": "Answer"}}),
+        ("sft", {"text": "Write", "code": "x = 1"}, {"prompt": "text", "completion": "code"}),
+        ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"}, {"completion": "chosen"}),
         ("policy", {"prompt": "p", "answer": "4"}, {}),
         ("policy", {"prompt": "p", "answer": 4}, {}),
         ("policy", {"prompt": [{"role": "user", "content": "p"}], "answer": "4"}, {}),
@@ -166,6 +169,10 @@ def test_columns_as_people_name_them(family, row, section, here):
     [
         ({"prompt": "p", "answer": "so\n#### 4"}, "math_answer"),
         ({"prompt": "p", "answer": "1,000.5"}, "math_answer"),
+        ({"prompt": "p", "answer": "\\frac{1}{2}"}, "math_answer"),
+        ({"prompt": "p", "answer": "(1, 2)"}, "math_answer"),
+        ({"prompt": "p", "final_answer": ["$x^2$"]}, "math_answer"),
+        ({"prompt": "p", "label": True}, "length_penalty"),
         ({"prompt": "p", "answer": "Paris"}, "exact_match"),
         ({"prompt": "p", "numbers": [1, 2], "target": 3}, "countdown"),
         ({"prompt": "p"}, "length_penalty"),
@@ -183,6 +190,13 @@ def test_a_template_is_not_asked_to_fill_gaps(here):
     gaps = rows_of("sft", [*whole, {"instruction": "Say", "input": "", "output": "x"}])
     assert gaps.section["prompt"] == "instruction"
     assert "input" in gaps.notes["prompt"]
+
+
+def test_chat_that_the_rows_do_not_take_is_said(here):
+    found = rows_of("sft", [{"prompt": "p", "answer": 4}] * 8, chat=True)
+    assert "chat" not in found.section
+    assert "although the model has a chat template" in found.notes["chat"]
+    assert "chat" not in rows_of("sft", [{"prompt": "p", "answer": "4"}] * 8, chat=True).notes
 
 
 def test_data_without_a_use_is_refused(here):
