@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """name -> (help, "module:function"). A room adds its line when its module exists."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "A run": ("init", "plan", "train", "report"),
+    "A run": ("init", "plan", "train", "launch", "report"),
     "Its model": ("chat", "eval", "merge", "soup"),
     "Data": ("data preview", "data overlap", "data feedback"),
     "Methods": ("methods", "replay"),

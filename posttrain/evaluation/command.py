@@ -250,7 +250,9 @@ def _generate(args: Namespace) -> int:
 
 def _load(args: Namespace, engines: Any) -> Any:
     import torch
+    import transformers.utils.logging
 
+    transformers.utils.logging.disable_progress_bar()  # the stage has a bar of its own
     cuda = torch.cuda.is_available()
     dtype = args.dtype or ("bfloat16" if cuda else "float32")
     device = args.device or ("cuda" if cuda else "cpu")
