@@ -118,6 +118,7 @@ STATEMENTS = [
     ("18", "Ответ: 18 яблок.", 1),
     ("18", "La respuesta es 18.", 1),
     ("n!", "The answer is $n!$.", 1),
+    ("11111100", r"**Answer:** 11,\! 111,\! 100", 1),
     ("10", "The answer is 10<|im_end|>", 1),
     ("10", "The answer is 10</s>", 1),
     ("10", "#### 10<|eot_id|>", 1),

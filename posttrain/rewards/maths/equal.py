@@ -173,6 +173,8 @@ class _Comparison:
             group, other = (gold, answer) if isinstance(gold, Group) else (answer, gold)
             if not isinstance(group, Group):
                 return self.same(gold, answer)
+            if _distinctly_named(group):
+                return False  # angle A = 90, angle B = 90: two answers
             alike = group.kind == "list" or group.kind == "set" and len(group.items) == 1
             return alike and bool(group.items) and all(self.same(item, other) for item in group.items)
         gold, answer = _only_item(gold, answer), _only_item(answer, gold)

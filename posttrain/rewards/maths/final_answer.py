@@ -56,7 +56,7 @@ _ROUGHLY = re.compile(
     r"^(?:about|approximately|around|roughly|nearly|exactly|precisely|only)\s+(?=[-\d$\\])", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(
-    r"(?:(?<!\.)[.?]|(?<![\s(][A-Za-z])!(?!\s*[-+*/=<>]))(?=\s|$|\*|[\"')\]](?:\s|$))|\n"
+    r"(?:(?<!\.)[.?]|(?<![\s(][A-Za-z])(?<!\\)!(?!\s*[-+*/=<>]))(?=\s|$|\*|[\"')\]](?:\s|$))|\n"
 )
 
 _ABBREVIATION = re.compile(r"\b(?:Rs|No|vs|approx|p|a|sq|ft|in|cm)$")

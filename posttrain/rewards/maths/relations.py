@@ -115,6 +115,8 @@ def _approximation(sides: list[str], depth: int, read: Read) -> Shape:
     right = read(last, depth)
     if not first:
         return right
+    if first in ("+", "-"):
+        return read(first + last, depth)
     if _NAME.fullmatch(first):
         return Named(first, right)
     left = read(first, depth)
