@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.rewards.resolve import describe
+from posttrain.rewards.resolve import describe, load_reward
 from posttrain.rewards.runner import RewardRunner
 from posttrain.rewards.signature import RewardSpecError, completions_by_annotation
 
@@ -182,3 +182,36 @@ def test_completions_as_is_checked_against_the_annotation():
         describe({"name": "math_answer", "completions_as": "messages"})
     with pytest.raises(RewardSpecError, match="choose 'text' or 'messages'"):
         describe({"name": "math_answer", "completions_as": "tokens"})
+
+
+def test_what_is_read_is_what_loading_would_give(tmp_path):
+    """Against inspect, on what the parser could get wrong: positions, several definitions, modules of a package."""
+    pack = tmp_path / "pack_loaded"
+    pack.mkdir()
+    (pack / "__init__.py").write_text("")
+    (pack / "base.py").write_text(
+        "import functools\n"
+        "def f(level, completions, *, answer): ...\n"
+        "def twice(completions, old): ...\n"
+        "def twice(completions, new): ...\n"
+        "bound = functools.partial(f, 3)\n"
+    )
+    (pack / "user.py").write_text("from .base import bound, twice as renamed\n")
+    for name in (
+        "pack_loaded.base:bound",
+        "pack_loaded.base:twice",
+        "pack_loaded.user:bound",
+        "pack_loaded.user:renamed",
+    ):
+        read = describe(name, tmp_path)
+        assert read.known
+        loaded = describe({"name": name, "function": load_reward(name, tmp_path)})
+        assert (read.columns_needed, read.optional) == (loaded.columns_needed, loaded.optional)
+    assert describe("pack_loaded.user:renamed", tmp_path).columns_needed == ("new",)
+
+
+def test_a_setting_is_not_given_a_column_of_its_name():
+    def takes_all(completions, level=1, **columns): ...
+
+    spec = {"name": "reward", "function": takes_all, "args": {"level": 3}}
+    assert describe(spec).wanted(["level", "answer"]) == ["answer"]

@@ -128,14 +128,14 @@ def test_a_bound_itself_is_within_it() -> None:
 
 
 def test_all_tensors_are_consumed_after_the_first_that_differs() -> None:
-    tensors = [(name, torch.ones(2)) for name in ("a", "b", "c")]
+    tensors = [(name, torch.ones(2)) for name in ("a", "b", "c", "d")]
     good = {name: signature(tensor) for name, tensor in tensors}
     source = iter(tensors)
     found, compared = first_difference(
         source, {**good, "b": signature(torch.zeros(2)), "c": signature(torch.zeros(2))}
     )
     assert found == "b (other values than the trainer's)"
-    assert compared == 3
+    assert compared == 4
     assert next(source, None) is None
     assert first_difference(iter(tensors), {"a": good["a"]})[0] == "b (never received by the engine)"
-    assert first_difference(iter(tensors), good) == (None, 3)
+    assert first_difference(iter(tensors), good) == (None, 4)

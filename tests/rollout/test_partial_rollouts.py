@@ -120,3 +120,23 @@ def test_joining_merges_neighbours_of_one_version() -> None:
     last = replace(part, finish="stop", segments=((5, 2),))
     assert join([part, part, last]).segments == ((4, 4), (5, 2))
     assert from_plain(json.loads(json.dumps(to_plain(last)))) == last
+
+
+def test_each_slice_of_a_completion_has_a_seed_of_its_own() -> None:
+    engine = Scripted()
+    pool_of(20, limit=8, budget=3, size=1).run(1, engine)
+    assert (
+        len(engine.seeds) == len(set(engine.seeds)) == 3
+    )  # the same draws thrice would repeat the same tokens
+
+
+def test_a_group_waits_for_the_last_of_its_completions() -> None:
+    class OneStopsEarly(Scripted):
+        def __call__(self, prompts: list[list[int]], samplings: list[Sampling]) -> list[Completion]:
+            done = super().__call__(prompts, samplings)
+            return [replace(done[0], finish="stop"), *done[1:]] if len(self.calls) == 1 else done
+
+    engine = OneStopsEarly()
+    (group,) = pool_of(20).run(1, engine)
+    assert [len(join(parts).token_ids) for parts in group.parts] == [4, 8]
+    assert [len(call) for call in engine.calls] == [2, 1]  # the one that has ended is not continued

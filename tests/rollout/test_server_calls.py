@@ -247,3 +247,24 @@ def test_a_redirect_is_refused() -> None:
         pytest.raises(EngineRefused, match=r"refuses /x \(HTTP 307\)"),
     ):
         at(url)[0].get("/x")
+
+
+@pytest.mark.parametrize("status", [408, 425, 429])
+def test_a_busy_server_is_asked_again(status: int) -> None:
+    with http_server(scripted((status, b"later"), (200, b"1"))) as url:
+        assert at(url)[0].get("/x") == 1
+
+
+def test_a_pause_that_would_outlast_the_limit_is_not_taken() -> None:
+    with http_server(scripted((500, b"boom"))) as url:
+        server, pauses = at(url, timeout_s=2.0, retry_delay_s=1.5, retries=3)
+        with pytest.raises(EngineLost):
+            server.get("/x")
+    assert pauses == [1.5]  # the second would be of 3 s
+
+
+def test_the_bound_is_what_it_says() -> None:
+    with http_server(scripted((200, b"1" * 1001))) as url:
+        with pytest.raises(EngineLost, match="answered more than 1000 bytes"):
+            at(url, retries=0, max_bytes=1000)[0].get("/x")
+        assert at(url, max_bytes=1001)[0].get("/x") == int("1" * 1001)
