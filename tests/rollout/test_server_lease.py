@@ -157,3 +157,27 @@ def test_a_server_without_leases_is_used_as_before_and_that_is_said(capsys: pyte
     Lease([server(url, "run")]).take()  # gone: the calls that follow say so
     with pytest.raises(EngineLost):
         server(url, "run").get("/weight_info")
+
+
+def test_a_holder_that_is_silent_is_waited_out(
+    another_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.rollout.server_lease.LEASE_S", 0.4)
+    with http_server(behind(OneRun, PretendVLLM(small_model()).answer)) as url:
+        assert server(url, "dead").exchange("POST", LEASE, {"host": "far", "pid": 1}, 5.0)[0] == 200
+        lease = Lease([server(url, "next")], every_s=30.0)
+        lease.take()
+        assert server(url, "dead").exchange("POST", LEASE, {}, 5.0)[0] == 409
+        lease.release()
+
+
+def test_a_run_that_lost_its_lease_does_not_take_it_back() -> None:
+    with http_server(behind(OneRun, PretendVLLM(small_model()).answer)) as url:
+        first = Lease([server(url, "first")], every_s=0.02)
+        first.take()
+        assert server(url, "second").exchange("POST", LEASE, {"instead_of": "first"}, 5.0)[0] == 200
+        time.sleep(0.3)  # it has asked, and been told
+        assert server(url, "second").exchange("DELETE", LEASE, {}, 5.0)[0] == 200
+        time.sleep(0.3)
+        assert server(url, "third").exchange("POST", LEASE, {}, 5.0)[0] == 200
+        first.release()
