@@ -101,9 +101,19 @@ def find_data(method: Method, given: str | None, *, chat: bool) -> FirstData:
 
     chat  whether the model has a chat template: prompts of text then become a user's message
     """
-    if given is not None and (Path(given).exists() or "." in Path(given).name or given.count("/") > 1):
+    if given is not None and _means_files(given):
         return _of_file(method, given, chat)
     return _of_name(method, given, chat)
+
+
+def _means_files(given: str) -> bool:
+    """A file, folder or pattern of files rather than a name, which may hold a dot too (org/set-v1.5)."""
+    shaped = given.startswith((".", "/", "~")) or given.count("/") > 1 or bool(set("*?[") & set(given))
+    return (
+        shaped
+        or Path(given).exists()
+        or kind_of(Path(given)) in (".jsonl", ".json", ".parquet", ".csv", ".txt")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- names
@@ -179,8 +189,8 @@ def _column(row: Row, names: Sequence[str], taken: str | None = None) -> str | N
 
 def _find_prompt(rows: Sequence[Row], section: dict[str, Any], notes: dict[str, str]) -> None:
     columns = rows[0]
-    if "prompt" in columns:
-        return
+    if "prompt" in columns or any(column in columns for column in CONVERSATIONS):
+        return  # found by their names
     found = _column(columns, PROMPTS)
     if found == "instruction" and _filled(rows, "input") == 1.0:
         section["template"] = "{instruction}\n\n{input}"
@@ -196,14 +206,12 @@ def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict
     columns = rows[0]
     taken = section.get("prompt", "prompt")
     for name in needs.texts or ():
-        if name in columns:
+        if name in columns or (name == "completion" and any(column in columns for column in CONVERSATIONS)):
             continue
         options = COMPLETIONS if name == "completion" else [pair[name == "rejected"] for pair in PAIRS]
         found = _column(columns, options, taken)
         if found is not None:
             section[name] = found
-        elif name == "completion" and any(column in columns for column in CONVERSATIONS):
-            continue
         else:
             raise DataError(
                 f"{section['path']!r}: no column for '{name}', which method '{method.name}' learns from; the columns "

@@ -133,6 +133,14 @@ def rows_of(family, rows, chat=False):
         ),
         ("sft", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {}),
         ("sft", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, {}),
+        (
+            "sft",
+            {
+                "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+                **{"text": "ab", "chosen": "b", "prompt_id": "1"},
+            },
+            {},
+        ),
         ("sft", {"query": "q", "response": "r"}, {"prompt": "query", "completion": "response"}),
         ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}, {}),
         (
@@ -197,6 +205,11 @@ def test_chat_that_the_rows_do_not_take_is_said(here):
     assert "chat" not in found.section
     assert "although the model has a chat template" in found.notes["chat"]
     assert "chat" not in rows_of("sft", [{"prompt": "p", "answer": "4"}] * 8, chat=True).notes
+
+
+@pytest.mark.parametrize("name", ["trl-lib/pairs-v1.5", "org/set"])
+def test_a_hub_name_may_hold_a_dot(name, here):
+    assert find_data(METHODS["dpo"], name, chat=False).section["name"] == name
 
 
 def test_data_without_a_use_is_refused(here):
