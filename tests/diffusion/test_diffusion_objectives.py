@@ -303,14 +303,12 @@ def test_departures_by_hand():
 
 def test_measures_by_hand():
     """Sums and counts; d = 1 and 200, where exp is held in float32, for A > 0, A < 0 and A = 0."""
-    d = tensor([[1.0, 200.0], [1.0, 200.0], [1.0, 200.0]])
+    d = tensor([[1.0, 1.0, 200.0], [1.0, 200.0, 200.0], [1.0, 1.0, -200.0]])
     batch = batch_of(d, torch.zeros_like(d), tensor([1.0, -1.0, 0.0]))
-    found = BGPO(samples=2, d_clamp=50.0).measures(batch)
-    assert [float(part) for part in found["held"]] == [
-        1.0,
-        6.0,
-    ]  # only exponentials are held: of six passes, one
-    assert [float(part) for part in found["clamped"]] == [3.0, 6.0]
+    found = BGPO(samples=3, d_clamp=50.0).measures(batch)
+    # only the exponentials of A < 0 are held
+    assert [float(part) for part in found["held"]] == [2.0, 9.0]
+    assert [float(part) for part in found["clamped"]] == [4.0, 9.0]
     small = tensor([[0.5, 0.1], [0.5, 0.1]])
     gap, count = BGPO(samples=2).measures(batch_of(small, torch.zeros_like(small), tensor([1.0, -2.0])))[
         "bound_gap"
