@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from posttrain.trainers.benchmarks import AtCheckpoints
 from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
 from posttrain.trainers.launch_check import check_engine
 from posttrain.trainers.resume import publish, rows_fingerprint, saving
-from posttrain.trainers.scoring import Rollout
+from posttrain.trainers.rollout_columns import held_out_rollouts, last_rollout
 from posttrain.trainers.stopping import StopOnSignal
 
 _ASIDE = ".model.saving"
@@ -59,14 +59,14 @@ class Session:
             RunCallback(
                 writer,
                 self.view,
-                completions=self._rollout_columns if recipe.output.log_completions else None,
+                completions=partial(last_rollout, trainer) if recipe.output.log_completions else None,
             ),
         )
         trainer.add_callback(self.stop)
         if recipe.evaluation is not None:
             trainer.add_callback(AtCheckpoints(trainer, recipe.evaluation, self.run_dir, writer, self.view))
         if trainer.eval_dataset is not None:
-            self.held_out = HeldOut(writer, self._held_out_columns)
+            self.held_out = HeldOut(writer, partial(held_out_rollouts, trainer))
             if resumed and self.is_main:
                 self.held_out.take_up(self.run_dir)
             trainer.add_callback(self.held_out)
@@ -160,63 +160,3 @@ class Session:
             print(text, file=sys.stderr, flush=True)
         else:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    # What the run folder keeps of a rollout
-
-    def _rollout_columns(self) -> Mapping[str, Sequence[Any]] | None:
-        rollout = vars(self.trainer).get("rollout")  # families without a rollout have none
-        return None if rollout is None else rollout_columns([rollout], self.trainer)
-
-    def _held_out_columns(self) -> Mapping[str, Sequence[Any]] | None:
-        rollouts = vars(self.trainer).get("held_out")
-        return rollout_columns(rollouts, self.trainer) if rollouts else None
-
-
-def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list[Any]]:
-    """One row a response, in the columns `RunWriter.write_completions` knows."""
-    names = trainer.reward_func_names
-    weights = trainer.reward_weights.tolist()
-    end_tokens = set(trainer.eos_token_ids)
-    columns: dict[str, list[Any]] = {}
-
-    def add(name: str, values: Sequence[Any]) -> None:
-        columns.setdefault(name, []).extend(values)
-
-    for rollout in rollouts:
-        per_function = [[None if v != v else v for v in row] for row in rollout.rewards_per_function.tolist()]
-        add("prompt", rollout.prompts)
-        add("completion", rollout.completions)
-        add("reward", [_weighted(row, weights) for row in per_function])
-        for k, name in enumerate(names):
-            add(f"rewards/{name}", [row[k] for row in per_function])
-        add("advantage", rollout.advantages or [None] * len(per_function))
-        if rollout.weight_versions is not None:
-            add("weight_version", rollout.weight_versions)
-        gold = rollout.columns.get("answer")
-        add("answer", gold if gold is not None else [None] * len(per_function))
-        add("tokens", [len(ids) for ids in rollout.completion_ids])
-        add("truncated", [not ids or ids[-1] not in end_tokens for ids in rollout.completion_ids])
-        for name in {name: None for one in rollouts for name in one.extra}:  # what rewards logged
-            add(f"extra/{name}", rollout.extra.get(name, [None] * len(per_function)))
-    columns["correct"] = _correct(columns[f"rewards/{names[0]}"])
-    return {name: _one_kind(v) if name.startswith("extra/") else v for name, v in columns.items()}
-
-
-def _correct(first: Sequence[float | None]) -> list[bool | None]:
-    """Whether the first reward calls a response right; None where it did not judge, and of all where it gives grades
-    between right and wrong."""
-    graded = any(value not in (None, 0.0, 1.0) for value in first)
-    return [None if graded or value is None else value == 1.0 for value in first]
-
-
-def _one_kind(values: list[Any]) -> list[Any]:
-    """A column of a table: numbers, or text, or, where a reward logged both, all as text."""
-    present = [value for value in values if value is not None]
-    if all(isinstance(value, int | float) for value in present):
-        return values
-    return [None if value is None else str(value) for value in values]
-
-
-def _weighted(row: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    judged = [value * weight for value, weight in zip(row, weights, strict=True) if value is not None]
-    return sum(judged) if judged else None

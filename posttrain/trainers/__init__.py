@@ -12,6 +12,7 @@ _HOMES = {
     for module, trainer in (method.trainer.split(":") for method in METHODS.values())
     for name in (trainer, f"{trainer.removesuffix('Trainer')}Config")
 }
+_HOMES["RunReport"] = "posttrain.trainers.run_report"
 """Every trainer and config, and the module it is imported from when it is asked for: some need optional packages."""
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # the one list of methods is METHODS

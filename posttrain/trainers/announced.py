@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.observe.phases import PHASES
+from posttrain.trainers.run_report import reports_of
 
 
 class AnnouncedSteps:
     """Mixin before a `transformers.Trainer`, the first of its kind: it only speaks."""
 
     _micro_batches_done = 0
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """As upstream's; a `RunReport` among the callbacks learns whose run it keeps."""
+        reports = reports_of(self.callback_handler.callbacks)  # type: ignore[attr-defined]  # the host's
+        for report in reports:
+            report.bind(self)
+        try:
+            return super().train(*arguments, **named)  # type: ignore[misc]
+        finally:
+            for report in reports:
+                report.close()
 
     def compute_loss(self, *arguments: Any, **named: Any) -> Any:
         if not self.model.training:  # type: ignore[attr-defined]  # the host's

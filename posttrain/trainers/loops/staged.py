@@ -60,6 +60,7 @@ from posttrain.trainers.policy_folder import (
     save_policy,
 )
 from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.run_report import reports_of
 from posttrain.trainers.stopping import StopOnSignal
 
 Pair = dict[str, Any]
@@ -166,7 +167,17 @@ class StagedTrainer:
             raise ValueError(
                 f"a run in stages is resumed as a whole: give {self.output_dir}, not {resume_from_checkpoint}"
             )
-        self._open(resume=bool(resume_from_checkpoint))
+        reports = reports_of(self.callbacks)
+        for report in reports:
+            report.bind(self)
+        try:
+            self._run_stages(resume=bool(resume_from_checkpoint))
+        finally:
+            for report in reports:
+                report.close()
+
+    def _run_stages(self, *, resume: bool) -> None:
+        self._open(resume=resume)
         names = self.stage_names()
         self.state.max_steps = self.planned_steps()
         done = len(self.pool) - 1
