@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,17 @@ class Session:
         self.held_out: HeldOut | None = None
         self.stop = StopOnSignal()
 
-    def begin(self, compared: Compared | None = None) -> None:
+    def begin(self, compared: Compared | None = None, told: Sequence[str] = ()) -> None:
         """Opens the run folder and hands the trainer its callbacks.
 
         compared  of a run that is resumed: what its recipe changes
+        told      what the plan has said of the data, which is not said again
         """
         trainer, recipe = self.trainer, self.recipe
         writer = RunWriter(self.run_dir) if self.is_main else None
         if writer is not None:
             self._open_folder(writer, compared)
+            self._tell_of_rows(told)
         resumed = compared is not None
         REQUESTS.last_words = self._last_words
         attach(
@@ -90,8 +93,12 @@ class Session:
         writer.write_environment(
             seed=self.recipe.train.seed, world_size=self.trainer.accelerator.num_processes, rows=rows
         )
-        if self.trainer.row_counts is not None:
-            self.console.print(f"data: {self.trainer.row_counts.in_words()}")
+
+    def _tell_of_rows(self, told: Sequence[str]) -> None:
+        """What loading left out, where the plan could not know it."""
+        counts = self.trainer.row_counts
+        if counts is not None and f"training: {counts.in_words()}" not in told:
+            self.console.print(f"data: {counts.in_words()}", highlight=False, markup=False, soft_wrap=True)
 
     def _last_words(self) -> str:
         if not self.is_main:

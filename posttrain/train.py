@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def run(recipe: Recipe, *, resume: str | None = None) -> int:
         return run_opened(recipe, start, view)
 
 
-def run_opened(recipe: Recipe, start: Opened, view: ProgressView) -> int:
-    """As `run`, for a run whose folder is open already, and its view too."""
+def run_opened(recipe: Recipe, start: Opened, view: ProgressView, told: Sequence[str] = ()) -> int:
+    """As `run`, for a run whose folder is open already, and its view too; `told` is what was said of the data."""
     run_dir, checkpoint = start.run_dir, start.checkpoint
     if start.finished and start.model_saved:
         _say_finished(recipe, run_dir)
@@ -42,7 +43,7 @@ def run_opened(recipe: Recipe, start: Opened, view: ProgressView) -> int:
         trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
         PHASES.say("opening the run folder")
         session = Session(recipe, trainer, run_dir, view)
-        session.begin(start.compared)
+        session.begin(start.compared, told)
     PHASES.say("preparing the first step")
     if start.finished and checkpoint is not None:
         _take_up(trainer, checkpoint)

@@ -61,7 +61,7 @@ def _train(args: Namespace, speaks: bool) -> tuple[int, str]:
     """The exit code, and the line that says why; "" where it has been said."""
     recipe: Recipe | None = None
     try:
-        recipe = _checked(args, speaks)
+        recipe, told = _checked(args, speaks)
         with opened(recipe, args.resume) as start:
             if speaks and start.compared is not None and start.compared.note is not None:
                 print(f"{recipe.path}: {start.compared.note}", file=sys.stderr)
@@ -69,7 +69,7 @@ def _train(args: Namespace, speaks: bool) -> tuple[int, str]:
                 PHASES.say("loading libraries")
                 from posttrain.train import run_opened
 
-                return run_opened(recipe, start, view), ""
+                return run_opened(recipe, start, view, told), ""
     except RecipeError as error:
         return exit_codes.REFUSED, str(error)
     except DataError as error:
@@ -116,7 +116,8 @@ def _go_on(recipe: Recipe) -> str:
     return how_to_go_on(recipe, same_launcher=started() > 1)
 
 
-def _checked(args: Namespace, speaks: bool) -> Recipe:
+def _checked(args: Namespace, speaks: bool) -> tuple[Recipe, list[str]]:
+    """The recipe, and what its plan has said of the data."""
     fault = launch_fault()
     if fault is not None:
         raise RecipeError(fault)
@@ -128,4 +129,4 @@ def _checked(args: Namespace, speaks: bool) -> Recipe:
     plan.require()
     if speaks:
         print_plan(plan)
-    return recipe
+    return recipe, plan.data
