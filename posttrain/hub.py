@@ -12,6 +12,9 @@ from pathlib import Path
 
 from posttrain.sections import HubSection
 
+PICKLED = "training_args.bin"
+"""Saved beside the model by transformers: paths and host name of this machine, in a pickle that nobody should load."""
+
 
 def hub_warnings(hub: HubSection | None) -> Iterator[str]:
     """What would keep the push from succeeding, known before training."""
@@ -34,7 +37,7 @@ def hub_warnings(hub: HubSection | None) -> Iterator[str]:
 def push(model_dir: Path, hub: HubSection) -> str:
     """Sends the folder and says in one line what became of it; never raises."""
     flags = (" --private" if hub.private else "") + (f" --revision {hub.revision}" if hub.revision else "")
-    by_hand = f"hf upload {hub.repo} {model_dir}{flags}"
+    by_hand = f"hf upload {hub.repo} {model_dir}{flags} --exclude {PICKLED}"
     if not os.path.isdir(model_dir):
         return f"hub: there is no {model_dir} to push"
     try:
@@ -48,6 +51,7 @@ def push(model_dir: Path, hub: HubSection) -> str:
         sent = api.upload_folder(
             repo_id=created.repo_id,
             folder_path=model_dir,
+            ignore_patterns=[PICKLED],
             commit_message="Upload a model trained with posttrain",
             revision=hub.revision,
         )

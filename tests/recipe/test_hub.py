@@ -81,6 +81,7 @@ def model(tmp_path, monkeypatch):
 
 
 def test_the_folder_arrives_with_its_card(model, monkeypatch):
+    (model / "training_args.bin").write_text("a pickle with this machine's paths")
     with hub() as (endpoint, asked):
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         said = push(model, HubSection(repo="anna/mine"))
@@ -91,6 +92,7 @@ def test_the_folder_arrives_with_its_card(model, monkeypatch):
     assert any(path.endswith("/commit/main") for path in paths)
     sent = next(body for path, body, _ in asked if "/commit/" in path).decode()
     assert '"path": "README.md"' in sent or '"path":"README.md"' in sent
+    assert "training_args.bin" not in sent
     assert {token for *_, token in asked} == {"Bearer hf_secret"}
 
 
