@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl.trainer.utils import pad
 
 from posttrain.data import RowCounts
+from posttrain.data.tokens import learned_ids, prompt_ids
 from posttrain.objectives.diffusion_base import ElboObjective
 from posttrain.recipe import Recipe
 from posttrain.rollout.canvas import Canvas, lay_canvas
@@ -43,7 +44,6 @@ from posttrain.trainers.diffusion_build import mask_ingredients
 from posttrain.trainers.diffusion_likelihood import draw_noise, pass_terms
 from posttrain.trainers.finite import FiniteSteps
 from posttrain.trainers.resume import ExactResume
-from posttrain.trainers.scoring import as_text
 from posttrain.trainers.taken_over import own_arguments, refuse_changed
 from posttrain.trainers.whole_checkpoint import WholeCheckpoint
 
@@ -235,21 +235,29 @@ def tokenised(
     """
 
     def ids_of(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        prompt = _prompt_ids(tokenizer, row["prompt"])
-        text: Any = tokenizer(as_text(row["completion"]), add_special_tokens=False)["input_ids"]
+        prompt = prompt_ids(tokenizer, row["prompt"])
+        response = _response_ids(tokenizer, row["prompt"], row["completion"])
         room = None if max_length is None else max(max_length - len(prompt), 0)
         limit = min((n for n in (settings.canvas_length, room) if n is not None), default=None)
         return {
             "prompt_ids": prompt,
-            "completion_ids": [*text, tokenizer.eos_token_id][:limit],
+            "completion_ids": [*response, tokenizer.eos_token_id][:limit],
             "row": number,
         }
 
     return rows.map(ids_of, with_indices=True, remove_columns=rows.column_names)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int]:
-    """A text as it is, a conversation through the chat template."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]  # type: ignore[return-value]  # a list of ids
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]  # type: ignore[return-value, index]  # a mapping
+def _response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, answer: Any) -> list[int]:
+    """A text as it is, a conversation's answer as the chat template renders it, tool calls too, up to the end token."""
+    if isinstance(answer, str):
+        return tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]  # a list of ids
+    learned = learned_ids(tokenizer, prompt, answer)
+    if len(learned.spans) != 1:
+        raise ValueError(
+            f"a masked-diffusion model learns one answer per row, and a row has {len(learned.spans)}"
+        )
+    start, end = learned.spans[0]
+    ids = learned.ids[start:end]
+    last = tokenizer.eos_token_id
+    return ids[: ids.index(last)] if last in ids else ids

@@ -258,23 +258,6 @@ def _shortened(value: Any, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def as_text(completion: Any) -> str:
-    """A completion as the text a reward reads: of a conversation, the assistant's messages."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(
-        _content_text(message["content"]) for message in completion if message["role"] == "assistant"
-    )
-
-
-def _content_text(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    return "".join(block["text"] for block in content if block["type"] == "text")
-
-
 def _as_tensor(values: Sequence[Sequence[float | None]], device: torch.device) -> Tensor:
     rows = [[torch.nan if value is None else float(value) for value in row] for row in values]
     return torch.tensor(rows, dtype=torch.float32, device=device)
