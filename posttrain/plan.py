@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import yaml
 from rich.console import Console
@@ -26,6 +27,7 @@ from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import beyond_the_run, idle_options
 from posttrain.planning.launcher import started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
+from posttrain.planning.machine import gpu_is_here, memory_of_machine
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
 from posttrain.planning.optimizer import optimizer_faults
@@ -37,6 +39,9 @@ from posttrain.planning.shapes import Shape, config_faults, read_shape
 from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
+
+SMALL_PART = 0.02
+"""Share of the peak below which a part of the memory is only told in full."""
 
 
 @dataclass
@@ -52,6 +57,9 @@ class Plan:
     rewards: list[str] = field(default_factory=list)
     memory: Memory | None = None
     memory_note: str = ""
+    memory_here: float | None = (
+        None  # of a process on this machine's CPU, where the plan is of a GPU and none is here
+    )
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
@@ -72,7 +80,8 @@ def make_plan(
 ) -> Plan:
     """All that can be known before anything is loaded; `processes` is by default what the launcher started. `trial`
     also runs each reward once; without it no code of the user's runs."""
-    plan = Plan(recipe, Launch(processes or started(), zero, device_gib))
+    device: Literal["cuda", "cpu"] = "cpu" if recipe.train.use_cpu else "cuda"
+    plan = Plan(recipe, Launch(processes or started(), zero, device_gib, device))
     rollout = rollout_of(recipe, plan.launch.processes)
     plan.refusals += [
         *checks.model_faults(recipe),
@@ -191,14 +200,26 @@ def _plan_memory(plan: Plan, lengths: PromptLengths | None) -> None:
             f"not known: {plan.recipe.model.path} is not on this machine; give a folder to estimate it"
         )
         return
-    plan.memory = estimate(plan.recipe, shape, plan.launch, lengths.longest if lengths is not None else None)
+    longest = lengths.longest if lengths is not None else None
+    plan.memory = estimate(plan.recipe, shape, plan.launch, longest)
     plan.memory_note = f"{_count(shape)} parameters, by {shape.source}"
     limit = plan.launch.device_gib
+    if plan.launch.device == "cuda" and limit is None and not gpu_is_here():
+        here = estimate(plan.recipe, shape, replace(plan.launch, device="cpu"), longest)
+        plan.memory_here = here.peak
     if limit is not None and plan.memory.peak > 0.9 * limit * GIB:
         plan.warnings.append(
             f"about {plan.memory.peak / GIB:.0f} GiB a device are more than {limit:g} GiB hold with a tenth to spare: "
             "more processes with --zero 3, model.peft, or a smaller per_device_train_batch_size"
         )
+    whole = memory_of_machine()
+    if plan.launch.device == "cpu" and whole is not None and limit is None:
+        needed = plan.memory.peak * plan.launch.processes
+        if needed > 0.9 * whole:
+            plan.warnings.append(
+                f"about {needed / GIB:.0f} GiB are more than this machine's {whole / GIB:.0f} GiB hold with a tenth to "
+                "spare: model.peft, or a smaller per_device_train_batch_size"
+            )
 
 
 def _count(shape: Shape) -> str:
@@ -252,12 +273,13 @@ def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
 
 
 def _print_memory(plan: Plan, console: Console, full: bool) -> None:
+    holder = "Memory of one process on a CPU" if plan.launch.device == "cpu" else "Memory of one GPU"
     if plan.memory is None:
-        console.print(f"[bold]Memory of one device[/]: {escape(plan.memory_note)}")
+        console.print(f"[bold]{holder}[/]: {escape(plan.memory_note)}")
         return
     peak = f"about {_bytes(plan.memory.peak)} at the peak"
-    console.print(f"[bold]Memory of one device[/]: {peak} ({escape(plan.memory_note)})")
-    rows = [(name, size) for name, size in plan.memory.rows() if name != "peak"]
+    console.print(f"[bold]{holder}[/]: {peak} ({escape(plan.memory_note)})")
+    rows = [(name, size) for name, size in plan.memory.rows() if name not in ("peak", "tensors")]
     if full:
         table = Table(box=None, show_header=False, padding=(0, 2))
         table.add_column()
@@ -266,7 +288,13 @@ def _print_memory(plan: Plan, console: Console, full: bool) -> None:
             table.add_row(name, _bytes(size))
         console.print(table)
     else:
-        console.print(f"  {', '.join(f'{name} {_bytes(size)}' for name, size in rows)}", markup=False)
+        least = SMALL_PART * plan.memory.peak
+        large = [(name, size) for name, size in rows if size >= least and not name.startswith("(")]
+        console.print(f"  {', '.join(f'{name} {_bytes(size)}' for name, size in large)}", markup=False)
+    if plan.memory_here is not None:
+        console.print(
+            f"  no GPU is here: on this machine's CPU a process would take about {_bytes(plan.memory_here)}"
+        )
     for note in plan.memory.notes:
         console.print(f"  {note}", markup=False)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
+from posttrain.planning.activations import Arithmetic
 from posttrain.planning.batch import plural
 from posttrain.planning.shapes import Shape, read_config
 from posttrain.recipe import Recipe
@@ -30,8 +31,7 @@ def model_code_faults(recipe: Recipe) -> Iterator[str]:
     """A checkpoint on this machine that brings code the recipe does not trust. Other methods leave it to upstream,
     which has classes of its own for most of them."""
     model = recipe.model
-    masked = recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))
-    if not masked or model.path is None or model.trust_remote_code:
+    if not _masked(recipe) or model.path is None or model.trust_remote_code:
         return
     try:
         auto_map = (read_config(model) or {}).get("auto_map")
@@ -60,10 +60,38 @@ def likelihood_passes(recipe: Recipe) -> int:
     return int(settings["samples"] if "samples" in settings else recipe.flags().get("passes", 1))
 
 
-def logits_bytes(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
-    """What the logits of one pass take: of the whole canvas in the model's type, and of the response in float32,
-    once as they are and once as their gradient. There is no fused head for models that see both ways."""
+@dataclass(frozen=True)
+class Logits:
+    """Bytes while the log-probs of a masked-diffusion model are made, and while their gradient is."""
+
+    forward: float
+    backward: float
+
+
+def logits_bytes(recipe: Recipe, shape: Shape, rows: int, tokens: int, how: Arithmetic) -> Logits | None:
+    """What the logits of one pass take; None for the models that are scored through a fused head.
+
+    They exist whole, of the canvas and its prompt: there is no fused head for models that see both ways. In the forward
+    as they are computed and, where that is in 16 bits, in float32. In the backward beside those the gradient of the
+    picked logits, of the normaliser, and their sum.
+    """
+    if not _masked(recipe):
+        return None
+    numbers = float(rows * tokens * shape.vocabulary)
+    forward = numbers * (4 if how.compute == 4 else 6)
+    return Logits(forward, forward + numbers * 12)
+
+
+def sampling_bytes(recipe: Recipe, shape: Shape, completions: int, tokens: int, size: int) -> float:
+    """What the sampler's logits take: of the whole canvas once, and of the open block in float64 five times (logits,
+    draws, noise, their difference, the choice)."""
     if not isinstance(recipe.rollout, DiffusionRolloutSection):
         return 0.0
-    rows = recipe.train.per_device_train_batch_size
-    return rows * shape.vocabulary * (tokens * size + recipe.rollout.max_new_tokens * 8)
+    rows = min(completions, recipe.rollout.sampler_rows)
+    block = recipe.rollout.block_length or recipe.rollout.max_new_tokens
+    whole, opened = rows * tokens * shape.vocabulary * size, rows * block * shape.vocabulary * 8
+    return float(max(whole + opened, 5 * opened))
+
+
+def _masked(recipe: Recipe) -> bool:
+    return recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))

@@ -1,23 +1,34 @@
-"""An estimate of the memory one device needs: what is held all the time, and the peaks of training and generation.
+"""An estimate of the memory one process needs, by parts: what is held all the time, and what each phase of a step adds.
 
-Plain sums over the model's shape, meant to tell 20 GiB from 80 before a GPU is held; fragmentation, the framework's
-own buffers and communication are not in it. Activations count what a Llama-like layer keeps for backward when
-attention is not materialised; with gradient checkpointing, one layer of that plus each layer's input. Logits are
-not among them, as TRL's trainers score through a fused head; those of a masked-diffusion model are (diffusion.py).
+On a GPU it is what the device lacks at the peak (as nvidia-smi counts), on a CPU the resident size of the trainer and
+its reward workers. Tensors are counted from the model's shape (activations.py); what libraries, contexts and allocators
+take beside them is measured, with date and place at each constant. docs/memory.md has the parts and the check:
+eval/memory/measure.py runs recipes and compares.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from posttrain.methods import Family
+from posttrain.planning.activations import (
+    BACKWARD_WIDTHS,
+    Arithmetic,
+    head_backward,
+    head_forward,
+    layer_bytes,
+    layer_weights,
+)
 from posttrain.planning.batch import rollout_of
-from posttrain.planning.diffusion import logits_bytes
+from posttrain.planning.diffusion import logits_bytes, sampling_bytes
 from posttrain.planning.shapes import Shape
 from posttrain.recipe import Recipe
 from posttrain.sections import VLLMSection
 from posttrain.train_options import PolicyTrain, PreferenceTrain, TextTrain
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 ASSUMED_PROMPT_TOKENS = 512
 ASSUMED_ROW_TOKENS = 1024
 _STATE_BYTES = {  # of the optimizer, a trained parameter; for states that follow the parameter's type, at float32
@@ -34,6 +45,32 @@ _STATE_BYTES = {  # of the optimizer, a trained parameter; for states that follo
 }
 _FOLLOWS_PARAMETER = {"adamw_torch", "adamw_torch_fused", "rmsprop"}
 
+CPU_LIBRARIES: dict[Family, float] = {
+    "sft": 563 * MIB,
+    "policy": 587 * MIB,
+    "preference": 587 * MIB,
+    "diffusion": 587 * MIB,
+}
+"""Resident size of a trainer that has imported everything and built nothing: x86-64, Python 3.11, torch 2.13 for CPUs,
+transformers 5.23, trl 1.16, 2026-11-26 (`libraries` of eval/memory/measure.py, and 15 MiB that loading rows brings)."""
+NF4_BYTES = 0.516
+"""Of a weight in 4 bits: with scales of 64 weights, themselves in 8 bits (QLoRA, arXiv 2305.14314, section 3)."""
+CUDA_CONTEXT = 800 * MIB
+"""Context, kernels and libraries' workspaces outside the allocator: `used` less `reserved`, 754 to 764 MiB in four runs
+on an H200, torch 2.11 for CUDA 13, 2026-11-26."""
+CUDA_ROUNDING = 0.07
+"""What the caching allocator reserves beyond what it hands out at its fullest: 4, 5, 6 and 13 % in the same runs."""
+HEAP_KEPT = {False: 0.4, True: 0.9}
+"""Share of all layers' activations that glibc's heap keeps beside what is in use, without and with an adapter. Blocks
+below 32 MiB lie in a heap, and what is freed between blocks that stay is not given back; an adapter frees three blocks
+for each that stays. `fordblks` of mallinfo2 and resident sizes, eleven runs, x86-64, glibc, 2026-11-26: 0.32 to 0.41
+and 0.76 to 0.97. Checkpointing does not lessen it: its passes leave the same gaps."""
+CPU_WORKER = 23 * MIB
+"""A reward's worker process whose function imports nothing big, same runs."""
+
+
+OTHER_MOMENT, OTHER_TRAINING = "(at another time: generating and scoring)", "(at another time: training)"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -42,35 +79,73 @@ class Launch:
     processes: int = 1
     zero: int = 0
     device_gib: float | None = None
+    device: Literal["cuda", "cpu"] = "cuda"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes of one process.
+
+    held all the time      weights, optimizer, reference, engine, base (libraries, or the device's context), workers
+    while training         gradients; layers (what they keep for the backward) and head (log-probs or logits, and, under
+                           autocast, the weights in 16 bits), of which the larger of two moments counts: log-probs, when
+                           all layers are kept, and the end of the backward, when all gradients are (`last_layer`)
+    while generating       generation
+    allocator              kept beside what is in use
+    """
 
     weights: float
     gradients: float
     optimizer: float
     reference: float
-    activations: float
+    layers: float
+    head: float
+    last_layer: float
     generation: float
-    engine: float
-    notes: tuple[str, ...]
+    engine: float = 0.0
+    base: float = 0.0
+    workers: float = 0.0
+    allocator: float = 0.0
+    accumulates: bool = False
+    on_cpu: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def moments(self) -> tuple[float, float]:
+        """Of training: when log-probs and their gradient are made, and at the end of the backward."""
+        early = self.layers + self.head + (self.gradients if self.accumulates else 0.0)
+        return early, self.gradients + self.last_layer
+
+    @property
+    def training(self) -> float:
+        return max(self.moments)
+
+    @property
+    def tensors(self) -> float:
+        """What torch hands out at the peak (torch.cuda.max_memory_allocated)."""
+        return self.weights + self.optimizer + self.reference + max(self.training, self.generation)
 
     @property
     def peak(self) -> float:
-        held = self.weights + self.optimizer + self.reference + self.engine
-        return held + max(self.gradients + self.activations, self.generation)
+        return self.tensors + self.engine + self.base + self.workers + self.allocator
 
     def rows(self) -> list[tuple[str, float]]:
+        """The parts that stand at the peak, what the other moment takes (not among them), their sum, and the peak."""
+        early, trains = self.moments[0] >= self.moments[1], self.training >= self.generation
         named = [
             ("weights", self.weights),
-            ("gradients", self.gradients),
             ("optimizer states", self.optimizer),
             ("reference model", self.reference),
-            ("activations (training)", self.activations),
-            ("key-value cache (generation)", self.generation),
+            (OTHER_TRAINING, 0.0 if trains else self.training),
+            ("gradients", self.gradients if trains and (self.accumulates or not early) else 0.0),
+            ("activations", (self.layers if early else self.last_layer) if trains else 0.0),
+            ("log-probs and head", self.head if trains and early else 0.0),
+            (OTHER_MOMENT if trains else "generating and scoring", self.generation),
             ("vLLM beside the trainer", self.engine),
+            ("libraries" if self.on_cpu else "context", self.base),
+            ("reward workers", self.workers),
+            ("allocator", self.allocator),
+            ("tensors", self.tensors),
             ("peak", self.peak),
         ]
         return [(name, size) for name, size in named if size]
@@ -80,7 +155,6 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
     """The estimate for one process; `prompt_tokens` is the longest prompt, where it is known."""
     train, peft = recipe.train, recipe.model.peft
     size = _bytes_of(recipe)
-    mixed = 2 if train.bf16 or train.fp16 else size
     trained = shape.parameters if peft is None else shape.lora_parameters(peft.r, peft.target_modules)
     trained_size = 4 if peft is not None else size  # adapters stay float32 over a half-precision base
     states = _STATE_BYTES[train.optim]
@@ -99,21 +173,130 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         notes += (
             f"beside this, vLLM takes {engine_share:.0%} of the device (rollout.vllm.gpu_memory_utilization)",
         )
-    return Memory(
-        weights=(shape.parameters + (trained if peft is not None else 0)) * size / weights_share,
+    how = arithmetic(recipe, size, launch.device)
+    step = _step(recipe, shape, how, tokens)
+    weights = _base_bytes(recipe, shape, size) + (trained * trained_size if peft is not None else 0)
+    found = Memory(
+        weights=weights / weights_share,
         gradients=trained * trained_size / gradient_share,
         optimizer=trained * states / optimizer_share,
         reference=_references(recipe) * shape.parameters * size / weights_share,
-        activations=_activations(recipe, shape, tokens, mixed),
-        generation=_cache(recipe, shape, tokens, size),
+        layers=step.layers,
+        head=step.head,
+        last_layer=step.last_layer,
+        generation=max(_generation(recipe, shape, tokens, size), step.scoring),
         engine=engine_share * (launch.device_gib or 0) * GIB,
+        accumulates=train.gradient_accumulation_steps > 1,
+        on_cpu=launch.device == "cpu",
         notes=notes,
     )
+    return _with_surroundings(found, recipe, step, launch)
+
+
+def _with_surroundings(found: Memory, recipe: Recipe, step: _Step, launch: Launch) -> Memory:
+    """What is not tensors: libraries and workers, or the device's context, and the allocator's share."""
+    if launch.device == "cuda":
+        return replace(found, base=CUDA_CONTEXT, allocator=CUDA_ROUNDING * found.tensors)
+    return replace(
+        found,
+        base=CPU_LIBRARIES[recipe.spec.family],
+        workers=len(recipe.rewards) * workers_of_a_reward() * CPU_WORKER,
+        allocator=HEAP_KEPT[recipe.model.peft is not None] * step.all_layers,
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Bytes of one micro-batch.
+
+    layers      what the layers keep at the time of the log-probs
+    head        what log-probs or logits need then, and the weights in 16 bits under autocast
+    last_layer  what the end of the backward needs beside all gradients
+    scoring     the largest pass without gradient: one layer and the head
+    all_layers  what the layers would keep without checkpointing
+    """
+
+    layers: float
+    head: float
+    last_layer: float
+    scoring: float
+    all_layers: float
+
+
+def arithmetic(recipe: Recipe, size: int, device: Literal["cuda", "cpu"]) -> Arithmetic:
+    """How the run computes; `size` is the bytes of a weight while training."""
+    peft, train = recipe.model.peft, recipe.train
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets = None
+    if peft is not None:
+        chosen = peft.target_modules if isinstance(peft.target_modules, list) else names
+        targets = frozenset(name.rpartition(".")[2] for name in chosen)
+    return Arithmetic(
+        weight=size,
+        autocast=(train.bf16 or train.fp16) and size == 4,
+        trained=targets,
+        rank=0 if peft is None else peft.r,
+        padded=_rows(recipe) > 1,
+        eager=recipe.model.attn_implementation == "eager",
+        cuda=device == "cuda",
+    )
+
+
+def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
+    rows, train = _rows(recipe), recipe.train
+    here = rows * tokens
+    one = here * layer_bytes(shape, how, tokens)
+    casts = shape.layers * layer_weights(shape) * 2.0 if how.autocast else 0.0
+    whole = shape.layers * one
+    # A layer's input; under autocast what lies between layers stays float32.
+    inputs = shape.layers * here * shape.hidden * how.weight
+    masked = logits_bytes(recipe, shape, rows, tokens, how)
+    scored = recipe.rollout.max_new_tokens if recipe.rollout is not None and how.cuda else tokens - 1
+    forward = masked.forward if masked else head_forward(shape, how, rows * scored)
+    backward = masked.backward if masked else head_backward(shape, how, rows * scored)
+    embedding = shape.vocabulary * shape.hidden * 4.0 if how.trained is None else 0.0
+    widths = here * BACKWARD_WIDTHS * shape.intermediate * how.compute
+    if train.gradient_checkpointing:
+        # Autocast keeps its copies of the weights to the end of the forward, then makes them anew layer by layer.
+        head, last = max(forward + casts, backward), one + widths
+    else:
+        head, last = casts + max(forward, backward), one + widths + casts
+    return _Step(
+        layers=inputs if train.gradient_checkpointing else whole,
+        head=head,
+        last_layer=max(last, embedding),
+        scoring=one + casts + forward if _scores_without_gradient(recipe) else 0.0,
+        all_layers=whole,
+    )
+
+
+def _scores_without_gradient(recipe: Recipe) -> bool:
+    """Log-probs of a reference, or of the policy before it moves."""
+    if isinstance(recipe.train, PolicyTrain):
+        rollout = rollout_of(recipe, 1)
+        return recipe.train.beta > 0 or (rollout is not None and rollout.optimizer_steps > 1)
+    return isinstance(recipe.train, PreferenceTrain)
+
+
+def _rows(recipe: Recipe) -> int:
+    """Of a micro-batch: a pair is two."""
+    return recipe.train.per_device_train_batch_size * (2 if isinstance(recipe.train, PreferenceTrain) else 1)
+
+
+def workers_of_a_reward() -> int:
+    """As RewardRunner starts them."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def _bytes_of(recipe: Recipe) -> int:
     # "auto" is the checkpoint's own type, nearly always 16 bits.
     return 4 if recipe.model.dtype == "float32" else 2
+
+
+def _base_bytes(recipe: Recipe, shape: Shape, size: int) -> float:
+    """The model's own weights; quantised, its linear maps are in 4 bits and the rest as it was."""
+    mapped = shape.layers * layer_weights(shape) if recipe.model.quantization is not None else 0
+    return (shape.parameters - mapped) * size + mapped * NF4_BYTES
 
 
 def _references(recipe: Recipe) -> int:
@@ -146,16 +329,6 @@ def _tokens(recipe: Recipe, prompt_tokens: int | None) -> tuple[int, tuple[str, 
     return prompt + recipe.rollout.max_new_tokens, ()
 
 
-def _activations(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
-    rows = recipe.train.per_device_train_batch_size * (2 if isinstance(recipe.train, PreferenceTrain) else 1)
-    key = shape.kv_heads * shape.head_size
-    one_layer = rows * tokens * (6 * shape.hidden + 2 * key + 4 * shape.intermediate) * size
-    logits = logits_bytes(recipe, shape, tokens, size)
-    if recipe.train.gradient_checkpointing:
-        return shape.layers * rows * tokens * shape.hidden * size + one_layer + logits
-    return shape.layers * one_layer + logits
-
-
 def _engine_share(recipe: Recipe) -> float:
     """The share of the device a colocated vLLM keeps for itself beside the trainer, weights and cache."""
     if recipe.rollout is None or recipe.rollout.engine != "vllm":
@@ -165,10 +338,16 @@ def _engine_share(recipe: Recipe) -> float:
     return (recipe.rollout.vllm or VLLMSection()).gpu_memory_utilization
 
 
-def _cache(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
+def _generation(recipe: Recipe, shape: Shape, tokens: int, size: int) -> float:
+    """In this process: keys and values of all completions at once, and a step's logits; or the masked sampler's."""
     rollout = rollout_of(recipe, 1)
-    if rollout is None or recipe.rollout is None or recipe.rollout.engine != "transformers":
+    if rollout is None or recipe.rollout is None:
         return 0.0
-    return (
-        rollout.completions_per_process * tokens * 2 * shape.layers * shape.kv_heads * shape.head_size * size
-    )
+    rows = rollout.completions_per_process
+    if recipe.rollout.engine == "masked_diffusion":
+        return sampling_bytes(recipe, shape, rows, tokens, size)
+    if recipe.rollout.engine != "transformers":
+        return 0.0
+    cache = rows * tokens * 2 * shape.layers * shape.kv_heads * shape.head_size * size
+    # Logits in float32, their scaled copy and the probabilities drawn from.
+    return cache + rows * shape.vocabulary * 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,25 @@ import pytest
 from conftest_recipe import POLICY, SFT, Load
 
 from posttrain.plan import make_plan
-from posttrain.planning.memory import GIB, Launch, Memory, estimate
+from posttrain.planning.activations import (
+    Arithmetic,
+    head_backward,
+    head_forward,
+    layer_bytes,
+    layer_weights,
+)
+from posttrain.planning.memory import (
+    CPU_LIBRARIES,
+    CPU_WORKER,
+    CUDA_CONTEXT,
+    CUDA_ROUNDING,
+    GIB,
+    HEAP_KEPT,
+    Launch,
+    Memory,
+    estimate,
+    workers_of_a_reward,
+)
 from posttrain.planning.shapes import PUBLISHED, Shape, read_shape
 from posttrain.sections import ModelSection, ScratchSection
 
@@ -65,24 +84,134 @@ def test_an_adapter_trains_only_itself_and_needs_no_reference(load: Load) -> Non
     memory = memory_of(load, model={**HUB, "peft": peft, "dtype": "bfloat16"}, train={"beta": 0.1})
     assert memory.gradients == 56 * 4
     assert memory.optimizer == 56 * 8
-    assert memory.weights == (1000 + 56) * 2
+    assert memory.weights == 1000 * 2 + 56 * 4  # the adapter stays float32
     assert memory.reference == 0
 
 
-def test_activations_and_cache_by_hand(load: Load) -> None:
-    # 16 tokens (7 of the prompt, 9 new), 8 rows, float32; a layer keeps 6*4 + 2*2 + 4*8 = 60 numbers a token
-    layer = 8 * 16 * 60 * 4
-    assert memory_of(load, train={"gradient_checkpointing": False}).activations == 2 * layer
-    assert memory_of(load).activations == 2 * 8 * 16 * 4 * 4 + layer
-    # keys and values of 8 rows in 2 layers, one head of 2
-    assert memory_of(load).generation == 8 * 16 * 2 * 2 * 2 * 4
-    assert memory_of(load, train={"steps_per_generation": 3}).generation == 3 * 8 * 16 * 2 * 2 * 2 * 4
+def test_a_base_in_four_bits(load: Load) -> None:
+    # 2 layers of 4*4 + 4*2 + 4*2 + 4*4 + 3*4*8 = 144 weights in maps, of 1000
+    model = {**HUB, "peft": {"r": 2}, "dtype": "bfloat16"}
+    plain, mapped = memory_of(load, model=model), 2 * 144
+    quantised = memory_of(load, model={**model, "quantization": "nf4"})
+    assert plain.weights - quantised.weights == pytest.approx(mapped * (2 - 0.516))
 
 
-def test_the_peak_is_what_is_held_and_the_larger_of_two(load: Load) -> None:
-    memory = Memory(1, 2, 3, 4, 5, 6, 0, ())
-    assert memory.peak == 1 + 3 + 4 + 7
-    assert Memory(1, 2, 3, 4, 5, 60, 10, ()).peak == 1 + 3 + 4 + 60 + 10
+def test_the_moments_of_a_step_by_hand(load: Load) -> None:
+    # 16 tokens (7 of the prompt, 9 new), 8 rows, float32, on a CPU: 15 positions of each row are scored
+    cpu = Launch(device="cpu")
+    how = Arithmetic()
+    one = 8 * 16 * layer_bytes(SHAPE, how, 16)
+    head = head_backward(SHAPE, how, 8 * 15)
+    plain = memory_of(load, cpu, train={"gradient_checkpointing": False})
+    assert (plain.layers, plain.head) == (2 * one, head)
+    assert plain.last_layer == one + 8 * 16 * 3 * 8 * 4  # three gradients of the feed-forward's width, 8
+    checkpointed = memory_of(load, cpu)
+    assert (checkpointed.layers, checkpointed.head) == (2 * 8 * 16 * 4 * 4, head)
+    assert checkpointed.last_layer == plain.last_layer
+    # on a GPU only the 9 new tokens are scored
+    on_gpu = memory_of(load, train={"gradient_checkpointing": False})
+    assert on_gpu.head == head_backward(SHAPE, Arithmetic(cuda=True), 8 * 9)
+    # keys and values of 8 rows in 2 layers, one head of 2; 10 words' logits three times
+    cache, logits = 8 * 16 * 2 * 2 * 2 * 4, 8 * 10 * 12
+    assert plain.generation == cache + logits
+    three = memory_of(load, cpu, train={"steps_per_generation": 3})
+    scoring = 8 * 16 * layer_bytes(SHAPE, how, 16) + head_forward(SHAPE, how, 8 * 15)
+    assert three.generation == max(3 * (cache + logits), scoring)
+
+
+def test_autocast_brings_the_weights_in_16_bits(load: Load) -> None:
+    plain, cast = (
+        memory_of(load, train={"gradient_checkpointing": False, "bf16": bf16}) for bf16 in (False, True)
+    )
+    how = Arithmetic(autocast=True, cuda=True)
+    assert cast.head == 2 * layer_weights(SHAPE) * 2 + head_backward(SHAPE, how, 8 * 9)
+    assert cast.weights == plain.weights
+    checkpointed = memory_of(load, train={"bf16": True})
+    forward = head_forward(SHAPE, how, 8 * 9) + 2 * layer_weights(SHAPE) * 2
+    assert checkpointed.head == max(forward, head_backward(SHAPE, how, 8 * 9))
+
+
+def test_a_pair_is_two_rows_and_a_single_row_has_no_padding(load: Load) -> None:
+    dpo = {
+        "method": "dpo",
+        "model": {"scratch": {}},
+        "data": {"path": "x.jsonl"},
+        "train": {"max_steps": 1, "max_length": 16, "per_device_train_batch_size": 1},
+    }
+    pair = estimate(load(dpo), SHAPE, Launch(device="cpu"))
+    one = 2 * 16 * layer_bytes(SHAPE, Arithmetic(padded=True), 16)
+    assert pair.last_layer == one + 2 * 16 * 3 * 8 * 4
+    assert pair.reference == 4000
+    text = {**dpo, "method": "sft"}
+    alone = estimate(load(text), SHAPE, Launch(device="cpu"))
+    assert alone.last_layer == 16 * layer_bytes(SHAPE, Arithmetic(padded=False), 16) + 16 * 3 * 8 * 4
+
+
+PARTS: dict[str, Any] = {
+    "weights": 1,
+    "gradients": 20,
+    "optimizer": 300,
+    "reference": 4000,
+    "layers": 50_000,
+    "head": 600_000,
+    "last_layer": 7_000_000,
+    "generation": 10**8,
+}
+
+
+def test_the_peak_is_what_is_held_and_the_largest_moment() -> None:
+    held = 1 + 300 + 4000
+    assert Memory(**PARTS).tensors == held + 10**8
+    assert Memory(**PARTS | {"generation": 0}).tensors == held + 20 + 7_000_000
+    early = Memory(**PARTS | {"generation": 0, "last_layer": 5})
+    assert early.tensors == held + 650_000
+    assert replace(early, accumulates=True).tensors == held + 650_020
+    around: dict[str, Any] = {"engine": 2e9, "base": 3e10, "workers": 4e11, "allocator": 5e12}
+    assert replace(early, **around).peak == held + 650_000 + 2e9 + 3e10 + 4e11 + 5e12
+
+
+def test_the_rows_add_up_to_the_peak() -> None:
+    """Those at the peak; what stands at another time is in brackets."""
+    less = {"generation": 0.5, "base": 9.0, "allocator": 3.0}
+    changes: list[dict[str, Any]] = [
+        {**less},
+        {**less, "last_layer": 5},
+        {**less, "last_layer": 5, "accumulates": True},
+        {**less, "gradients": 0},
+        {"base": 9.0},
+    ]
+    for change in changes:
+        memory = Memory(**PARTS | change)
+        rows = dict(memory.rows())
+        parts = [name for name in rows if name not in ("tensors", "peak") and not name.startswith("(")]
+        assert sum(rows[name] for name in parts) == rows["peak"] == memory.peak
+        assert rows["tensors"] == memory.tensors
+        assert sum(name.startswith("(") for name in rows) == 1
+
+
+def test_what_is_not_tensors(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = memory_of(load)
+    assert (gpu.base, gpu.workers) == (CUDA_CONTEXT, 0)
+    assert gpu.allocator == pytest.approx(CUDA_ROUNDING * gpu.tensors)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    cpu = memory_of(load, Launch(device="cpu"))
+    assert cpu.base == CPU_LIBRARIES["policy"]
+    assert cpu.workers == 3 * CPU_WORKER
+    everything = 2 * 8 * 16 * layer_bytes(SHAPE, Arithmetic(), 16)  # checkpointing leaves the same gaps
+    assert cpu.allocator == pytest.approx(HEAP_KEPT[False] * everything)
+    adapted = memory_of(load, Launch(device="cpu"), model={**HUB, "peft": {"r": 2}})
+    how = Arithmetic(trained=frozenset(name for name, _, _ in SHAPE.linears), rank=2)
+    assert adapted.allocator == pytest.approx(HEAP_KEPT[True] * 2 * 8 * 16 * layer_bytes(SHAPE, how, 16))
+
+
+def test_a_reward_has_as_many_workers_as_its_runner_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain.rewards.runner import RewardRunner
+
+    for cores in (1, 2, 6, 64):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        with RewardRunner(["exact_match"]) as runner:
+            (pool,) = runner._pools()
+            assert workers_of_a_reward() == pool.workers
 
 
 def test_a_colocated_engine_takes_its_share(load: Load) -> None:
@@ -156,10 +285,10 @@ def test_prompts_are_measured_where_a_tokenizer_lies_here(
 
 
 def test_text_families_are_measured_by_max_length(load: Load) -> None:
-    def activations(**train: Any) -> float:
-        return estimate(load(SFT, train={"max_steps": 1, **train}), SHAPE, Launch()).activations
+    def layers(**train: Any) -> float:
+        return estimate(load(SFT, train={"max_steps": 1, **train}), SHAPE, Launch()).layers
 
-    assert activations(max_length=20) * 2 == activations(max_length=40)
+    assert layers(max_length=20) * 2 == layers(max_length=40)
     assert (
         "train.max_length would say"
         in estimate(load(SFT, train={"max_length": None}), SHAPE, Launch()).notes[0]

@@ -1,0 +1,27 @@
+"""What this machine has, without torch: whether a GPU is here, and how much memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def gpu_is_here() -> bool:
+    """Whether transformers would train on an accelerator. Where only a driver library would tell: yes."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    if not sys.platform.startswith("linux"):
+        return True
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
+
+
+def memory_of_machine() -> float | None:
+    """Bytes of memory, or of the control group's limit where that is less; None where the system does not tell."""
+    try:
+        whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return None
+    limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    found = [file.read_text().strip() for file in limits if file.is_file()]
+    return min([whole, *(float(text) for text in found if text.isdigit())])
