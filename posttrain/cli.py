@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from posttrain import __version__
+from posttrain.quiet import leave_out_noise
 from posttrain.recipe_errors import suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -92,6 +93,7 @@ MEANT: dict[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code is 0, or 2 where what was asked for cannot be done."""
+    leave_out_noise()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())

@@ -23,6 +23,7 @@ from posttrain.stop_requests import REQUESTS
 from posttrain.trainers.benchmarks import AtCheckpoints
 from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
 from posttrain.trainers.launch_check import check_engine
+from posttrain.trainers.pair_rows import PairCounts
 from posttrain.trainers.resume import publish, rows_fingerprint, saving
 from posttrain.trainers.rollout_columns import held_out_rollouts, last_rollout
 from posttrain.trainers.stopping import StopOnSignal
@@ -97,6 +98,8 @@ class Session:
     def _tell_of_rows(self, told: Sequence[str]) -> None:
         """What loading left out, where the plan could not know it."""
         counts = self.trainer.row_counts
+        if isinstance(counts, PairCounts):
+            return  # a trainer of pairs has said it while it was built
         if counts is not None and f"training: {counts.in_words()}" not in told:
             self.console.print(f"data: {counts.in_words()}", highlight=False, markup=False, soft_wrap=True)
 
