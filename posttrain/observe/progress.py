@@ -78,6 +78,11 @@ class ProgressView:
             self._lines.start()
         return self
 
+    def start_clock(self) -> ProgressView:
+        """Training begins now: what came before is not part of how long it took."""
+        self._began = self._since = time.monotonic()
+        return self.open()
+
     def update(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Metrics absent from this call keep their last value: rewards arrive on rollout steps only."""
         if not self.enabled:

@@ -60,7 +60,7 @@ class RunCallback(TrainerCallback):
             self._tokens.append((time.monotonic(), 0.0))
         if self.writer is not None:
             self.writer.start(state.global_step, total=state.max_steps)
-            self.view.open()
+            self.view.start_clock()
 
     # What a trainer that says nothing itself is doing (trainers/announced.py says more)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 from collections.abc import Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,10 @@ def changed_arguments(args: Any) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """As YAML holds it: numbers, text, lists and mappings of these; anything else as text."""
+    if isinstance(value, Enum):  # one of texts is text to YAML only by its value
+        return value.value
     if isinstance(value, bool | int | float | str) or value is None:
-        # an enum of texts is text to YAML only by its value
-        return value.value if hasattr(value, "value") else value
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set):

@@ -146,6 +146,14 @@ def test_the_line_after_a_silence_has_the_numbers_that_were_not_printed() -> Non
         assert "reward" not in view._signs_of_life()  # once
 
 
+def test_how_long_it_took_leaves_the_loading_out() -> None:
+    with ProgressView(console=Console(file=io.StringIO(), width=200)) as view:
+        view._began -= 100
+        view.start_clock()
+        view.update(1, 1, {})
+        assert view.line().endswith("done in 0:00")
+
+
 def test_other_ranks_do_not_listen() -> None:
     with ProgressView("bapo", enabled=False):
         assert not PHASES.listening
