@@ -180,7 +180,7 @@ def test_the_first_tensor_that_is_not_finite():
 
 RECIPE = """
 method: sft
-model: {scratch: {hidden_size: 16, layers: 1, heads: 2, alphabet: "0123456789>", max_positions: 32}}
+model: {path: ./broken}
 data: {name: sort, args: {size: 64, demonstrations: 4}}
 train:
   max_steps: 6
@@ -194,13 +194,18 @@ output: {name: dies, save_steps: 1, report_to: []}
 """
 
 
-def test_the_command_ends_with_a_code_of_its_own(tmp_path, monkeypatch, capsys):
+def test_the_command_ends_with_a_code_of_its_own(tokenizer, tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    tiny_model.model.norm.weight.data[0] = torch.nan
+    tiny_model.save_pretrained("broken")
+    tokenizer.save_pretrained("broken")
     Path("dies.yaml").write_text(RECIPE)
-    assert main(["train", "dies.yaml", "--set", "train.learning_rate=1e30"]) == exit_codes.NOT_FINITE
+    assert main(["train", "dies.yaml"]) == exit_codes.NOT_FINITE
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("dies.yaml: step ")
-    assert "is not finite" in last
+    assert last.startswith(
+        "dies.yaml: step 1: the loss is not finite; the first weight that is not finite is "
+    )
+    assert "model.norm.weight. Nothing was saved" in last
     assert not Path("runs/dies/model").exists()
 
 
