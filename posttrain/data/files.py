@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
         yield from _json_lines(lines(stream, path), path)
 
 
-def _json_lines(texts: Iterator[str], path: Path) -> Iterator[Row]:
+def _json_lines(texts: Iterable[str], path: Path) -> Iterator[Row]:
     for number, line in enumerate(texts, start=1):
         if line.strip():
             yield _mapping(parsed(line, path, f"line {number}"), path, f"line {number}")
@@ -115,7 +115,7 @@ def _json(path: Path) -> Iterator[Row]:
     with opened(path) as stream:
         text = whole_text(stream, path)
     if _is_lines(text, path):
-        yield from _json_lines(iter(text.splitlines(keepends=True)), path)
+        yield from _json_lines(io.StringIO(text), path)  # splitlines() would also cut at U+2028 inside a text
         return
     content = parsed(text, path, "the file")
     # Alpaca-like files are a list; some hubs wrap it: {"data": [...]}.

@@ -49,6 +49,15 @@ def test_a_wrapped_list_is_read(tmp_path: Path) -> None:
     assert list(iter_rows(tmp_path / "x.json")) == ROWS
 
 
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_line_feeds_end_a_row(tmp_path: Path, kind: str, end: str) -> None:
+    rows = [{"q": f"one{mark}two"} for mark in ("\u2028", "\u2029", "\x85")]
+    text = "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
+    (tmp_path / f"x{kind}").write_bytes(text.encode())
+    assert list(iter_rows(tmp_path / f"x{kind}")) == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
