@@ -27,22 +27,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     """Show rows as the trainer reads them: a bar between two tokens, and which of them are learned from."""
+    if args.rows < 1:
+        print(f"posttrain data preview: --rows {args.rows}: at least 1", file=sys.stderr)
+        return 2
     console = Console(highlight=False, soft_wrap=True)
     try:
         recipe = load_recipe(args.recipe, args.set)
         tokenizer = tokenizer_of(recipe.model)
-        rows, counts = rows_of(recipe, tokenizer, max(args.rows, 1))
-        faults = [f"{recipe.path}: {fault}" for fault in row_faults(recipe, rows[0])] if rows else []
+        rows, counts = rows_of(recipe, tokenizer, args.rows)
+        faults = [f"{recipe.path}: {fault}" for fault in row_faults(recipe, rows[0])]
         if faults:
             raise RecipeError(*faults)
     except (RecipeError, DataError) as error:
         prefix = "" if isinstance(error, RecipeError) else f"{args.recipe}: data: "
         print(f"{prefix}{error}", file=sys.stderr)
         return 2
-    if counts is not None:
-        console.print(f"{counts.in_words()}", markup=False)
-        for note in counts.notes:
-            console.print(note, markup=False)
+    console.print(counts.in_words(), markup=False)
+    for note in counts.notes:
+        console.print(note, markup=False)
     for warning in chat_warnings(recipe, rows[0], tokenizer):
         console.print(f"warning: {warning}", markup=False, style="yellow")
     if vars(recipe.train).get("assistant_only_loss"):
@@ -76,12 +78,13 @@ def tokenizer_of(section: ModelSection) -> Any:
         raise RecipeError(f"model: no tokenizer from {str(name)!r}: {reason}") from None
 
 
-def rows_of(recipe: Recipe, tokenizer: Any, count: int) -> tuple[list[Row], RowCounts | None]:
-    """The first rows that are used, and the account of all; of a hub data set, which is loaded for it, of those."""
+def rows_of(recipe: Recipe, tokenizer: Any, count: int) -> tuple[list[Row], RowCounts]:
+    """The first rows that are used, and the account of all; of a hub data set or a large file, read as far as that, of
+    those."""
     found = survey(recipe.data, needs_of(recipe), tokenizer)
-    if found.columns is not None:
+    if found.counts is not None:
         if not found.rows:
-            raise DataError("no row can be used" + (f": {found.counts.in_words()}" if found.counts else ""))
+            raise DataError(f"no row can be used: {found.counts.in_words()}")
         return found.rows[:count], found.counts
     wanted = min(count, recipe.data.limit or count)
     loaded = load_rows(recipe.data.model_copy(update={"limit": wanted}), tokenizer, needs=needs_of(recipe))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SURVEY_LIMIT_BYTES = 64 * 2**20
 """Larger files are not read through by `survey`, only looked into."""
+LOOKED_INTO = 1000
+"""Rows of a larger file among which `survey` looks for one that can be used."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Survey(NamedTuple):
 
     columns  of the dataset itself
     counts   without the rules on length, which need the tokenizer
-    rows     a few mapped rows, all of them where counts is known
+    rows     mapped rows: all of them where counts is known, of a large file the first that can be used
     notes    as in the counts
     """
 
@@ -123,12 +125,16 @@ def survey(section: DataSection, needs: Needs | None = None, tokenizer: Any = No
         return Survey(None, None, [])
     needs = needs or Needs()
     source = raw_rows(section)
-    large = section.path is not None and size_of(section.path) > SURVEY_LIMIT_BYTES
-    raw = list(islice(source, 1) if large else source)
-    if not raw:
+    first = next(source, None)
+    if first is None:
         raise DataError(f"{section.path}: holds no rows")
-    rows, counts = _collect(section, needs, raw, Limits(section, tokenizer, lengths=False))
-    return Survey(list(raw[0]), None if large else counts, rows, counts.notes)
+    source = chain([first], source)
+    large = section.path is not None and size_of(section.path) > SURVEY_LIMIT_BYTES
+    if large:
+        source = islice(source, LOOKED_INTO)
+        section = section.model_copy(update={"limit": 1, "shuffle": None})
+    rows, counts = _collect(section, needs, source, Limits(section, tokenizer, lengths=False))
+    return Survey(list(first), None if large else counts, rows, counts.notes)
 
 
 def settle(section: DataSection) -> DataSection:
@@ -206,17 +212,20 @@ def _collect(
     source: Iterable[Row],
     limits: Limits,
 ) -> tuple[list[Row], RowCounts]:
-    """Map rows until `limit` are used, and account for the others."""
-    raw = list(enumerate(source, start=1))
+    """Map rows until `limit` are used, reading no further, and account for the others."""
+    raw: Iterable[tuple[int, Row]] = enumerate(source, start=1)
     where = section.path or section.name
-    if not raw:
+    first = next(iter(raw), None)
+    if first is None:
         return [], RowCounts(0, 0)
-    layout = layout_of(section, needs, raw[0][1])
-    missing = missing_columns(section, layout, needs, raw[0][1])
+    layout = layout_of(section, needs, first[1])
+    missing = missing_columns(section, layout, needs, first[1])
     if missing:
         raise DataError("; ".join(f"{where}: {sentence}" for sentence in missing))
-    notes = (*layout.notes, *_unread(section, layout, needs, raw[0][1]))
+    notes = (*layout.notes, *_unread(section, layout, needs, first[1]))
+    raw = chain([first], raw)
     if section.shuffle is not None:
+        raw = list(raw)
         random.Random(section.shuffle).shuffle(raw)
     rows: list[Row] = []
     dropped: Counter[str] = Counter()

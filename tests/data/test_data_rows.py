@@ -257,6 +257,22 @@ def test_a_hub_name_is_not_downloaded_by_survey_and_named_when_absent() -> None:
         load_rows(DataSection(name="nobody/nothing"))
 
 
+def test_of_a_large_file_the_first_row_that_can_be_used_is_looked_at(section, monkeypatch) -> None:
+    monkeypatch.setattr("posttrain.data.rows.SURVEY_LIMIT_BYTES", 0)
+    rows = [{"prompt": ""}, {"prompt": "1"}, {"prompt": "2"}]
+    found = survey(section(rows, shuffle=3))
+    assert (found.columns, found.counts, [row["prompt"] for row in found.rows]) == (["prompt"], None, ["1"])
+
+
+def test_no_more_is_read_than_is_used(section) -> None:
+    data = section([{"prompt": ""}, {"prompt": "1"}, {"prompt": "2"}, {"prompt": "3"}], limit=2)
+    with Path(str(data.path)).open("a") as file:
+        file.write("not JSON")
+    assert load_rows(data).counts == RowCounts(3, 2, {"no prompt": 1})
+    with pytest.raises(DataError, match="line 5 is not JSON"):  # to shuffle is to read all
+        load_rows(data.model_copy(update={"shuffle": 1}))
+
+
 def test_a_known_name_fills_in_what_the_recipe_leaves_out() -> None:
     from posttrain.data.rows import settle
 

@@ -298,6 +298,19 @@ def test_preview_says_what_is_learned(recipe, capsys, tmp_path) -> None:
     assert error.count("\n") == 1
 
 
+def test_preview_shows_as_many_rows_of_a_large_file(recipe, capsys, tmp_path, monkeypatch) -> None:
+    from posttrain.cli import main
+
+    monkeypatch.setattr("posttrain.data.rows.SURVEY_LIMIT_BYTES", 0)
+    recipe("sft", [{"prompt": "q", "completion": text} for text in ("", "a", "b", "c")], {})
+    assert main(["data", "preview", str(tmp_path / "r.yaml"), "--rows", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 3 rows; dropped 1 (no completion: 1)" in out
+    assert "learned (2): b│<eos>" in out
+    assert "row 3" not in out
+    assert main(["data", "preview", str(tmp_path / "r.yaml"), "--rows", "0"]) == 2
+
+
 def test_the_reference_is_not_moved_by_what_is_not_read(recipe, tmp_path) -> None:
     """The same loss with and without columns of TRL's names."""
     row = {"prompt": "q", "chosen": turns("u:q", "a:good"), "rejected": turns("u:q", "a:bad")}
