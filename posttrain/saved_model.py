@@ -10,6 +10,8 @@ from pathlib import Path
 MODEL = "model"
 SAVED = ("config.json", "adapter_config.json")
 """What every folder of a whole model, or of an adapter, holds."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What `--dtype` may be; auto: as saved."""
 
 
 def holds_model(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from posttrain import exit_codes
 from posttrain.evaluation import masked
-from posttrain.saved_model import model_of
+from posttrain.saved_model import DTYPES, model_of
 
 if TYPE_CHECKING:
     from posttrain.evaluation.speaker import Message, Speaker, Wishes
@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--max-new-tokens", type=int, help="the longest answer (default: 512; of a canvas 128)"
     )
     parser.add_argument("--seed", type=int, help="the same answer every time")
-    parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="default: cuda where there is one")
     masked.add_arguments(parser, title="masked-diffusion models")
 
@@ -39,7 +39,12 @@ def main(args: Namespace) -> int:
     try:
         args.model = model_of(args.model)
         speaker = _load(args)
-    except (ValueError, OSError, ImportError) as error:
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        RuntimeError,
+    ) as error:  # torch's own: no such device, no room on it
         return _refused(str(error).strip().partition("\n")[0])
     except KeyboardInterrupt:
         return exit_codes.STOPPED

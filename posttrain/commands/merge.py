@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from posttrain import exit_codes
+from posttrain.saved_model import DTYPES
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         help="of the saved weights (default: that of the base model)",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code the base model brings")
@@ -40,7 +41,10 @@ def main(args: Namespace) -> int:
         model = save_merged(args.adapter, out, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     except ModelFault as error:
         return _refused(str(error))
-    except OSError as error:
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # transformers' own: a base with code of its own, an unknown architecture
         return _refused(str(error).strip().partition("\n")[0])
     print(f"{args.adapter} merged into {base} ({str(model.dtype).removeprefix('torch.')})\nwritten: {out}")
     return exit_codes.DONE

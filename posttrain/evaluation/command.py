@@ -19,7 +19,7 @@ from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
 from posttrain.observe.job import JobView
-from posttrain.saved_model import model_of
+from posttrain.saved_model import DTYPES, model_of
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
 _DATA_HELP = "folder of the benchmark files (default: $POSTTRAIN_DATA, else the hub)"
@@ -83,7 +83,7 @@ def _add_generate(parser: ArgumentParser) -> None:
         default=0.85,
         help="share vllm may take (default: %(default)s)",
     )
-    parser.add_argument("--dtype", help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="default: cuda where there is one; not with vllm")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where OUT holds another run")
     masked.add_arguments(parser)

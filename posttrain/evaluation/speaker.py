@@ -166,7 +166,13 @@ class _Pieces:
         self._say(whole=True)
 
     def _say(self, *, whole: bool) -> None:
-        text = str(self._tokenizer.decode(self._ids or [], skip_special_tokens=True))
+        text = str(
+            self._tokenizer.decode(
+                self._ids or [],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,  # which would change what has been handed on ("do n't")
+            )
+        )
         if not whole and text.endswith("\ufffd"):
             return  # half of a character: its other bytes come with the next token
         if text.startswith(self._said) and len(text) > len(self._said):

@@ -95,7 +95,7 @@ def test_a_template_that_refuses_is_one_sentence(own_tokenizer):
 
 def test_pieces_are_whole_characters():
     class Bytes:
-        def decode(self, ids, skip_special_tokens):
+        def decode(self, ids, skip_special_tokens, clean_up_tokenization_spaces):
             return bytes(ids).decode("utf-8", errors="replace")
 
     said = []
@@ -105,6 +105,21 @@ def test_pieces_are_whole_characters():
         pieces.put(torch.tensor([byte]))
     pieces.end()
     assert said == ["a", "é", "€", "!"]
+
+
+def test_pieces_add_up_with_a_tokenizer_that_tidies_blanks():
+    class Words:
+        def decode(self, ids, skip_special_tokens, clean_up_tokenization_spaces=True):
+            text = "".join([" do", " n", "'t", " go"][i] for i in ids)
+            return text.replace(" n't", "n't") if clean_up_tokenization_spaces else text
+
+    said = []
+    pieces = _Pieces(Words(), said.append)
+    pieces.put(torch.tensor([[9]]))
+    for token in range(4):
+        pieces.put(torch.tensor([token]))
+    pieces.end()
+    assert "".join(said) == " do n't go"
 
 
 # ---- the command, on a real tiny model
@@ -184,6 +199,21 @@ def test_mistakes_are_one_line_and_code_two(words, message, tmp_path, monkeypatc
     assert message in error
     assert error.startswith("posttrain chat: ")
     assert error.count("\n") == 1
+
+
+def test_a_device_that_is_none_is_one_line(folder, capsys):
+    assert main(["chat", str(folder), "--prompt", "p", "--device", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("posttrain chat: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["chat", "model"], ["eval", "generate", "model", "gsm8k"]])
+def test_a_dtype_that_is_none_is_refused_before_anything_is_loaded(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--dtype", "float17"])
+    assert ended.value.code == 2
+    assert "choose from" in capsys.readouterr().err
 
 
 def test_a_system_message_without_a_template_is_refused(folder, own_tokenizer, monkeypatch, capsys):
