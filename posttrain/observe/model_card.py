@@ -22,6 +22,11 @@ CARD = "README.md"
 _UNNAMED = re.compile(r"model|checkpoint-\d+|final|last|best")
 """Folder names that say nothing without the one above."""
 _SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.IGNORECASE)
+_LEFT_OUT = "(left out)"
+_SECRET_IN_COMMAND = re.compile(
+    r"((?<![a-z])(?:key|token|secret|password)['\"]?\s*[=:]\s*)[^\s,}\]]+", re.IGNORECASE
+)
+"""As an override says it: args.api_key=..., or within a mapping, {api_key: ...}."""
 _SHOWN = ("accuracy", "reward", "loss", "rewards/accuracies", "rewards/margins")
 _PATH_IN_COMMAND = re.compile(r"(?<![\w.:/~-])(?:~|/)(?:[^\s'\"/]+/|/)[^\s'\"]*")
 
@@ -72,7 +77,7 @@ def without_paths(value: Any, key: str = "", secret: bool = False) -> Any:
     if not isinstance(value, str):
         return value
     if secret and _SECRET.search(key):
-        return "(left out)"
+        return _LEFT_OUT
     if _is_path(value):
         return public_name(value) if key == "path" else Path(value).name or "/"
     return value
@@ -171,7 +176,8 @@ def _benchmarks(run_dir: Path) -> str:
 def _made(environment: Mapping[str, Any]) -> str:
     if not environment:
         return ""
-    command = _PATH_IN_COMMAND.sub(lambda m: Path(m.group(0)).name, str(environment.get("command", "")))
+    command = _SECRET_IN_COMMAND.sub(rf"\1{_LEFT_OUT}", str(environment.get("command", "")))
+    command = _PATH_IN_COMMAND.sub(lambda m: Path(m.group(0)).name, command)
     versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
     processes = environment.get("world_size")
     devices = environment.get("accelerators") or []
@@ -199,10 +205,9 @@ def _recipe(recipe: Mapping[str, Any], run_dir: Path) -> str:
 
 
 def _change(change: writer.RecipeChange) -> str:
-    key = change.key.rpartition(".")[2]
-    return str(
-        writer.RecipeChange(change.key, without_paths(change.old, key), without_paths(change.new, key))
-    )
+    *sections, key = change.key.split(".")
+    old, new = (without_paths(value, key, "args" in sections) for value in (change.old, change.new))
+    return str(writer.RecipeChange(change.key, old, new))
 
 
 def _number(value: float | None) -> str:

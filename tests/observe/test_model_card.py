@@ -103,6 +103,24 @@ def test_what_a_resume_changed_is_said(run):
     assert "anna" not in text
 
 
+def test_a_secret_is_said_nowhere(run):
+    RunWriter(run).write_recipe_changes(
+        20, [RecipeChange(f"rewards.right.args.{name}", "sk-2", "sk-3") for name in ("api_key", "token")]
+    )
+    environment = json.loads((run / "environment.json").read_text())
+    environment["command"] = (
+        "posttrain train r.yaml --set rewards.0.args.api_key=sk-4 --set "
+        "rewards=[{name: x, args: {API_TOKEN: 'sk-5', limit: 8}}] --set rollout.vllm.api_key_env=THEIRS "
+        "--set rollout.max_new_tokens=64 --set model.tokenizer=org/tok --set output.name=mine"
+    )
+    (run / "environment.json").write_text(json.dumps(environment))
+    text = card(run)
+    assert "sk-" not in text
+    assert "api_key=(left out) --set" in text
+    assert "limit: 8}}] --set rollout.vllm.api_key_env=THEIRS --set rollout.max_new_tokens=64" in text
+    assert "model.tokenizer=org/tok" in text
+
+
 def test_an_empty_folder_still_gives_a_card(tmp_path):
     assert "# " in card(tmp_path)
 
