@@ -102,7 +102,7 @@ def data_survey(
 
 def row_faults(recipe: Recipe, first: Row) -> Iterator[str]:
     """What a mapped row lacks for the method, or makes pointless in the recipe."""
-    for name in needed_columns(recipe):
+    for name in needed_columns(recipe.spec):
         if name in first:
             continue
         if name in DataSection.model_fields:

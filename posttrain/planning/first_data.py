@@ -15,9 +15,9 @@ from typing import Any
 from posttrain.data import DataError, survey
 from posttrain.data.files import Row, iter_rows, kind_of
 from posttrain.data.known import DATASETS, TASKS
-from posttrain.data.layout import CONVERSATIONS, Needs
+from posttrain.data.layout import CONVERSATIONS, TEXTS, Needs
 from posttrain.methods import Method
-from posttrain.planning.row_needs import BY_FAMILY
+from posttrain.planning.row_needs import needed_columns, needs_of_method
 from posttrain.sections import DataSection
 from posttrain.settings import read_flags
 
@@ -80,20 +80,6 @@ class FirstData:
     rows: int | None = None
     held_out: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
-
-
-def needs_of_method(method: Method) -> Needs:
-    """As planning.row_needs, for a method without a recipe around it."""
-    flags = read_flags(method.settings)
-    asked = tuple(flags.get("needs_columns", BY_FAMILY.get(method.family, ())))
-    texts = ("completion", "chosen", "rejected")
-    return Needs(
-        texts=tuple(name for name in asked if name in texts),
-        columns=tuple(name for name in asked if name not in texts),
-        others=method.family in ("policy", "diffusion"),
-        without_template=bool(flags.get("writes_plain_lines")),
-        turns=method.family == "sft" and not flags.get("masked_diffusion"),
-    )
 
 
 def find_data(method: Method, given: str | None, *, chat: bool) -> FirstData:
@@ -217,7 +203,7 @@ def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict
                 f"{section['path']!r}: no column for '{name}', which method '{method.name}' learns from; the columns "
                 f"are {', '.join(map(str, columns))}. Rename one, or write a recipe with data.{name}: COLUMN"
             )
-    lacking = [column for column in needs.columns if column not in columns]
+    lacking = [name for name in needed_columns(method) if name not in TEXTS and name not in columns]
     if lacking:
         raise DataError(
             f"{section['path']!r}: no column '{lacking[0]}', which method '{method.name}' reads; posttrain data "

@@ -221,6 +221,21 @@ def test_data_without_a_use_is_refused(here):
         find_data(METHODS["sft"], "empty.jsonl", chat=False)
 
 
+def test_a_file_that_is_missing_is_no_hub_name(here):
+    for missing in ("rows.jsonl", "data/rows.jsonl.gz", "./rows", "some/where/rows"):
+        with pytest.raises(DataError, match="no file"):
+            find_data(METHODS["sft"], missing, chat=True)
+
+
+def test_columns_that_a_method_can_do_without_are_not_asked_for(here):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    write("pairs.jsonl", [pair])
+    assert find_data(METHODS["rpo"], "pairs.jsonl", chat=False).rows == 1
+    with pytest.raises(DataError, match="no column 'user_preference'"):
+        write("pairs.jsonl", [{"prompt": "p", "rejected": "b"}])
+        find_data(METHODS["drift"], "pairs.jsonl", chat=False)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 20, 1000, None])
 def test_batches_divide_and_are_filled(rows):
     for family in ("policy", "diffusion", "sft", "preference"):
