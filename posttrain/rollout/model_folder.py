@@ -5,6 +5,7 @@ transformers fills a missing tensor with random numbers and warns ("newly initia
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -134,13 +135,17 @@ def merged(model: PreTrainedModel, adapter: str | Path) -> Any:
 
 def tied_embedding_adapter(model: Any, config: dict[str, Any]) -> str | None:
     """Why an adapter may not be on the embeddings of this model, where it is."""
-    names = [*_named(config.get("target_modules")), *_named(config.get("modules_to_save"))]
+    targets = config.get("target_modules")
+    names = [*_named(targets), *_named(config.get("modules_to_save"))]
     if not is_tied(model) or config.get("ensure_weight_tying"):
         return None
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tied = [name for name, one in model.named_modules() if one is ends[0] or one is ends[1]]
     for place in tied:
-        if any(place == name or place.endswith(f".{name}") for name in names):
+        by_pattern = (
+            isinstance(targets, str) and re.fullmatch(targets, place) is not None
+        )  # as peft reads a text
+        if by_pattern or any(place == name or place.endswith(f".{name}") for name in names):
             return (
                 f"an adapter on {place} of a model whose head is tied to its embeddings (tie_word_embeddings) would be "
                 "merged into both, and was not trained so; leave it out, or untie the model first"

@@ -186,13 +186,19 @@ def test_an_adapter_that_lacks_a_tensor_or_fits_another_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [{"target_modules": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}]
+    "config",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": r".*\.(q_proj|embed_tokens)"},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
 )
 def test_an_adapter_on_tied_embeddings_is_not_merged(config, tmp_path):
     folder = adapter(saved(tmp_path / "base", tied=True), tmp_path / "lora", **config)
     with pytest.raises(ModelFault, match="head is tied to its embeddings"):
         load_dense(folder)
-    load_dense(adapter(saved(tmp_path / "base", tied=True), tmp_path / "other"))
+    for number, targets in enumerate((["q_proj", "up_proj"], r".*\.(q|v)_proj")):
+        load_dense(adapter(tmp_path / "base", tmp_path / f"other{number}", target_modules=targets))
 
 
 def test_engines_that_read_a_folder_get_a_whole_one(ids, tmp_path):
