@@ -232,7 +232,7 @@ def _number(value: Any, where: str) -> int:
     """The place of a turn in its conversation, which CSV holds as text and pandas perhaps as a float."""
     try:
         return int(float(text_of(value, "UtterranceId") or ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DataError(
             f"{where}: UtterranceId {value!r} is no number, so conversations cannot be told apart"
         ) from None
@@ -284,8 +284,8 @@ def _plain(row: Row, name: str) -> list[_Turn]:
     return turns
 
 
-def _role(value: str, where: str) -> str:
-    role = value.lower()
+def _role(value: Any, where: str) -> str:
+    role = value.strip().lower() if isinstance(value, str) else ""
     if role == "system":
         return role
     if role not in _ROLES:

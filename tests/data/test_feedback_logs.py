@@ -168,6 +168,16 @@ def test_an_id_that_is_no_number_is_refused():
         feedback_log(rows)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("UtterranceId", float("inf"), "UtterranceId inf is no number"), ("Role", None, "role None is none of")],
+)
+def test_a_turn_that_cannot_be_placed_is_refused(column, value, said):
+    rows = as_wildfeedback(TURNS)
+    with pytest.raises(DataError, match=f"row 2: {said}"):
+        feedback_log([rows[0], {**rows[1], column: value}])
+
+
 def test_a_rejected_conversation_is_cut_behind_its_prompt(tmp_path):
     whole = [*PROMPT, {"role": "assistant", "content": "Sydney"}]
     for prompt in (PROMPT, "capital of Australia?"):
