@@ -101,7 +101,12 @@ def make_plan(
     plan.refusals += batch_faults(recipe, rollout)
     plan.refusals += engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
-    tokenizer = plan_tokenizer(recipe.model) if not plan.refusals else None
+    tokenizer = None
+    if not plan.refusals:
+        try:
+            tokenizer = plan_tokenizer(recipe.model)
+        except ValueError as error:
+            plan.refusals.append(f"model: {error}")
     found = _plan_data(plan, tokenizer, countable=not faults)
     rows = found.counts.used if found is not None and found.counts is not None and not faults else None
     plan.refusals += [

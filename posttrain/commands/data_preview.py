@@ -61,7 +61,10 @@ def main(args: Namespace) -> int:
 
 def tokenizer_of(section: ModelSection) -> Any:
     """From the model's files where they are here; else as training gets it, which may download it."""
-    found = plan_tokenizer(section)
+    try:
+        found = plan_tokenizer(section)
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from None
     if found is not None:
         return found
     from transformers import AutoTokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from posttrain.data.files import Row
 from posttrain.planning.shapes import local_file
+from posttrain.planning.tokenizer import backend_of
 from posttrain.sections import ModelSection
 
 TEMPLATE_TOKENS = 32
@@ -45,9 +46,10 @@ def prompt_lengths(model: ModelSection, rows: Sequence[Row]) -> PromptLengths | 
     file = _tokenizer_file(model)
     if file is None:
         return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = backend_of(file)
+    except ValueError:  # plan_tokenizer says it
+        return None
     tokenizer.no_truncation()
     encoded = tokenizer.encode_batch([text[:LONGEST_READ] for text in texts], add_special_tokens=False)
     scales = [max(len(text) / LONGEST_READ, 1.0) for text in texts]

@@ -190,15 +190,18 @@ def read_config(model: ModelSection) -> dict[str, Any] | None:
     ValueError says why a file that is here is no config.
     """
     file = None if model.path is None else local_file(model.path, "config.json", model.revision)
-    if file is None:
-        return None
+    return None if file is None else read_mapping(file)
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder. ValueError says why it is none."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file} cannot be read: {reason}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file} is no model's config: it holds no mapping")
+        raise ValueError(f"{file} is no model's: it holds no mapping")
     return config
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.characters import ROLES, by_characters
-from posttrain.planning.shapes import local_file
+from posttrain.planning.shapes import local_file, read_mapping
 from posttrain.sections import ModelSection
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class PlanTokenizer:
 
 
 def plan_tokenizer(model: ModelSection) -> PlanTokenizer | None:
-    """The recipe's tokenizer, where its files lie on this machine."""
+    """The recipe's tokenizer, where its files lie on this machine. ValueError says which of them cannot be read."""
     if model.scratch is not None:
         return PlanTokenizer(by_characters(model.scratch.alphabet), dict(ROLES))
     name = model.tokenizer or model.path
@@ -74,11 +74,19 @@ def plan_tokenizer(model: ModelSection) -> PlanTokenizer | None:
     config_file = local_file(name, "tokenizer_config.json", revision)
     if file is None or config_file is None:
         return None
+    config = read_mapping(config_file)
+    template_file = local_file(name, "chat_template.jinja", revision)
+    return PlanTokenizer(backend_of(file), _special(config), _template(config, template_file))
+
+
+def backend_of(file: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. ValueError where it cannot be read."""
     from tokenizers import Tokenizer
 
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    template_file = local_file(name, "chat_template.jinja", revision)
-    return PlanTokenizer(Tokenizer.from_file(str(file)), _special(config), _template(config, template_file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _special(config: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest_recipe import POLICY, SFT, Load, Refused
 
+from posttrain.cli import main
+from posttrain.data.characters import by_characters
 from posttrain.plan import make_plan
 from posttrain.planning.batch import steps_of
 from posttrain.planning.optimizer import CHECKPOINTING_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
@@ -177,6 +179,24 @@ def test_a_config_that_is_none(load: Load, text: str) -> None:
     readable = text.startswith('{"')
     assert bool(plan.refusals) is not readable
     assert all(refusal.startswith("model: m/config.json ") for refusal in plan.refusals)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": "99"', "\xff"])
+def test_a_tokenizer_that_is_none(
+    load: Load, capsys: pytest.CaptureFixture[str], file: str, text: str
+) -> None:
+    recipe = load(model={"scratch": None, "path": "m"})
+    Path("m").mkdir()
+    Path("m/config.json").write_text("{}")
+    by_characters("abc").save("m/tokenizer.json")
+    Path("m/tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    assert make_plan(recipe).refusals == []
+    Path("m", file).write_bytes(text.encode("latin-1"))
+    (refusal,) = make_plan(recipe).refusals
+    assert refusal.startswith(f"model: m/{file} ")
+    assert main(["data", "preview", "r.yaml"]) == 2
+    assert capsys.readouterr().err == f"{refusal}\n"
 
 
 def test_a_cut_checkpoint_is_counted_as_nothing(load: Load, tiny_model: Any) -> None:
