@@ -60,6 +60,22 @@ def learned_ids(tokenizer: Any, prompt: str | Messages, answer: str | Messages, 
     return Learned(ids, spans)
 
 
+def masked_ids(tokenizer: Any, prompt: str | Messages, answer: str | Messages) -> list[int]:
+    """What a masked-diffusion model learns, with one end token: a text as it is, a conversation's answer as the chat
+    template renders it, tool calls too. Raises DataError for several answers in one row."""
+    end = tokenizer(tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    if isinstance(answer, str):
+        return [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
+    learned = learned_ids(tokenizer, prompt, answer)
+    if len(learned.spans) != 1:
+        raise DataError(
+            f"a masked-diffusion model learns one answer per row, and a row has {len(learned.spans)}"
+        )
+    ((start, stop),) = learned.spans
+    ids = learned.ids[start:stop]
+    return [*(ids[: ids.index(end[0])] if end[0] in ids else ids), *end]
+
+
 def pair_ids(
     tokenizer: Any, prompt: str | Messages, *answers: str | Messages
 ) -> tuple[list[int], list[list[int]]]:

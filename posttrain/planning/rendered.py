@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.files import Row
-from posttrain.data.tokens import learned_ids, pair_ids, prompt_ids
+from posttrain.data.tokens import learned_ids, masked_ids, pair_ids, prompt_ids
 from posttrain.planning.batch import plural
 from posttrain.recipe import Recipe
 
@@ -66,13 +66,8 @@ def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
 
 
 def _masked_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
-    """A masked-diffusion model's response is its text and an end token, without the chat template's marks."""
-    answer = row["completion"]
-    text = answer if isinstance(answer, str) else "".join(message["content"] for message in answer)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = tokenizer(tokenizer.eos_token, add_special_tokens=False)["input_ids"]
     yield Part("prompt", tokenizer, prompt_ids(tokenizer, row["prompt"]), False)
-    yield Part("learned", tokenizer, [*ids, *end], True)
+    yield Part("learned", tokenizer, masked_ids(tokenizer, row["prompt"], row["completion"]), True)
 
 
 def _sft_parts(row: Row, tokenizer: Any) -> Iterator[Part]:

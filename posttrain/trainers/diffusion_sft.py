@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl.trainer.utils import pad
 
 from posttrain.data import RowCounts
-from posttrain.data.tokens import learned_ids, prompt_ids
+from posttrain.data.tokens import masked_ids, prompt_ids
 from posttrain.objectives.diffusion_base import ElboObjective
 from posttrain.recipe import Recipe
 from posttrain.rollout.canvas import Canvas, lay_canvas
@@ -236,28 +236,12 @@ def tokenised(
 
     def ids_of(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         prompt = prompt_ids(tokenizer, row["prompt"])
-        response = _response_ids(tokenizer, row["prompt"], row["completion"])
         room = None if max_length is None else max(max_length - len(prompt), 0)
         limit = min((n for n in (settings.canvas_length, room) if n is not None), default=None)
         return {
             "prompt_ids": prompt,
-            "completion_ids": [*response, tokenizer.eos_token_id][:limit],
+            "completion_ids": masked_ids(tokenizer, row["prompt"], row["completion"])[:limit],
             "row": number,
         }
 
     return rows.map(ids_of, with_indices=True, remove_columns=rows.column_names)
-
-
-def _response_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any, answer: Any) -> list[int]:
-    """A text as it is, a conversation's answer as the chat template renders it, tool calls too, up to the end token."""
-    if isinstance(answer, str):
-        return tokenizer(answer, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]  # a list of ids
-    learned = learned_ids(tokenizer, prompt, answer)
-    if len(learned.spans) != 1:
-        raise ValueError(
-            f"a masked-diffusion model learns one answer per row, and a row has {len(learned.spans)}"
-        )
-    start, end = learned.spans[0]
-    ids = learned.ids[start:end]
-    last = tokenizer.eos_token_id
-    return ids[: ids.index(last)] if last in ids else ids

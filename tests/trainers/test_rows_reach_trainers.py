@@ -235,6 +235,25 @@ def test_plan_shows_the_tokens_that_are_trained_on(recipe, tmp_path) -> None:
     assert [learned for _, learned in shown] == [label != -100 for label in row["labels"]]
 
 
+def test_plan_shows_what_a_masked_model_learns(recipe) -> None:
+    from posttrain.trainers.diffusion_sft import MaskedSFT, tokenised
+    from posttrain.trainers.models import character_tokenizer
+
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    answer = [{"role": "assistant", "content": "so", "tool_calls": [call]}]
+    tokenizer = character_tokenizer()
+    calls = "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}"
+    tokenizer.chat_template = CHAT.replace("{{ m.content }}", "{{ m.content }}" + calls)
+    for row, learns in (
+        ({"prompt": turns("u:q"), "completion": answer}, "so[add]<eos>"),
+        ({"prompt": "q", "completion": "so"}, "so<eos>"),
+    ):
+        (made,) = tokenised(datasets.Dataset.from_list([row]), tokenizer, MaskedSFT(), None)
+        assert tokenizer.decode(made["completion_ids"]) == learns
+        prompt, learned = parts_of(recipe("mdlm_sft", [row], {"chat": True}), row, tokenizer)
+        assert (prompt.ids, learned.ids) == (made["prompt_ids"], made["completion_ids"])
+
+
 def test_plan_warns_of_a_chat_model_asked_in_plain_text(recipe) -> None:
     row = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     plan = make_plan(recipe("dpo", [row] * 4, {}))
