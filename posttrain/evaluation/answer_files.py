@@ -1,7 +1,7 @@
 """Files of AlpacaEval that another tool wrote: outputs to judge, and annotations already judged.
 
-Every kind of file that training data may have is read (.json, .jsonl, .parquet, .csv, also .gz and .zst), but annotations
-from .csv: it has no numbers. What is wrong with a row is said with its index, counted from 0 as in the list.
+Every kind of file that training data may have is read (.json, .jsonl, .parquet, .csv, also .gz and .zst), annotations
+not from .csv, which has no numbers. What is wrong with a row is said with its index, counted from 0 as in the list.
 """
 
 from __future__ import annotations

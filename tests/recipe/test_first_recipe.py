@@ -231,8 +231,8 @@ def test_columns_that_a_method_can_do_without_are_not_asked_for(here):
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
     write("pairs.jsonl", [pair])
     assert find_data(METHODS["rpo"], "pairs.jsonl", chat=False).rows == 1
+    write("pairs.jsonl", [{"prompt": "p", "rejected": "b"}])
     with pytest.raises(DataError, match="no column 'user_preference'"):
-        write("pairs.jsonl", [{"prompt": "p", "rejected": "b"}])
         find_data(METHODS["drift"], "pairs.jsonl", chat=False)
 
 
