@@ -97,12 +97,16 @@ def ended(tokenizer: Any, answer: str) -> str:
 
 
 class TemplateCheck:
-    """Whether a chat template takes the conversations of a data set; asked once for each order of roles."""
+    """Whether a chat template takes the conversations of a data set.
+
+    An order of roles that it has taken once is not asked for again; one that it refuses is, since the reason may lie in
+    what is said.
+    """
 
     def __init__(self, tokenizer: Any, **options: Any) -> None:
         self.tokenizer = tokenizer
         self.options = options
-        self._known: dict[tuple[str, ...], str | None] = {}
+        self._taken: set[tuple[str, ...]] = set()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Raises DataError without a template, Dropped where the template refuses the row."""
@@ -119,10 +123,11 @@ class TemplateCheck:
         ]
         for turns, asking in [(prompt, True), *(([*prompt, *answer], False) for answer in answers)]:
             key = (str(asking), *(_kind(message) for message in turns))
-            if key not in self._known:
-                self._known[key] = self._refusal(turns, asking)
-            if (reason := self._known[key]) is not None:
+            if key in self._taken:
+                continue
+            if (reason := self._refusal(turns, asking)) is not None:
                 raise Dropped(f"the chat template refuses it: {reason}")
+            self._taken.add(key)
 
     def _refusal(self, turns: Messages, asking: bool) -> str | None:
         from jinja2 import TemplateError

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from posttrain.data import DataError, load_rows, survey
+from posttrain.data.characters import ROLES, by_characters
 from posttrain.data.conversations import Dropped, as_messages, dialogue
 from posttrain.data.layout import Needs
 from posttrain.data.mapping import split_pair
+from posttrain.data.tokens import TemplateCheck
+from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.sections import DataSection
 
 PAIRS = Needs(texts=("chosen", "rejected"), others=False)
@@ -325,3 +328,18 @@ def test_files_of_pairs_as_published(shared_data: Path) -> None:
     assert used("hh_rlhf/harmless-base_test.jsonl.gz", PAIRS) == 2303
     assert used("dpo_kto_demo/dpo_en_demo.json.gz", PAIRS) == 300
     assert used("dpo_kto_demo/kto_en_demo.json.gz", SFT) == 300
+
+
+def test_a_template_that_refuses_what_one_row_says_takes_the_others() -> None:
+    template = (
+        "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    )
+    check = TemplateCheck(PlanTokenizer(by_characters("abd"), dict(ROLES), template))
+    said = []
+    for text in ("bad", "a", "b"):
+        try:
+            check({"prompt": [{"role": "user", "content": text}]})
+            said.append("")
+        except Dropped as reason:
+            said.append(str(reason))
+    assert said == ["the chat template refuses it: no", "", ""]
