@@ -158,7 +158,8 @@ def wilson_interval(successes: float, trials: int, *, confidence: float = 0.95) 
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    # at none and all right an end is the share itself, which rounding would leave outside
+    return float(min(max(0.0, centre - half), p)), float(max(min(1.0, centre + half), p))
 
 
 def bootstrap_interval(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from posttrain.plan import make_plan
+from posttrain.planning.activations import Arithmetic
+from posttrain.planning.diffusion import logits_bytes, sampling_bytes
 from posttrain.planning.shapes import read_shape
 from posttrain.recipe import load_recipe
 from posttrain.sections import ModelSection
@@ -78,3 +81,27 @@ def test_lladas_own_names_tell_its_shape(plan_of, tmp_path):
     assert read_shape(ModelSection(path="Dream-org/Dream-v0-Instruct-7B")).parameters == pytest.approx(
         7.6e9, rel=1e-2
     )
+
+
+def test_logits_and_the_samplers_block_by_hand(plan_of):
+    recipe = plan_of(trust=", trust_remote_code: true").recipe
+    shape = read_shape(recipe.model)
+    # 8 rows of 40 tokens over 100 words: in float32 once, and thrice in the backward
+    numbers = 8 * 40 * 100
+    found = logits_bytes(recipe, shape, 8, 40, Arithmetic())
+    assert (found.forward, found.backward) == (numbers * 4, numbers * 16)
+    # in 16 bits as they come, and in float32
+    found = logits_bytes(recipe, shape, 8, 40, Arithmetic(autocast=True))
+    assert (found.forward, found.backward) == (numbers * 6, numbers * 18)
+    # 12 completions at once: the canvas in the model's type and a block of 8 in float64, or five such blocks
+    whole, block = 12 * 40 * 100 * 4, 12 * 8 * 100 * 8
+    assert sampling_bytes(recipe, shape, 12, 40, 4) == max(whole + block, 5 * block) == 5 * block
+    assert sampling_bytes(recipe, shape, 12, 400, 4) == 10 * whole + block
+    assert sampling_bytes(recipe, shape, 100, 40, 4) == 5 * block / 12 * 64  # sampler_rows at a time
+
+
+def test_models_scored_through_a_fused_head_have_no_logits():
+    recipe = load_recipe(str(Path(__file__).resolve().parents[2] / "recipes/smoke/bapo_sort.yaml"))
+    shape = read_shape(ModelSection(path="Qwen/Qwen2.5-0.5B"))
+    assert logits_bytes(recipe, shape, 8, 40, Arithmetic()) is None
+    assert sampling_bytes(recipe, shape, 8, 40, 4) == 0

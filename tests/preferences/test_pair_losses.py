@@ -190,6 +190,17 @@ def test_seppo_without_flip_is_the_dpo_loss():
     assert torch.equal(SePPO(flip="none").pair_loss(batch), DPO().pair_loss(batch))
 
 
+def test_the_deadband_is_the_methods_own_too():
+    batch = random_batch()
+    margin = batch.chosen_margin
+    wide = float(margin.detach().abs().max()) + 1  # every pair is a tie, so none is flipped
+    assert bool((margin < 0).any())
+    assert torch.equal(SePPO(deadband=wide).pair_loss(batch), DPO().pair_loss(batch))
+    assert not torch.equal(SePPO().pair_loss(batch), DPO().pair_loss(batch))
+    assert SePPO(deadband=wide).metrics(batch)["flip_rate"].sum() == 0
+    assert SePPO().metrics(batch)["flip_rate"].sum() == (margin < 0).sum()
+
+
 def test_seppo_pulls_a_flipped_pair_up_on_both_sides():
     tensors = {name: value.clone().requires_grad_() for name, value in SEPPO.items()}
     seppo_loss(**tensors, beta=0.1).sum().backward()

@@ -119,6 +119,35 @@ def test_the_moments_of_a_step_by_hand(load: Load) -> None:
     assert three.generation == max(3 * (cache + logits), scoring)
 
 
+def test_the_second_gradient_of_a_large_embedding_can_be_the_end_of_the_backward(load: Load) -> None:
+    large = Shape(100_000, 4, 2, 2, 1, 2, 8, tied=True, source="test", counted=1000)
+    one_token = {"per_device_train_batch_size": 1, "max_length": 1, "max_steps": 1}
+    full = estimate(load(SFT, train=one_token), large, Launch())
+    assert full.last_layer == 100_000 * 4 * 4
+    adapted = estimate(load(SFT, train=one_token, model={**HUB, "peft": {"r": 1}}), large, Launch())
+    assert adapted.last_layer < 10_000
+
+
+def test_the_shorter_of_two_limits_of_a_prompt_counts(load: Load) -> None:
+    def last_layer(**data: int) -> float:
+        return memory_of(load, data=data).last_layer  # the longest prompt there has 7 tokens
+
+    assert last_layer(max_prompt_tokens=3) < last_layer(max_prompt_tokens=7)
+    assert last_layer(max_prompt_tokens=7) == last_layer(max_prompt_tokens=9) == last_layer()
+
+
+def test_what_else_of_a_recipe_decides(load: Load) -> None:
+    assert memory_of(load, train={"gradient_accumulation_steps": 2, "steps_per_generation": 2}).accumulates
+    assert not memory_of(load).accumulates
+    plain, eager = (
+        memory_of(load, model={**HUB, "attn_implementation": name}).last_layer for name in ("sdpa", "eager")
+    )
+    assert plain != eager
+    dpo = {"method": "dpo", "model": {"scratch": {}}, "data": {"path": "x"}, "train": {"max_steps": 1}}
+    once = {"precompute_ref_log_probs": True}
+    assert estimate(load(dpo, train=once), SHAPE, Launch()).reference == 0
+
+
 def test_autocast_brings_the_weights_in_16_bits(load: Load) -> None:
     plain, cast = (
         memory_of(load, train={"gradient_checkpointing": False, "bf16": bf16}) for bf16 in (False, True)
@@ -265,6 +294,16 @@ def test_too_little_memory_is_warned_of(load: Load) -> None:
     (warning,) = make_plan(recipe, device_gib=80).warnings
     assert "GiB a device are more than 80 GiB hold" in warning
     assert make_plan(recipe, processes=8, zero=3, device_gib=80).warnings == []
+
+
+def test_a_tenth_of_the_device_is_to_spare(load: Load) -> None:
+    recipe = load()
+    plan = make_plan(recipe)
+    assert plan.memory is not None
+    peak = plan.memory.peak / GIB
+    assert make_plan(recipe, device_gib=peak / 0.89).warnings == []
+    (warning,) = make_plan(recipe, device_gib=peak / 0.91).warnings
+    assert "with a tenth to spare" in warning
 
 
 def test_prompts_are_measured_where_a_tokenizer_lies_here(
