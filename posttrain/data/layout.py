@@ -87,7 +87,7 @@ def missing_columns(section: DataSection, layout: Layout, needs: Needs, row: Map
 
 def _hint(row: Mapping[str, Any]) -> str:
     if {"instruction", "output"} <= row.keys():
-        return '. Alpaca\'s rows are read with template: "{instruction}", completion: output'
+        return '. Alpaca\'s rows are read with template: "{instruction}\\n\\n{input?}", completion: output'
     return ""
 
 

@@ -40,6 +40,8 @@ __all__ = [
 LONGEST_TEXT = 1_000_000
 """Characters, some 250,000 tokens."""
 _ANSWER_MARK = "\n\nAssistant:"
+MAY_BE_EMPTY = "?"
+"""Behind a column's name in a template: an empty one is left out, with the white space before it."""
 
 
 def out_columns(section: DataSection, present: Iterable[str]) -> set[str]:
@@ -49,15 +51,18 @@ def out_columns(section: DataSection, present: Iterable[str]) -> set[str]:
 
 
 def template_columns(template: str) -> list[str]:
-    """The {columns} a template names. Braces meant as text are doubled: {{ }}."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise DataError(f"template: {error}; write braces that are text twice: {{{{ }}}}") from None
-    names = [name for _, name, _, _ in parsed if name is not None]
+    """The {columns} a template names, {column?} included. Braces meant as text are doubled: {{ }}."""
+    names = [name.removesuffix(MAY_BE_EMPTY) for _, name, _, _ in _parsed(template) if name is not None]
     if not all(name.isidentifier() for name in names):
         raise DataError("template: a {column} is a plain name; write braces that are text twice: {{ }}")
     return names
+
+
+def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise DataError(f"template: {error}; write braces that are text twice: {{{{ }}}}") from None
 
 
 def map_row(row: Row, section: DataSection, layout: Layout, needs: Needs) -> Row:
@@ -138,11 +143,37 @@ def _filled(template: str, row: Row) -> str:
         value = plain(row.get(column))
         if isinstance(value, list | Mapping):
             value = text_of(value, column)
-        if value is None or value == "":
-            raise Dropped("no prompt")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            values[column] = None
+            continue
         # A whole number that a column with gaps made a float; other numbers keep their type for {column:.2f}.
         values[column] = int(value) if isinstance(value, float) and value.is_integer() else value
-    return template.format(**values)
+    return _written(template, values)
+
+
+def _written(template: str, values: Mapping[str, Any]) -> str:
+    """The template with its columns' values; Dropped where one is empty that must not be."""
+    text = ""
+    at_start = False  # what came so far was left out: nor does its white space stay
+    for literal, name, spec, conversion in _parsed(template):
+        text += literal.lstrip() if at_start else literal
+        at_start = at_start and not text
+        if name is None:
+            continue
+        value = values[name.removesuffix(MAY_BE_EMPTY)]
+        if value is not None:
+            text += string.Formatter().vformat(_field(spec, conversion), (value,), {})
+            at_start = False
+        elif name.endswith(MAY_BE_EMPTY):
+            text = text.rstrip()
+            at_start = not text
+        else:
+            raise Dropped("no prompt")
+    return text
+
+
+def _field(spec: str | None, conversion: str | None) -> str:
+    return "{0" + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
 
 
 # ------------------------------------------------------------------------------------------ prompt and answers

@@ -150,7 +150,7 @@ def _of_file(method: Method, given: str, chat: bool) -> FirstData:
     needs = needs_of_method(method)
     section: dict[str, Any] = {"path": given}
     notes: dict[str, str] = {}
-    _find_prompt(rows, section, notes)
+    _find_prompt(rows[0], section)
     _find_texts(method, needs, rows, section)
     rewards: list[dict[str, Any]] = []
     if method.family in ("policy", "diffusion"):
@@ -173,19 +173,14 @@ def _column(row: Row, names: Sequence[str], taken: str | None = None) -> str | N
     return next((plain[name] for name in names if name in plain), None)
 
 
-def _find_prompt(rows: Sequence[Row], section: dict[str, Any], notes: dict[str, str]) -> None:
-    columns = rows[0]
+def _find_prompt(columns: Row, section: dict[str, Any]) -> None:
     if "prompt" in columns or any(column in columns for column in CONVERSATIONS):
         return  # found by their names
     found = _column(columns, PROMPTS)
-    if found == "instruction" and _filled(rows, "input") == 1.0:
-        section["template"] = "{instruction}\n\n{input}"
+    if found == "instruction" and "input" in columns:  # Alpaca: empty where the instruction says all
+        section["template"] = "{instruction}\n\n{input?}"
     elif found is not None:
         section["prompt"] = found
-        if found == "instruction" and 0 < _filled(rows, "input") < 1:
-            notes["prompt"] = (
-                "column 'input' is not read: it is empty in some rows, which a template would drop"
-            )
 
 
 def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict[str, Any]) -> None:
@@ -296,11 +291,6 @@ def _held_out(given: str) -> str | None:
 def _as_text(gold: Any) -> str:
     """A gold as the data room reads it: a list of one is its item."""
     return str(gold[0] if isinstance(gold, list) and len(gold) == 1 else gold)
-
-
-def _filled(rows: Sequence[Row], column: str) -> float:
-    """Share of the rows with text in this column."""
-    return sum(bool(str(row.get(column) or "").strip()) for row in rows) / len(rows)
 
 
 def _share(texts: Sequence[str], holds: Any) -> float:

@@ -47,7 +47,7 @@ NOTES = {
     "data.path": ".jsonl, .json, .parquet, .csv, also .gz; or a folder of them",
     "data.name": "a built-in task, a known dataset, or a hub name",
     "data.prompt": "column of the prompt",
-    "data.template": "a prompt made of columns; {{ }} are braces",
+    "data.template": "a prompt made of columns; {x?} may be empty; {{ }} are braces",
     "data.chat": "a text prompt becomes a user's message",
     "data.completion": "column to learn from",
     "data.chosen": "column of the better answer",

@@ -64,6 +64,32 @@ def test_template_system_and_chat(section) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("template", "row", "prompt"),
+    [
+        ("{q}\n\n{x?}", {"q": "Add", "x": "1 2"}, "Add\n\n1 2"),
+        ("{q}\n\n{x?}", {"q": "Say", "x": ""}, "Say"),
+        ("{q}\n\n{x?}", {"q": "Say", "x": " \n"}, "Say"),
+        ("{q}\n\n{x?}\n\nThink {{first}}.", {"q": "Say", "x": None}, "Say\n\nThink {first}."),
+        ("{x?}\n\n{q}", {"q": " Say", "x": ""}, " Say"),
+        ("{x?}\n{y?}\n{q}", {"q": "Say", "x": "", "y": "b"}, "b\nSay"),
+        ("{x?}\n{y?}\n{q}", {"q": "Say", "x": "", "y": ""}, "Say"),
+        ("{q} {x?:.2f}", {"q": "Say", "x": 0.5}, "Say 0.50"),
+        ("{q!r} {x?}", {"q": "{x}", "x": 0}, "'{x}' 0"),
+    ],
+)
+def test_a_column_of_a_template_may_be_empty_where_it_says_so(section, template, row, prompt) -> None:
+    assert [one["prompt"] for one in rows_of(section([row], template=template))] == [prompt]
+
+
+def test_rows_without_what_a_template_needs_are_dropped(section) -> None:
+    rows = [{"q": "", "x": "1"}, {"q": "  ", "x": "1"}, {"q": "a", "x": ""}]
+    loaded = load_rows(section(rows, template="{q}\n\n{x?}"))
+    assert loaded.counts == RowCounts(3, 1, {"no prompt": 2})
+    with pytest.raises(DataError, match="no column 'y'; the columns are q, x"):
+        survey(section(rows, template="{q} {y?}"))
+
+
 def test_messages_pass_and_take_the_system_message(section) -> None:
     talk = [{"role": "system", "content": "old"}, {"role": "user", "content": "hi"}]
     (row,) = rows_of(section([{"prompt": talk}], system="new", chat=True))
@@ -231,7 +257,7 @@ def test_missing_columns_name_those_there_are(section) -> None:
         survey(section([{"q": "1"}], template="{q} {x}"))
 
 
-@pytest.mark.parametrize("template", ["{q", "{q.x}", "{}", "{0}"])
+@pytest.mark.parametrize("template", ["{q", "{q.x}", "{}", "{0}", "{?}", "{q??}"])
 def test_broken_templates(section, template: str) -> None:
     with pytest.raises(DataError, match="template"):
         survey(section([{"q": "1"}], template=template))

@@ -129,7 +129,7 @@ def rows_of(family, rows, chat=False):
         (
             "sft",
             {"instruction": "Say", "input": "", "output": "x"},
-            {"prompt": "instruction", "completion": "output"},
+            {"template": "{instruction}\n\n{input?}", "completion": "output"},
         ),
         ("sft", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {}),
         ("sft", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, {}),
@@ -192,12 +192,11 @@ def test_rewards_by_what_the_golds_look_like(row, reward, here):
     assert ("rewards" in found.notes) == (reward in ("exact_match", "length_penalty"))
 
 
-def test_a_template_is_not_asked_to_fill_gaps(here):
+def test_alpaca_keeps_its_inputs_and_the_rows_without_one(here):
     whole = [{"instruction": "Add", "input": f"{i}", "output": "x"} for i in range(8)]
-    assert rows_of("sft", whole).section["template"] == "{instruction}\n\n{input}"
     gaps = rows_of("sft", [*whole, {"instruction": "Say", "input": "", "output": "x"}])
-    assert gaps.section["prompt"] == "instruction"
-    assert "input" in gaps.notes["prompt"]
+    assert gaps.section["template"] == "{instruction}\n\n{input?}"
+    assert gaps.rows == 9
 
 
 def test_chat_that_the_rows_do_not_take_is_said(here):
