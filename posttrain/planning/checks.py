@@ -69,7 +69,10 @@ def maker_of(folder: Path, recipe: Recipe) -> str:
     """The recipe that writes `folder` (runs/NAME/model or below), where one lies beside this one or in recipes/."""
     beside = Path(recipe.path).parent.glob("*.yaml")
     for path in sorted({*beside, *Path("recipes").glob("*/*.yaml")}):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # a folder of that name, or one that we may not read
+            continue
         named = re.search(r"^output:.*\bname:\s*([\w.\-]+)", text, flags=re.MULTILINE)
         if named is not None and named[1] in folder.parts:
             return str(path)

@@ -299,7 +299,7 @@ def test_models(load: Load) -> None:
     (refusal,) = plan_of(load, model={"scratch": None, "path": "runs/demo-sft"}).refusals
     assert refusal.startswith("model: no folder 'runs/demo-sft' here or beside the recipe")
     assert refusal.endswith("first train the recipe that makes it")
-    Path("recipes/any").mkdir(parents=True)
+    Path("recipes/any/a-folder.yaml").mkdir(parents=True)
     Path("recipes/any/warm.yaml").write_text("method: sft\noutput: {save_steps: 5, name: demo-sft}\n")
     (refusal,) = plan_of(load, model={"scratch": None, "path": "runs/demo-sft"}).refusals
     assert refusal.endswith("first train recipes/any/warm.yaml")
