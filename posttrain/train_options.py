@@ -89,7 +89,8 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _length_and_precision(self) -> Self:
         if (self.max_steps is None) == (self.num_train_epochs is None):
-            raise ValueError("say how long: exactly one of 'max_steps' and 'num_train_epochs'")
+            both = "; null takes one away" if self.max_steps is not None else ""
+            raise ValueError(f"say how long: exactly one of 'max_steps' and 'num_train_epochs'{both}")
         if self.bf16 and self.fp16:
             raise ValueError("'bf16' and 'fp16' exclude each other; keep bf16 where the GPU has it")
         return self

@@ -108,7 +108,7 @@ def test_settings_is_the_methods_own_class(load: Load) -> None:
         # keys that contradict each other
         (
             {"train": {"num_train_epochs": 1}},
-            "train: say how long: exactly one of 'max_steps' and 'num_train_epochs'",
+            "train: say how long: exactly one of 'max_steps' and 'num_train_epochs'; null takes one away",
         ),
         ({"model": {"path": "x"}}, "model: give exactly one of 'path' (a folder or hub name) and 'scratch'"),
         (
