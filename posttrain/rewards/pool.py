@@ -43,7 +43,7 @@ class WorkerStartError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one call. `detail` is a traceback or says how the worker ended."""
+    """What became of one call. `message` says what failed or how the worker ended, `detail` is a traceback."""
 
     result: Any = None
     failure: Literal["error", "timeout"] | None = None
@@ -249,7 +249,7 @@ class WorkerPool:
         if starting:
             raise WorkerStartError(self, f"while starting: {how}", reported=False)
         assert task is not None
-        task.done(Outcome(failure=failure, message=how, detail=how, seconds=seconds))
+        task.done(Outcome(failure=failure, message=how, seconds=seconds))
 
     def abandon(self) -> None:
         """Drops waiting calls and kills workers in the middle of one."""

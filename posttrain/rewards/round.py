@@ -173,7 +173,7 @@ class Round:
     def _fail(self, what: str) -> None:
         """Raises, or says it the first time and lets it be counted."""
         if self.reward.on_error == "raise":
-            raise RewardError(f"{what}\nTo count such failures and go on, give the reward on_error: skip.")
+            raise RewardError(f"{what}\n(To count such failures and go on, give the reward on_error: skip.)")
         if not self.reward.warned:
             self.reward.warned = True
             log.warning("%s\nfurther failures of this reward are only counted", what)
