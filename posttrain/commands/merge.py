@@ -7,11 +7,11 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from posttrain import exit_codes
-from posttrain.saved_model import DTYPES
+from posttrain.saved_model import DTYPES, model_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("adapter", help="folder of an adapter, such as the model/ of a run with model.peft")
+    parser.add_argument("adapter", help="folder of an adapter, or of a run with model.peft (its model)")
     parser.add_argument("--out", required=True, help="folder for the whole model")
     parser.add_argument(
         "--dtype",
@@ -27,6 +27,12 @@ def main(args: Namespace) -> int:
     from posttrain.rollout.adapter_base import ModelFault, base_of, holds_adapter
 
     out = Path(args.out)
+    try:
+        args.adapter = model_of(args.adapter)
+    except ValueError as error:
+        return _refused(str(error))
+    if not Path(args.adapter).is_dir():
+        return _refused(f"there is no folder {args.adapter}")
     if not holds_adapter(args.adapter):
         return _refused(f"{args.adapter} holds no adapter_config.json, so it is not a saved adapter")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -213,11 +213,11 @@ def test_engines_that_read_a_folder_get_a_whole_one(ids, tmp_path):
 
 def test_the_merge_command_writes_a_whole_folder(ids, tmp_path, capsys):
     base = saved(tmp_path / "base")
-    folder, out = adapter(base, tmp_path / "lora"), tmp_path / "out"
+    folder, out = adapter(base, tmp_path / "lora" / "model"), tmp_path / "out"
     tokenizer = character_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(folder)
-    assert main(["merge", str(folder), "--out", str(out)]) == exit_codes.DONE
+    assert main(["merge", str(tmp_path / "lora"), "--out", str(out)]) == exit_codes.DONE  # a run's folder
     assert f"merged into {base} (float32)" in capsys.readouterr().out
     torch.testing.assert_close(load_whole(out)(ids).logits, load_dense(folder)(ids).logits)
     assert tokenizer_of(out).chat_template == tokenizer.chat_template
@@ -240,6 +240,8 @@ def test_the_merge_command_refuses_in_one_line(tmp_path, capsys):
     base = saved(tmp_path / "base")
     assert main(["merge", str(base), "--out", str(tmp_path / "out")]) == exit_codes.REFUSED
     assert "holds no adapter_config.json" in capsys.readouterr().err
+    assert main(["merge", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == exit_codes.REFUSED
+    assert capsys.readouterr().err == f"posttrain merge: there is no folder {tmp_path / 'nowhere'}\n"
     folder = adapter(base, tmp_path / "lora")
     shutil.rmtree(base)
     assert main(["merge", str(folder), "--out", str(tmp_path / "out")]) == exit_codes.REFUSED
