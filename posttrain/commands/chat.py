@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain import exit_codes
@@ -45,7 +46,9 @@ def main(args: Namespace) -> int:
         ImportError,
         RuntimeError,
     ) as error:  # torch's own: no such device, no room on it
-        return _refused(str(error).strip().partition("\n")[0])
+        absent = isinstance(error, OSError) and not Path(args.model).exists()
+        where = f"there is no folder {args.model}, and from the hub: " if absent else ""
+        return _refused(where + str(error).strip().partition("\n")[0])
     except KeyboardInterrupt:
         return exit_codes.STOPPED
     if args.system is not None and not speaker.speaks:

@@ -190,6 +190,7 @@ def test_a_chat_keeps_its_turns_and_ends_with_ctrl_d(folder, monkeypatch, capsys
         (["model", "--top-p", "0"], "--top-p"),
         (["model", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["model", "--prompt", " "], "--prompt is empty"),
+        (["nowhere", "--device", "cpu"], "there is no folder nowhere, and from the hub: "),
     ],
 )
 def test_mistakes_are_one_line_and_code_two(words, message, tmp_path, monkeypatch, capsys):
