@@ -92,7 +92,7 @@ def transformers_engine_of(
 
     def engine_of(folder: Path) -> Engine:
         with whole_weights_everywhere():
-            model = load_dense(folder, base=base, dtype=dtype)
+            model = load_dense(folder, base=base, dtype=dtype or "auto")
         model.eval().to(device)  # type: ignore[arg-type]  # None: stay
         return TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
 

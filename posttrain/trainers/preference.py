@@ -129,9 +129,9 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
                 "PreferenceTrainer needs `method=`, or use the trainer of a method, e.g. RPOTrainer"
             )
         self.method_name = learner.__module__.rsplit(".", 1)[-1]
-        args = own_arguments(type(self), args, self.config_class, DPOConfig, self.method_name)
+        config = own_arguments(type(self), args, self.config_class, DPOConfig, self.method_name)
         if method is None:
-            method = settings_from(args, learner)
+            method = settings_from(config, learner)
         if trl_arguments.get("compute_metrics") is not None or trl_arguments.get("data_collator") is not None:
             raise ValueError(
                 "PreferenceTrainer: compute_metrics and data_collator are not carried; remove them"
@@ -142,22 +142,22 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         self.method = method
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
-        if ref_model is None and _needs_a_copy(model, args, trl_arguments):
+        if ref_model is None and not isinstance(model, str) and _needs_a_copy(model, config, trl_arguments):
             ref_model = _frozen_copy(model)
         if ref_model is not None:
             share_from_main(ref_model)
         super().__init__(
             model=model,
             ref_model=ref_model,
-            args=args,
+            args=config,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             **trl_arguments,
         )
         self.data_collator = PairCollator(
             pad_token_id=self._tokenizer.pad_token_id,
-            max_length=args.max_length,
-            pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]  # resolved by DPOConfig
+            max_length=config.max_length,
+            pad_to_multiple_of=config.pad_to_multiple_of,
         )
         if not method.needs_reference:
             self.ref_model = None  # TRL makes one in any case
