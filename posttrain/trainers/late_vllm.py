@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
+from importlib.util import find_spec, spec_from_loader
 from types import ModuleType
 from typing import Any
 
@@ -61,8 +61,8 @@ class _LateFinder(MetaPathFinder, Loader):
 
 @contextmanager
 def vllm_when_used() -> Iterator[None]:
-    """What is imported within sees stand-ins for vLLM; nothing happens where vLLM is loaded already."""
-    if _PACKAGE in sys.modules:
+    """What is imported within sees stand-ins for vLLM; nothing happens where it is loaded already or not installed."""
+    if _PACKAGE in sys.modules or find_spec(_PACKAGE) is None:
         yield
         return
     finder = _LateFinder()

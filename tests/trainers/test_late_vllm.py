@@ -42,6 +42,17 @@ def test_a_stand_in_becomes_the_real_thing_at_its_first_use(tmp_path: Path, root
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment, timeout=60)
 
 
+def test_what_is_not_installed_stays_so(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "late.py").write_text((root / "posttrain/trainers/late_vllm.py").read_text())
+    script = (
+        "import sys\nfrom importlib.util import find_spec\nfrom late import vllm_when_used\n"
+        "sys.path = [p for p in sys.path if 'site-packages' not in p]\n"
+        "with vllm_when_used():\n    assert find_spec('vllm') is None\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=60)
+
+
 @pytest.mark.vllm
 def test_a_trainer_is_imported_without_vllm(root: Path) -> None:
     script = "import sys; from posttrain.trainers import BAPOTrainer; assert 'vllm' not in sys.modules"
