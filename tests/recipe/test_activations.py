@@ -58,7 +58,8 @@ def kept_bytes(layers: int, how: Arithmetic) -> int:
 def in_words(how: Arithmetic) -> str:
     """The same in every process, as pytest-xdist needs: a set is written in another order each time."""
     trained = "all" if how.trained is None else "+".join(sorted(how.trained))
-    return f"{trained},rank={how.rank},weight={how.weight},autocast={how.autocast},padded={how.padded},eager={how.eager}"
+    numbers = f"rank={how.rank},weight={how.weight}"
+    return f"{trained},{numbers},autocast={how.autocast},padded={how.padded},eager={how.eager}"
 
 
 @pytest.mark.parametrize(

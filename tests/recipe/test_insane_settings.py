@@ -13,8 +13,11 @@ from conftest_recipe import POLICY, SFT, Load, Refused
 from posttrain.cli import main
 from posttrain.data.characters import by_characters
 from posttrain.plan import make_plan
+from posttrain.planning.adapter import module_shapes
 from posttrain.planning.batch import steps_of
+from posttrain.planning.idle import beyond_the_run
 from posttrain.planning.optimizer import CHECKPOINTING_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
+from posttrain.sections import ModelSection
 
 
 def refusals(load: Load, base: dict[str, Any] = POLICY, **changes: Any) -> list[str]:
@@ -108,6 +111,25 @@ def test_what_stands_beyond_the_run(load: Load) -> None:
     assert refusals(load, train={**follow, "ref_model_sync_steps": 3}) == []
 
 
+def test_a_run_of_no_step_is_refused_for_its_rows_alone(load: Load) -> None:
+    epochs = {"max_steps": None, "num_train_epochs": 1, "per_device_train_batch_size": 512}
+    (refusal,) = refusals(load, train=epochs, output={"record": [1]})
+    assert "one rollout takes 128 prompts" in refusal
+
+
+def test_of_a_run_in_stages_train_speaks_of_one(load: Load) -> None:
+    drift: dict[str, Any] = {
+        "method": "drift",
+        "model": {"path": "someone/model"},
+        "data": {"path": "x.jsonl"},
+        "train": {"max_steps": 3},
+        "output": {"logging_steps": 4},
+    }
+    recipe = load(drift)
+    assert list(beyond_the_run(recipe, 3)) == []
+    assert len(list(beyond_the_run(load({**drift, "method": "dpo"}), 3))) == 1
+
+
 def test_a_run_told_in_epochs_is_counted_too(load: Load) -> None:
     # 64 rows, 2 prompts a step: 32 steps an epoch
     epochs = {"max_steps": None, "num_train_epochs": 1}
@@ -160,6 +182,31 @@ def test_adapters_on_something(load: Load, tiny_model: Any, peft: dict[str, Any]
     recipe = load(model={"scratch": None, "path": "m", "peft": {"r": 1, **peft}})
     tiny_model.save_pretrained("m")
     assert make_plan(recipe).refusals == []
+
+
+def test_a_rank_may_be_as_wide_as_the_map(load: Load, tiny_model: Any) -> None:
+    tiny_model.save_pretrained("m")
+    shapes = module_shapes(ModelSection(path="m"))
+    assert shapes is not None
+    narrowest = min(min(shape) for name, shape in shapes.items() if name.endswith("k_proj"))
+    only_keys = {"target_modules": ["k_proj"]}
+    for rank, count in ((narrowest, 0), (narrowest + 1, 1)):
+        recipe = load(model={"scratch": None, "path": "m", "peft": {**only_keys, "r": rank}})
+        assert len(make_plan(recipe).refusals) == count
+
+
+def test_a_bias_is_not_a_modules_shape(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "config.json").write_text("{}")
+    tensors = {
+        "a.q.bias": np.zeros(3, "f4"),
+        "a.q.weight": np.zeros((3, 4), "f4"),
+        "a.z.bias": np.zeros(2, "f4"),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert module_shapes(ModelSection(path=str(tmp_path))) == {"a.q": (3, 4)}
 
 
 def test_targets_must_be_named(refused: Refused) -> None:

@@ -160,6 +160,26 @@ def test_autocast_brings_the_weights_in_16_bits(load: Load) -> None:
     assert checkpointed.head == max(forward, head_backward(SHAPE, how, 8 * 9))
 
 
+def test_the_copies_in_16_bits_last_to_the_end_of_a_checkpointed_forward(load: Load) -> None:
+    wide = Shape(10, 4, 2, 2, 1, 2, 10**6, tied=False, source="test", counted=1000)
+    how = Arithmetic(autocast=True, cuda=True)
+    memory = memory_of(load, shape=wide, train={"bf16": True})
+    assert memory.head == head_forward(wide, how, 8 * 9) + 2 * layer_weights(wide) * 2
+
+
+def test_an_engine_that_samples_between_trainings_takes_nothing_beside_them(load: Load) -> None:
+    drift: dict[str, Any] = {
+        "method": "drift",
+        "model": {"path": "someone/model"},
+        "data": {"path": "x.jsonl"},
+        "rollout": {"engine": "vllm"},
+        "train": {"num_train_epochs": 1},
+    }
+    memory = estimate(load(drift), SHAPE, Launch(device_gib=80))
+    assert memory.engine == 0
+    assert memory.notes == ()
+
+
 def test_a_pair_is_two_rows_and_a_single_row_has_no_padding(load: Load) -> None:
     dpo = {
         "method": "dpo",

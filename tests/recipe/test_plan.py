@@ -120,6 +120,18 @@ def test_the_length_of_the_run(load: Load) -> None:
     assert "the run: 4 optimizer steps = 32 rows (0.50 epochs of 64 rows)" in plan.batch
 
 
+def test_a_rollout_begun_is_a_rollout_and_an_epochs_rows_are_its_own(load: Load) -> None:
+    # two steps a rollout of 4 prompts: the third step begins a second rollout
+    plan = plan_of(load, train={"max_steps": 3, "steps_per_generation": 2})
+    assert any(line.startswith("the run: 3 optimizer steps = 2 rollouts = 6 prompts") for line in plan.batch)
+    # 64 rows in steps of 24: three steps, the last one smaller, and still 64 rows
+    epoch = {"max_steps": None, "num_train_epochs": 1, "gradient_accumulation_steps": 3}
+    assert (
+        "the run: 3 optimizer steps = 64 rows (1.00 epochs of 64 rows)"
+        in plan_of(load, SFT, train=epoch).batch
+    )
+
+
 # --------------------------------------------------------------------------------- options without effect
 
 
