@@ -52,7 +52,7 @@ def one_slip_apart(one: str, other: str) -> bool:
         return shorter[same + 1 :] == longer[same + 1 :] or (
             swapped and shorter[same + 2 :] == longer[same + 2 :]
         )
-    return len(longer) == len(shorter) + 1 and shorter[same:] == longer[same + 1 :]
+    return shorter[same:] == longer[same + 1 :]  # of a length only where one letter is more
 
 
 def spell(place: Place) -> str:

@@ -24,7 +24,7 @@ class Sort:
     held_out: Annotated[int, Ge(1), Le(10_000)] = 512  # problems of the test split
     seed: Annotated[int, Ge(0)] = 0
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
-    demonstrations: Annotated[int, Ge(1)] = 1  # completions a problem, each drawn anew
+    demonstrations: Annotated[int, Ge(1), Le(100)] = 1  # completions a problem, each drawn anew
 
     def rows(self, split: str, *, completions: bool) -> Iterator[dict[str, str]]:
         """prompt and answer of each problem of "train" or "test"; with `completions`, the teacher's too."""

@@ -30,7 +30,7 @@ class Sudoku:
     fewest_empty: Annotated[int, Ge(1), Le(16)] = 6  # empty cells a puzzle
     most_empty: Annotated[int, Ge(1), Le(16)] = 10
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
-    demonstrations: Annotated[int, Ge(1)] = 1  # completions a puzzle, each drawn anew
+    demonstrations: Annotated[int, Ge(1), Le(100)] = 1  # completions a puzzle, each drawn anew
 
     def __post_init__(self) -> None:
         if self.fewest_empty > self.most_empty:

@@ -264,8 +264,16 @@ def test_a_grid_of_a_thousand_steps_is_the_largest(refused: Refused, load: Load)
 def test_numbers_of_a_method_are_bounded(refused: Refused) -> None:
     (problem,) = refused(objective={"clip_high": 1e30})
     assert problem == "r.yaml: objective: 'clip_high' must be at most 1e+09 in size, not 1e+30"
+    (problem,) = refused({**POLICY, "objective": {}}, method="copo", objective={"incorrect_at": -1e30})
+    assert problem == "r.yaml: objective: 'incorrect_at' must be at most 1e+09 in size, not -1e+30"
     (problem,) = refused(sets=["objective.clip_high=.inf"])
     assert problem == "--set objective.clip_high=.inf: objective: 'clip_high' must be finite, not inf"
+
+
+@pytest.mark.parametrize("key", ["size", "held_out", "demonstrations"])
+def test_built_in_tasks_are_bounded(load: Load, key: str) -> None:
+    (refusal,) = refusals(load, SFT, data={"args": {key: 10**12}})
+    assert refusal.startswith(f"data: args: '{key}' must be at most ")
 
 
 def test_json_is_not_needed_to_say_what_a_value_is(refused: Refused) -> None:
