@@ -30,8 +30,8 @@ class Countdown:
     held_out: Annotated[int, Ge(1), Le(10_000)] = 256  # problems of the test split
     seed: Annotated[int, Ge(0)] = 0
     numbers: Annotated[int, Ge(2), Le(6)] = 3  # numbers a problem
-    largest: Annotated[int, Gt(1), Le(10**6)] = 100  # numbers are 1 .. largest
-    largest_target: Annotated[int, Gt(1), Le(10**9)] = 100  # targets are 1 .. largest_target
+    largest: Annotated[int, Gt(1), Le(1_000_000)] = 100  # numbers are 1 .. largest
+    largest_target: Annotated[int, Gt(1), Le(1_000_000_000)] = 100  # targets are 1 .. largest_target
     operators: str = "+-*/"
     in_order: bool = False  # solutions keep the numbers' order, left to right: only operators to choose
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions

@@ -276,6 +276,12 @@ def test_built_in_tasks_are_bounded(load: Load, key: str) -> None:
     assert refusal.startswith(f"data: args: '{key}' must be at most ")
 
 
+@pytest.mark.parametrize(("name", "key"), [("countdown", "largest_target"), ("sudoku", "most_empty")])
+def test_so_are_the_others(load: Load, name: str, key: str) -> None:
+    found = refusals(load, SFT, data={"name": name, "args": {"size": 8, key: 10**12}})
+    assert found[0].startswith(f"data: args: '{key}' must be at most ")
+
+
 def test_json_is_not_needed_to_say_what_a_value_is(refused: Refused) -> None:
     assert json.dumps(float("inf")) == "Infinity"  # what pydantic is handed, and reads
     for key in ("learning_rate", "max_grad_norm", "weight_decay"):
