@@ -25,7 +25,7 @@ from posttrain.planning.batch import Rollout, plural, rollout_of, steps_of, text
 from posttrain.planning.diffusion import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.engines import engine_faults
 from posttrain.planning.idle import beyond_the_run, idle_options
-from posttrain.planning.launcher import started
+from posttrain.planning.launcher import attention_fault, started
 from posttrain.planning.lengths import PromptLengths, prompt_lengths
 from posttrain.planning.machine import gpu_is_here, memory_of_machine
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
@@ -94,6 +94,8 @@ def make_plan(
     plan.refusals += recipe.evaluation.wrong() if recipe.evaluation is not None else []
     plan.warnings += [*checks.precision_warnings(recipe), *method_warnings(recipe)]
     plan.warnings += hub_warnings(recipe.output.hub)
+    lacking = attention_fault(recipe.model)
+    plan.warnings += [] if lacking is None else [lacking]
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []

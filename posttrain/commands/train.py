@@ -13,7 +13,7 @@ from posttrain.data import DataError
 from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import ProgressView
 from posttrain.plan import add_recipe_arguments, make_plan, print_plan
-from posttrain.planning.launcher import launch_fault, precision_fault, started
+from posttrain.planning.launcher import attention_fault, launch_fault, precision_fault, started
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.adapter_base import ModelFault
@@ -122,7 +122,7 @@ def _checked(args: Namespace, speaks: bool) -> tuple[Recipe, list[str]]:
     if fault is not None:
         raise RecipeError(fault)
     recipe = load_recipe(args.recipe, args.set)
-    fault = precision_fault(recipe.train)
+    fault = precision_fault(recipe.train) or attention_fault(recipe.model)
     if fault is not None:
         raise RecipeError(f"{recipe.path}: {fault}")
     plan = make_plan(recipe, resume=args.resume is not None)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from posttrain.sections import ModelSection
 from posttrain.strict_yaml import parse
 from posttrain.train_options import TrainSection
 
@@ -49,6 +51,21 @@ def precision_fault(train: TrainSection, environment: Mapping[str, str] | None =
     if asked == "no" or (asked == "bf16" and train.bf16) or (asked == "fp16" and train.fp16):
         return None
     return f"train: the launcher asks for {asked} arithmetic, the recipe not; write {asked}: true or launch without"
+
+
+def attention_fault(model: ModelSection) -> str | None:
+    """An attention kernel whose package this machine lacks: said at once, not after the libraries are loaded."""
+    asked = model.attn_implementation or ""
+    for name, package, install in (
+        ("flash_attention_2", "flash_attn", "flash-attn"),
+        ("flash_attention_3", "flash_attn_interface", "flash-attn-3"),
+    ):
+        if asked == name and find_spec(package) is None:
+            return (
+                f"model: attn_implementation {name} needs the package {install}, which is not installed here; "
+                "install it, or write sdpa"
+            )
+    return None
 
 
 def _asked_of_accelerate(environment: Mapping[str, str], parent: Sequence[str]) -> int | None:

@@ -41,6 +41,7 @@ from posttrain.trainers.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.finite import FiniteSteps, reward_fault
 from posttrain.trainers.forward import ForwardProbe, loss_mask, model_inputs
 from posttrain.trainers.generation import EngineGeneration
+from posttrain.trainers.given_rows import require_columns, require_rewards
 from posttrain.trainers.loss_metrics import LossMetrics
 from posttrain.trainers.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.resume import ExactResume
@@ -100,6 +101,9 @@ class PolicyTrainer(
         args = own_arguments(type(self), args, self.config_class, GRPOConfig, self.method)
         self.objective = settings_from(args, learner) if objective is None else objective
         self._check_window(args)
+        require_rewards(type(self), reward_funcs, trl_arguments.get("environment_factory"))
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            require_columns(type(self), rows, ["prompt"], name=name)
         check_adapter(model, trl_arguments.get("peft_config"))
         if not isinstance(model, str):
             without_router_logits(model)

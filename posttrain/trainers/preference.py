@@ -34,6 +34,7 @@ from posttrain.trainers.best_metric import PAIR_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.config import settings_from
 from posttrain.trainers.finite import FiniteSteps
+from posttrain.trainers.given_rows import require_columns
 from posttrain.trainers.imitation import tokenize_imitation
 from posttrain.trainers.pair_collator import PairCollator, take_imitation
 from posttrain.trainers.pair_rows import (
@@ -136,6 +137,8 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
             raise ValueError(
                 "PreferenceTrainer: compute_metrics and data_collator are not carried; remove them"
             )
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            require_columns(type(self), rows, ["chosen", "rejected"], name=name)
         check_adapter(model, trl_arguments.get("peft_config"))
         if not isinstance(model, str):
             without_router_logits(model)

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.report import write_report
-from posttrain.observe.writer import EVALUATION, RunWriter
+from posttrain.observe.writer import EVALUATION, METRICS, RunWriter
 from posttrain.trainers.callbacks import HeldOut, RunCallback
 from posttrain.trainers.rollout_columns import held_out_rollouts, last_rollout
 
@@ -32,7 +32,8 @@ class RunReport(RunCallback):
     and the page and leaves the screen to that trainer's own bar. Only the main process writes and prints.
 
     run_dir            where metrics.jsonl, completions/, evaluation/ and report.html go. A run that begins anew in a
-                       folder takes the place of the one before; one that is resumed goes on in it
+                       folder takes the place of the one before, whose metrics become metrics.previous.jsonl; one that
+                       is resumed goes on in it. Every step is kept, whatever the trainer's logging_steps
     settings           what else the page is to say, in a recipe's sections: {"data": {"name": "gsm8k"}}
     completions_every  steps between two stored rollouts, for trainers that have rollouts
     """
@@ -45,6 +46,9 @@ class RunReport(RunCallback):
         completions_every: int = 10,
     ) -> None:
         self.run_dir = Path(run_dir)
+        for place in (self.run_dir, *self.run_dir.parents):
+            if place.exists() and not place.is_dir():
+                raise ValueError(f"RunReport: {place} is a file, so {self.run_dir} cannot be a run's folder")
         super().__init__(
             None, ProgressView(self.run_dir.name, enabled=False), completions_every=completions_every
         )
@@ -75,8 +79,22 @@ class RunReport(RunCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         self._finished = False
+        metrics = self.run_dir / METRICS
+        if (
+            self.writer is None
+            and state.is_world_process_zero
+            and state.global_step == 0
+            and metrics.exists()
+        ):
+            metrics.replace(metrics.with_name("metrics.previous.jsonl"))
         self._open(args, state, more)
         super().on_train_begin(args, state, control, **more)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        control.should_log = True  # TRL's default logs every tenth step
+        super().on_step_end(args, state, control, **more)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -22,6 +22,7 @@ from posttrain.trainers.announced import AnnouncedSteps
 from posttrain.trainers.best_metric import SFT_EVALUATION, check_best_metric
 from posttrain.trainers.build import ingredients, training_arguments
 from posttrain.trainers.finite import FiniteSteps
+from posttrain.trainers.given_rows import require_columns
 from posttrain.trainers.resume import ExactResume
 from posttrain.trainers.whole_checkpoint import WholeCheckpoint
 
@@ -43,6 +44,11 @@ class SFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, trl.
                 f"SFTTrainer: args is a {type(args).__module__}.{type(args).__name__}; pass a trl.SFTConfig, which is "
                 "also posttrain.trainers.SFTConfig"
             )
+        text = args.dataset_text_field if isinstance(args, SFTConfig) else "text"
+        for name in ("train_dataset", "eval_dataset"):
+            kinds = ["prompt", "completion"], ["messages"], ["conversations"], [text], ["input_ids"]
+            if named.get("formatting_func") is None:
+                require_columns(type(self), named.get(name), *kinds, name=name)
         check_adapter(model, named.get("peft_config"))
         super().__init__(model, args, *more, **named)
         more_names = {"aux_loss"} if self.aux_loss_enabled else set()

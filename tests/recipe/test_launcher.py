@@ -10,6 +10,7 @@ from conftest_recipe import Load
 from posttrain.cli import main
 from posttrain.planning import launcher
 from posttrain.planning.launcher import launch_fault, precision_fault, started
+from posttrain.sections import ModelSection
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "HOME": "/nonexistent"}
 LAUNCH = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "posttrain"]
@@ -96,3 +97,16 @@ def test_train_refuses_before_anything_else(
     monkeypatch.setenv("RANK", "1")
     assert main(["train", "r.yaml"]) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_an_attention_kernel_that_is_not_installed_is_named_at_once(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"attn_implementation": "flash_attention_2", "path": "someone/model"}
+    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
+    fault = launcher.attention_fault(ModelSection.model_validate(model))
+    assert fault is not None
+    assert "needs the package flash-attn" in fault
+    monkeypatch.setattr(launcher, "find_spec", lambda name: object())
+    assert launcher.attention_fault(ModelSection.model_validate(model)) is None
+    assert launcher.attention_fault(ModelSection.model_validate({"path": "someone/model"})) is None

@@ -162,3 +162,23 @@ def test_only_what_was_set_is_told_and_no_secret(tmp_path: Path) -> None:
     assert "weight_decay" not in found
     assert yaml.safe_load(yaml.safe_dump(found)) == found
     assert plain({"a": (1, Path("x"))}) == {"a": [1, "x"]}
+
+
+def test_every_step_is_kept_and_a_new_run_sets_the_old_metrics_aside(
+    tiny_model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "mine"
+    for _ in range(2):
+        trainer = policy_trainer(tiny_model, tokenizer, tmp_path, callbacks=[RunReport(run)])
+        trainer.args.logging_steps = 10
+        trainer.args.eval_on_start = False
+        trainer.train()
+    assert [row["step"] for row in read_metrics(run) if "loss" in row] == [1, 2]
+    assert [event["event"] for event in read_events(run)].count("start") == 1
+    assert (run / "metrics.previous.jsonl").exists()
+
+
+def test_a_file_in_the_way_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        RunReport(tmp_path / "file" / "run")
