@@ -92,7 +92,7 @@ MEANT: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code is 0, or 2 where what was asked for cannot be done."""
+    """Run one command; its exit code is 0, or 2 where what was asked for cannot be done (`train`: exit_codes.py)."""
     leave_out_noise()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):

@@ -86,12 +86,12 @@ class Drill:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
             launcher = ["launch", *torchrun, str(self.ranks), "-m", "posttrain"]
         command = [sys.executable, "-m", "posttrain", *launcher, "train", "drill.yaml", *words]
-        with open(self.folder / "out", "wb") as out, open(self.folder / "err", "wb") as err:
+        with open(self.folder / "said", "wb") as said:  # both outputs in one, as in a terminal
             process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                stdout=out if stdout is None else stdout,
-                stderr=err,
+                stdout=said if stdout is None else stdout,
+                stderr=said,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             )
         self._started.append(process)
@@ -117,14 +117,11 @@ class Drill:
         return Outcome(time.monotonic() - since, code, self.last_line())
 
     def last_line(self) -> str:
-        """Of stderr, where a run says why it ended; of stdout where there is nothing, or it ended well."""
-        found = ""
-        for name in ("out", "err"):
-            text = (self.folder / name).read_text(errors="replace")
-            lines = [line.strip() for line in text.splitlines() if line.strip() and "reducer.cpp" not in line]
-            lines = [line for line in lines if "WARNING" not in line]
-            found = lines[-1] if lines and (name == "out" or not found.startswith("report:")) else found
-        return found
+        """What a person sees last, but for warnings that torch prints when it is unloaded."""
+        text = (self.folder / "said").read_text(errors="replace")
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [line for line in lines if line and "reducer.cpp" not in line and "WARNING" not in line]
+        return lines[-1] if lines else ""
 
     def equals(self, whole: Path, *words: str) -> bool:
         """Continues the run, or starts it again where it had saved nothing, and compares the weights it ends with."""

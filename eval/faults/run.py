@@ -3,9 +3,9 @@
     python eval/faults/run.py [--only kill] [--table eval/faults/table.md]
 
 For each: seconds from the fault to the end of the process, its exit code, its last line, and whether the run,
-continued, ends with the weights of the uninterrupted one, bit for bit. On a CPU; 10 to 40 minutes by the machine. A disk that is
-full or read-only is a small tmpfs, which needs root; without, a limit on the size of files stands for the full disk
-and the read-only folder is left out. Exit code 1 when a drill did not end as it should.
+continued, ends with the weights of the uninterrupted one, bit for bit. On a CPU; 10 to 40 minutes by the machine.
+A disk that is full or read-only is a small tmpfs, which needs root; without, a limit on the size of files stands for
+the full disk and the read-only folder is left out. Exit code 1 when a drill did not end as it should.
 """
 
 from __future__ import annotations
