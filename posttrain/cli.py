@@ -14,6 +14,7 @@ from importlib import import_module
 from posttrain import __version__
 from posttrain.quiet import leave_out_noise
 from posttrain.recipe_errors import suggest
+from posttrain.stop_requests import REQUESTS
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": (
@@ -89,6 +90,13 @@ MEANT: dict[str, str] = {
     "version": "--version",
 }
 """Words that people type for what has another name here."""
+
+
+def entry() -> int:
+    """`main` as a process's own work: nothing comes after it."""
+    code = main()
+    REQUESTS.end(code)
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

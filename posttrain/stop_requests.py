@@ -67,6 +67,19 @@ class StopRequests:
             os.register_at_fork(after_in_child=_forget)
         return before
 
+    def forget(self, before: dict[signal.Signals, Any]) -> None:
+        """Hands the signals back to what handled them, for a process that goes on: a notebook's, a test's."""
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        self.reason = self.tell = self.ended = None
+        self.ending = False
+
+    def end(self, code: int) -> None:
+        """The process leaves with this code, whatever a launcher sends it while it does."""
+        self.ended = code
+        if self._listens:
+            self.listen()
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = _NAMES[signal.Signals(number)]
         if self._pipe_closed:

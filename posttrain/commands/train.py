@@ -44,7 +44,14 @@ def main(args: Namespace) -> int:
     The exit codes stand in posttrain/exit_codes.py and docs/faults.md.
     """
     launched.begin()
-    REQUESTS.listen()
+    before = REQUESTS.listen()
+    try:
+        return _main(args)
+    finally:
+        REQUESTS.forget(before)
+
+
+def _main(args: Namespace) -> int:
     guard_outputs()
     # Every process of a launch sees the same fault; one of them says it.
     code, line = _train(args, speaks := os.environ.get("RANK", "0") == "0")

@@ -27,7 +27,9 @@ class AnnouncedSteps:
     def compute_loss(self, *arguments: Any, **named: Any) -> Any:
         if not self.model.training:  # type: ignore[attr-defined]  # the host's
             return super().compute_loss(*arguments, **named)  # type: ignore[misc]
-        total = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+        accumulation = self.args.gradient_accumulation_steps  # type: ignore[attr-defined]
+        # the loop's own count is lower in an epoch's last step, and not there before training
+        total = vars(self).get("current_gradient_accumulation_steps", accumulation)
         number = self._micro_batches_done + 1
         PHASES.say("forward", number, total)
         loss = super().compute_loss(*arguments, **named)  # type: ignore[misc]

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.cli import main
+from posttrain.stop_requests import REQUESTS
+from posttrain.stop_requests import SIGNALS as HEARD
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"]
@@ -178,3 +182,12 @@ def test_a_run_that_says_nothing_ends_as_its_launcher() -> None:
     done = launch("launched.end(0, '')")
     done.communicate(timeout=30)
     assert done.returncode == 0
+
+
+def test_a_command_called_from_python_gives_the_signals_back(tmp_path, capsys) -> None:
+    """A notebook goes on after a refused recipe, and its Ctrl-C is its own again."""
+    before = {number: signal.getsignal(number) for number in HEARD}
+    assert main(["train", str(tmp_path / "none.yaml")]) == 2
+    assert {number: signal.getsignal(number) for number in HEARD} == before
+    assert REQUESTS.ended is None
+    assert REQUESTS.reason is None
