@@ -157,6 +157,10 @@ def _parquet(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     with opened(path) as stream:
         reader = csv.DictReader(lines(stream, path), strict=True)
+        names = _header(reader, path)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{path}: two columns are called {twice[0]!r}; the last would win, so rename one")
         while True:
             try:
                 row = next(reader, None)
@@ -167,6 +171,13 @@ def _csv(path: Path) -> Iterator[Row]:
             if None in row or None in row.values():
                 raise DataError(f"{path}: line {reader.line_num}: not as many fields as the header has")
             yield row
+
+
+def _header(reader: csv.DictReader[str], path: Path) -> list[str]:
+    try:
+        return list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise DataError(f"{path}: line 1: {_csv_reason(error)}") from None
 
 
 def _csv_reason(error: csv.Error) -> str:

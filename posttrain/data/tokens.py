@@ -92,7 +92,11 @@ def pair_ids(
 
 
 def ended(tokenizer: Any, answer: str) -> str:
-    """An answer of text with the token that ends it."""
+    """An answer of text with the token that ends it. DataError where the tokenizer has none."""
+    if tokenizer.eos_token is None:
+        raise DataError(
+            "the tokenizer has no end token (eos_token), so no answer of text could ever end; set one"
+        )
     return answer if answer.endswith(tokenizer.eos_token) else answer + tokenizer.eos_token
 
 

@@ -180,7 +180,17 @@ def _resolved(path: Path) -> Mapping[str, Any]:
     try:
         return load_recipe(path).resolved()
     except RecipeError:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        pass
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{path}: not readable ({reason}), so what the run was cannot be told") from None
+    if not isinstance(found, dict):
+        raise RecipeError(
+            f"{path}: no mapping, so what the run was cannot be told; restore it, or start another run"
+        )
+    return found
 
 
 def flat(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -78,7 +78,14 @@ class Lease:
                         file=sys.stderr,
                     )
                 return False
-            holder = json.loads(text)
+            try:
+                holder = json.loads(text)
+                float(holder["expires_in_s"]), str(holder["run"])
+            except (ValueError, KeyError, TypeError):
+                raise EngineRefused(
+                    f"{server.url} answered {LEASE} with 409 and words that no server of ours says; is it "
+                    "another service?"
+                ) from None
             if has_ended(holder) or is_this_process(holder):
                 instead_of = holder["run"]
                 continue

@@ -143,3 +143,10 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         list(iter_rows(file))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path) -> None:
+    path = tmp_path / "twice.csv"
+    path.write_text("prompt,answer,answer\n1+1,2,3\n")
+    with pytest.raises(DataError, match="two columns are called 'answer'"):
+        list(iter_rows(path))

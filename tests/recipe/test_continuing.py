@@ -179,3 +179,11 @@ def test_stages_that_are_done_are_not_made_anew(load: Load, tmp_path: Path) -> N
     ):
         with pytest.raises(RecipeError, match="was"):
             changes(load, tmp_path, base=base, **new)
+
+
+@pytest.mark.parametrize("text", ["method: [", "- a list\n"])
+def test_a_run_whose_recipe_cannot_be_read_is_said(load: Load, tmp_path: Path, text: str) -> None:
+    trained(tmp_path, load())
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="what the run was cannot be told"):
+        compare(load(), tmp_path, 4, 1)
