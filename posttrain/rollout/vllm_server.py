@@ -130,12 +130,25 @@ class VLLMServer:
             for request in requests
         ]
         done: list[Completion | None] = [None] * len(wanted)
+        failed: list[Exception] = []
+
+        def ask(item: tuple[Server, Request]) -> list[Completion]:
+            if (
+                failed
+            ):  # one lost request ends the rollout: those that waited for their turn are not sent any more
+                raise failed[0]
+            try:
+                return self._ask(*item)
+            except Exception as error:
+                failed.append(error)
+                raise
+
         with (
             PHASES.within("generating", len(wanted)) as phase,
             ThreadPoolExecutor(max_workers=_CONCURRENT_REQUESTS * len(self.servers)) as pool,
         ):
             counted = counting(phase)
-            answers = list(pool.map(lambda item: counted(self._ask(*item)), work))
+            answers = list(pool.map(lambda item: counted(ask(item)), work))
         for (_, request), completions in zip(work, answers, strict=True):
             done[request.first : request.first + len(completions)] = completions
         self._check_versions({server.url: server for server, _ in work}.values())
