@@ -208,7 +208,7 @@ def test_faults_of_model_and_adapter_are_one_line_and_exit_2(lora_run, capsys):
     said = refused("a", "{path: ./models/base, peft: {target_modules: [q_prj]}}")
     assert said.startswith("a.yaml: model.peft: target_modules: ")
     assert "has no module 'q_prj'; did you mean 'q_proj'" in said
-    assert "FlashAttention2" in refused("b", "{path: ./models/base, attn_implementation: flash_attention_2}")
+    assert "flash-attn" in refused("b", "{path: ./models/base, attn_implementation: flash_attention_2}")
     file = Path("models/base/model.safetensors")
     weights = load_file(file)
     del weights["model.norm.weight"]
