@@ -52,6 +52,8 @@ def starts_low(completions, *, answer, **_):
             os.write(1, b"x" * 2**20)
             os.write(2, b"y" * 2**20)
     time.sleep(0.05)
+    if fault == "huge":
+        return [1e39] * len(completions)
     return [float(c[:1].isdigit() and int(c[:1]) < 5) + (c == a) for c, a in zip(completions, answer)]
 '''
 

@@ -150,17 +150,19 @@ def full_disk(d: Drill, whole: Path) -> Outcome:
 
 
 def read_only(d: Drill, whole: Path) -> Outcome:
-    with small_disk(d) as disk:
-        process = d.start()
-        d.reach(3, process)
-        since = time.monotonic()
-        # A mount with a file open for writing is not made read-only at once; the next moment it is.
-        while subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode:
-            if process.poll() is not None or time.monotonic() - since > LIMIT_S:
-                raise RuntimeError("the disk could not be made read-only")
+    process = d.start()
+    d.reach(3, process)
+    place = str(d.run / "checkpoints")
+    since = time.monotonic()
+    # Of the same place, mounted over itself: a disk of its own could not change while the lock is open for writing.
+    subprocess.run(["mount", "--bind", place, place], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
         outcome = d.end(process, since)
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        outcome.equal = d.equals(whole)
+    finally:
+        d.close()
+        subprocess.run(["umount", place], check=True)
+    outcome.equal = d.equals(whole)
     return outcome
 
 
@@ -171,7 +173,7 @@ def read_only_start(d: Drill, _: Path) -> Outcome:
         return d.end(d.start(), since)
 
 
-def not_finite(*changes: str) -> Callable[[Drill, Path], Outcome]:
+def started_with(*changes: str) -> Callable[[Drill, Path], Outcome]:
     def drill(d: Drill, _: Path) -> Outcome:
         since = time.monotonic()
         return d.end(d.start(*(word for change in changes for word in ("--set", change))), since)
@@ -231,9 +233,10 @@ DRILLS: dict[str, tuple[Callable[[Drill, Path], Outcome], int]] = {
     "reward exits": (reward_that("exit"), exit_codes.REWARD_FAILED),
     "reward segfaults": (reward_that("segfault"), exit_codes.REWARD_FAILED),
     "reward floods its outputs": (reward_that("flood"), exit_codes.DONE),
-    "learning rate 1e30": (not_finite("train.learning_rate=1.0e+30"), exit_codes.NOT_FINITE),
+    "learning rate 1e30": (started_with("train.learning_rate=1.0e+30"), exit_codes.REFUSED),
     "NaN in a weight": (nan_weight, exit_codes.NOT_FINITE),
-    "reward weight 1e38": (not_finite("rewards.0.weight=1.0e+38"), exit_codes.NOT_FINITE),
+    "reward weight 1e38": (started_with("rewards.0.weight=1.0e+38"), exit_codes.REFUSED),
+    "rewards of 1e39": (reward_that("huge"), exit_codes.NOT_FINITE),
     "two starts of one name": (beside(), exit_codes.REFUSED),
     "overwrite of a live run": (beside("--set", "output.overwrite=true"), exit_codes.REFUSED),
     "resume of a live run": (beside("--resume"), exit_codes.REFUSED),
