@@ -153,11 +153,13 @@ def read_only(d: Drill, whole: Path) -> Outcome:
     process = d.start()
     d.reach(3, process)
     place = str(d.run / "checkpoints")
+    process.send_signal(signal.SIGSTOP)  # with a file of it open for writing it could not be made read-only
     since = time.monotonic()
     # Of the same place, mounted over itself: a disk of its own could not change while the lock is open for writing.
     subprocess.run(["mount", "--bind", place, place], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        process.send_signal(signal.SIGCONT)
         outcome = d.end(process, since)
     finally:
         d.close()
