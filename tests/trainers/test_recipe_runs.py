@@ -228,9 +228,9 @@ def breaks():
 IN_SECOND_ROLLOUT = (
     """print(".", file=open("calls", "a")) or os.path.getsize("calls") > 4"""  # two bytes a call
 )
-ON_RANK_1 = (
-    """b"\\0RANK=1\\0" in open(f"/proc/{os.getppid()}/environ", "rb").read()"""  # a worker has no rank
-)
+PARENT = """int(open(f"/proc/{os.getppid()}/stat").read().rpartition(")")[2].split()[1])"""
+ON_RANK_1 = f"""b"\\0RANK=1\\0" in open("/proc/%d/environ" % {PARENT}, "rb").read()"""
+# a worker has no rank, nor has its keeper, whose parent is the trainer
 
 
 def test_a_reward_that_raises_leaves_a_checkpoint_that_goes_on_as_if_it_had_not(tmp_path):
