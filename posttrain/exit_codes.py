@@ -22,7 +22,10 @@ REWARD_FAILED = 4
 """A reward failed, and its on_error is raise; saved as of the last whole step."""
 
 NOT_FINITE = 5
-"""A reward, loss, gradient or weight was not finite; the last good checkpoint stands, nothing was saved over it."""
+"""A log-prob, loss, gradient or weight was not finite (a reward that is not: REWARD_FAILED).
+
+The last good checkpoint stands; nothing was saved over it.
+"""
 
 NOT_WRITTEN = 6
 """The disk is full or the folder cannot be written any more; the last checkpoint is whole."""

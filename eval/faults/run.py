@@ -238,7 +238,7 @@ DRILLS: dict[str, tuple[Callable[[Drill, Path], Outcome], int]] = {
     "learning rate 1e30": (started_with("train.learning_rate=1.0e+30"), exit_codes.REFUSED),
     "NaN in a weight": (nan_weight, exit_codes.NOT_FINITE),
     "reward weight 1e38": (started_with("rewards.0.weight=1.0e+38"), exit_codes.REFUSED),
-    "rewards of 1e39": (reward_that("huge"), exit_codes.NOT_FINITE),
+    "rewards of 1e39": (reward_that("huge"), exit_codes.REWARD_FAILED),
     "two starts of one name": (beside(), exit_codes.REFUSED),
     "overwrite of a live run": (beside("--set", "output.overwrite=true"), exit_codes.REFUSED),
     "resume of a live run": (beside("--resume"), exit_codes.REFUSED),
