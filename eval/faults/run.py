@@ -256,6 +256,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="drills whose name holds this")
     parser.add_argument("--table", type=Path, help="also write the table here")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds, or a mount would stay
     names = [name for name in DRILLS if args.only in name]
     lines = [
         "| fault | seconds | exit code | last line | continued against uninterrupted |",
