@@ -99,6 +99,12 @@ class Objective:
     """How many candidate ids a token the method wants, where it needs "candidates"."""
     needs_answers: ClassVar[bool] = False
     """Whether `advantages` reads `Groups.answers`; a recipe whose rewards yield none is refused."""
+    is_trls_loss: ClassVar[bool] = True
+    """Whether TRL's `loss_type` of this name, where there is one, is this method."""
+    built_in: ClassVar[dict[str, str]] = {}
+    """TRL's arguments that say no more than this method is, each with the value that does."""
+    settings_in_trl: ClassVar[dict[str, str]] = {}
+    """TRL's arguments that, under this `loss_type`, mean a setting of this method: {theirs: ours}."""
     observes_step: ClassVar[bool] = False
     """Whether every micro-batch of the optimizer step must be seen, by `observe_step` or to count the kept
     tokens, before the first backward. Without it no second forward pass is called for, even where `keep`

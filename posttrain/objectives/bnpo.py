@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -117,6 +117,8 @@ def _check(rewards: Tensor, reward_range: Range) -> None:
 
 @dataclass(frozen=True)
 class BNPO(Objective):
+    is_trls_loss: ClassVar[bool] = False  # that one is a token mean
+
     reward_range: tuple[float, float] = (0.0, 1.0)  # mapped to [0, 1]; of each function if `decompose`
     decompose: bool = False  # A = plain mean over reward functions of A^(k); weights unused
     fixed_shape: tuple[float, float] | None = None  # (alpha, beta) instead of the fit

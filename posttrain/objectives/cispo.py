@@ -24,6 +24,9 @@ from posttrain.ops.surrogate import clipped_weight_loss
 @dataclass(frozen=True)
 class CISPO(Objective):
     divides_by_tokens: ClassVar[bool] = True
+    settings_in_trl: ClassVar[dict[str, str]] = {
+        "epsilon_high": "ratio_max"
+    }  # there an absolute ratio, as here
 
     ratio_max: Annotated[float, Gt(0)] = 5.0  # 1 + epsilon_high^IS: a bound, not an epsilon
     scale: Scale = "group"  # whose standard deviation divides the advantage

@@ -9,7 +9,7 @@ Departures: none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
@@ -23,6 +23,8 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 
 @dataclass(frozen=True)
 class DrGRPO(Objective):
+    built_in: ClassVar[dict[str, str]] = {"scale_rewards": "none"}
+
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2  # epsilon below 1
     clip_high: Annotated[float, Ge(0)] = 0.2  # epsilon above 1
     dual_clip: Annotated[float, Gt(1)] | None = (

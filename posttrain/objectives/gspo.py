@@ -9,7 +9,7 @@ Departures: none. The token-level variant (GSPO-token) is not built.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
@@ -23,6 +23,8 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 
 @dataclass(frozen=True)
 class GSPO(Objective):
+    built_in: ClassVar[dict[str, str]] = {"importance_sampling_level": "sequence"}
+
     clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4  # epsilon below 1, section 5.1
     clip_high: Annotated[float, Ge(0)] = 4e-4  # epsilon above 1, section 5.1
     scale: Scale = "group"  # whose standard deviation divides the advantage

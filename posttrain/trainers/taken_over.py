@@ -14,6 +14,9 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
+from posttrain.methods import METHODS
+from posttrain.settings import read_flags
+
 logger = logging.getLogger(__name__)
 
 _OURS = "posttrain."
@@ -77,18 +80,19 @@ def _meanings(
         take("epsilon", **(both if "epsilon_high" in changed else {**both, "clip_high": values["epsilon"]}))
     if "epsilon_high" in changed and "clip_high" in own:
         take("epsilon_high", clip_high=values["epsilon_high"])
-    if "epsilon_high" in changed and values.get("loss_type") == method == "cispo":
-        take("epsilon_high", ratio_max=values["epsilon_high"])  # there an absolute ratio, as here
     if "scale_rewards" in changed and "scale" in own:
         take("scale_rewards", scale=values["scale_rewards"])
-    if "scale_rewards" in changed and values["scale_rewards"] == "none" and method == "dr_grpo":
-        take("scale_rewards")
-    if "importance_sampling_level" in changed and method == "gspo":
-        take("importance_sampling_level")
-    if "loss_type" in changed and values["loss_type"] in (method, [method]) and method != "bnpo":
-        take(
-            "loss_type"
-        )  # TRL's "bnpo" is a normalisation and has nothing to do with the method of that name
+    # What else TRL's words mean to a method stands beside its settings (objectives/base.py).
+    flags = read_flags(METHODS[method].settings) if method in METHODS else {}
+    alike = values.get("loss_type") in (method, [method]) and flags.get("is_trls_loss", True)
+    for name, value in flags.get("built_in", {}).items():
+        if name in changed and values[name] == value:
+            take(name)
+    for name, setting in flags.get("settings_in_trl", {}).items():
+        if name in changed and alike:
+            take(name, **{setting: values[name]})
+    if "loss_type" in changed and alike:
+        take("loss_type")
     return found
 
 

@@ -85,6 +85,7 @@ def test_what_means_the_same_becomes_a_setting(tmp_path, caplog):
         ("bnpo", {"loss_type": "bnpo"}, "loss_type"),
         ("grpo", {"delta": 4.0}, "delta"),
         ("grpo", {"importance_sampling_level": "sequence"}, "importance_sampling_level"),
+        ("gspo", {"importance_sampling_level": "sequence_token"}, "importance_sampling_level"),
         ("bapo", {"epsilon": 0.1}, "epsilon"),
         ("cispo", {"epsilon_high": 4.0}, "epsilon_high"),
         ("dr_grpo", {"scale_rewards": "batch"}, "scale_rewards"),
