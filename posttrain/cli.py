@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from posttrain import __version__
-from posttrain.quiet import leave_out_noise
-from posttrain.recipe_errors import suggest
-from posttrain.stop_requests import REQUESTS
+from posttrain.process.quiet import leave_out_noise
+from posttrain.process.stop_requests import REQUESTS
+from posttrain.recipe.errors import suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": (
@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "start a run with torchrun or accelerate launch, and end with the run's own exit code",
         "posttrain.commands.launch:main",
     ),
-    "plan": ("check a recipe: batch arithmetic, memory, refusals; no GPU needed", "posttrain.plan:main"),
+    "plan": ("check a recipe: batch arithmetic, memory, refusals; no GPU needed", "posttrain.run.plan:main"),
     "report": ("draw a run as one HTML page, and sum it up here", "posttrain.commands.report:main"),
     "chat": ("talk to a model, or ask it one thing", "posttrain.commands.chat:main"),
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),

@@ -48,7 +48,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.trainers.models.load import character_tokenizer
 
     return character_tokenizer()
 
@@ -56,7 +56,7 @@ def tokenizer():
 @pytest.fixture
 def tiny_model(tokenizer):
     """A random two-layer Llama, hidden size 32, float32, the same in every test."""
-    from posttrain.trainers.models import scratch_llama
+    from posttrain.trainers.models.load import scratch_llama
 
     return scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
 

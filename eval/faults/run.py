@@ -25,7 +25,7 @@ from pathlib import Path
 
 from harness import LIMIT_S, Drill, Outcome, words_of
 
-from posttrain import exit_codes
+from posttrain.process import exit_codes
 
 
 def signalled(*numbers: int, step: int = 3) -> Callable[[Drill, Path], Outcome]:

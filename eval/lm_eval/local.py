@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from posttrain.answers.grading import grade
 from posttrain.evaluation import tasks
-from posttrain.rewards.math_grading import grade
 
 
 def gsm8k(**_: Any) -> DatasetDict:

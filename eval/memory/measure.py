@@ -280,7 +280,7 @@ def child(result: str, words: list[str]) -> int:
     recipe = load_recipe(words[1])
     import torch
 
-    import posttrain.train  # noqa: F401  # what the run would import, so that it can be told from what it builds
+    import posttrain.run.train  # noqa: F401  # what the run would import, so that it can be told from what it builds
 
     trainer = recipe.spec.load_trainer()
     found: dict[str, Any] = {"libraries": status("self", "VmRSS")}
@@ -327,8 +327,8 @@ def used_of_device() -> int:
 def measure(name: str, model: Path, device: str, steps: int) -> dict[str, Any]:
     import yaml
 
-    from posttrain.plan import make_plan
     from posttrain.recipe import load_recipe
+    from posttrain.run.plan import make_plan
 
     with tempfile.TemporaryDirectory(prefix="posttrain-memory-") as made:
         folder = Path(made)

@@ -97,9 +97,9 @@ def forget_the_peak() -> None:
 def trainer_of(way: str) -> type:
     import torch
 
-    from posttrain.objectives.diffusion_base import reduced_loss
-    from posttrain.trainers.diffusion_bindings import BGPOTrainer, VRPOOLTrainer
-    from posttrain.trainers.diffusion_likelihood import from_buffer, pass_terms
+    from posttrain.objectives.masked_base import reduced_loss
+    from posttrain.trainers.masked.bindings import BGPOTrainer, VRPOOLTrainer
+    from posttrain.trainers.masked.likelihood import from_buffer, pass_terms
 
     if way != "vrpo_ol_joint":
         return {"bgpo": BGPOTrainer, "vrpo_ol": VRPOOLTrainer}[way]
@@ -123,7 +123,7 @@ def trainer_of(way: str) -> type:
 
 def config_of(way: str, samples: int, folder: str, args: argparse.Namespace) -> Any:
     """Two updates a rollout, so that the second is off-policy; one rollout more than is timed, for counting."""
-    from posttrain.trainers import diffusion_bindings
+    from posttrain.trainers.masked import bindings as diffusion_bindings
 
     config_class = diffusion_bindings.BGPOConfig if way == "bgpo" else diffusion_bindings.VRPOOLConfig
     return config_class(
@@ -153,8 +153,8 @@ def measure(way: str, samples: int, args: argparse.Namespace) -> dict[str, float
     import torch
     from datasets import Dataset
 
-    from posttrain.rollout.mask_predictor import scratch_mask_model
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.rollout.masked.predictor import scratch_mask_model
+    from posttrain.trainers.models.load import character_tokenizer
 
     torch.set_num_threads(1)
     tokenizer = character_tokenizer()

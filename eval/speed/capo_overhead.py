@@ -31,8 +31,8 @@ import torch  # noqa: E402  # after the number of threads is set
 from datasets import Dataset  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from posttrain.trainers import bindings  # noqa: E402
-from posttrain.trainers.models import character_tokenizer  # noqa: E402
+from posttrain.trainers.models.load import character_tokenizer  # noqa: E402
+from posttrain.trainers.policy.trainer import bindings  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 METHODS: dict[str, dict[str, Any]] = {

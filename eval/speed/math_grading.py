@@ -13,8 +13,8 @@ import argparse
 import random
 import time
 
-from posttrain.rewards.math_grading import grade
-from posttrain.rewards.maths.fallback import prepare
+from posttrain.answers.fallback import prepare
+from posttrain.answers.grading import grade
 
 STEP = "We compute $3x + {a} = {b}$, so that x becomes {c} and the next step follows. "
 RICH = (

@@ -46,10 +46,10 @@ import psutil  # noqa: E402  # after the number of threads is set
 import torch  # noqa: E402
 
 from posttrain.rollout.base import Completion, Sampling  # noqa: E402
-from posttrain.rollout.transfer import make_transfer  # noqa: E402
 from posttrain.rollout.transformers_engine import TransformersEngine  # noqa: E402
-from posttrain.rollout.vllm_server import VLLMServer, servers_of  # noqa: E402
-from posttrain.trainers.models import character_tokenizer, scratch_llama  # noqa: E402
+from posttrain.rollout.vllm.server import VLLMServer, servers_of  # noqa: E402
+from posttrain.rollout.vllm.transfer import make_transfer  # noqa: E402
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 KEY = secrets.token_hex(8)
@@ -237,7 +237,7 @@ class Colocated:
 
 def serve_lengths(args: argparse.Namespace) -> None:
     """The other side of `Colocated`."""
-    from posttrain.rollout.vllm_colocated import VLLMColocated
+    from posttrain.rollout.vllm.colocated import VLLMColocated
 
     engine = VLLMColocated(
         args.folder,

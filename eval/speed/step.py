@@ -37,7 +37,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from posttrain.data.sort import Sort  # noqa: E402
 from posttrain.recipe import load_recipe  # noqa: E402
-from posttrain.trainers.models import character_tokenizer, load_pretrained, scratch_llama  # noqa: E402
+from posttrain.trainers.models.load import character_tokenizer, load_pretrained, scratch_llama  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 WARM_UP = 2

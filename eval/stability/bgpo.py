@@ -41,14 +41,14 @@ from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: E402
 from posttrain.data.countdown import Countdown  # noqa: E402
 from posttrain.objectives.base import Groups, StepTotals  # noqa: E402
 from posttrain.objectives.bgpo import BGPO, bgpo_terms  # noqa: E402
-from posttrain.objectives.diffusion_base import DiffusionBatch, reduced_loss  # noqa: E402
+from posttrain.objectives.masked_base import DiffusionBatch, reduced_loss  # noqa: E402
 from posttrain.objectives.vrpo_ol import vrpo_objective  # noqa: E402
 from posttrain.rewards.puzzles import countdown  # noqa: E402
 from posttrain.rollout.base import Sampling  # noqa: E402
-from posttrain.rollout.canvas import Canvas, lay_canvas  # noqa: E402
-from posttrain.rollout.mask_predictor import MaskPredictor, load_mask_model, mask_id_of  # noqa: E402
-from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine  # noqa: E402
-from posttrain.trainers.diffusion_likelihood import all_terms, draw_noise, pass_terms  # noqa: E402
+from posttrain.rollout.masked.canvas import Canvas, lay_canvas  # noqa: E402
+from posttrain.rollout.masked.engine import MaskedDiffusionEngine  # noqa: E402
+from posttrain.rollout.masked.predictor import MaskPredictor, load_mask_model, mask_id_of  # noqa: E402
+from posttrain.trainers.masked.likelihood import all_terms, draw_noise, pass_terms  # noqa: E402
 
 RESULTS = HERE / "results" / "bgpo"
 START, MADE_BY = "runs/smoke-mdlm/model", "recipes/smoke/mdlm_countdown.yaml"

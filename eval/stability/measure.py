@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from posttrain.objectives.base import AllSum, TokenBatch
 from posttrain.objectives.capo import CAPO
 from posttrain.observe.signal import token_gradient
-from posttrain.trainers.forward import model_inputs
+from posttrain.trainers.forward.padded import model_inputs
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def train(recipe: Recipe, cell: Cell) -> tuple[Path, float]:
     import torch
     from measure import RandomRejection, ShiftMeter, WatchedCAPO, watch_coverage
 
-    from posttrain.session import Session
-    from posttrain.train import CHECKPOINTS, open_run_dir, replaced
+    from posttrain.run.session import Session
+    from posttrain.run.train import CHECKPOINTS, open_run_dir, replaced
 
     torch.set_num_threads(1)
     run_dir = Path(recipe.output.run_dir)
@@ -144,7 +144,7 @@ def warm_up(kind: str, seed: int) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in long_wrong_rows()))
         chosen += [f"data={json.dumps({'path': str(path), 'completion': 'completion'})}"]
-    from posttrain.train import run
+    from posttrain.run.train import run
 
     run(load_recipe(ROOT / "recipes" / "demo" / "sft.yaml", chosen))
     return model

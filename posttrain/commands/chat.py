@@ -7,9 +7,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain import exit_codes
 from posttrain.evaluation import masked
-from posttrain.saved_model import DTYPES, model_of
+from posttrain.planning.saved_model import DTYPES, model_of
+from posttrain.process import exit_codes
 
 if TYPE_CHECKING:
     from posttrain.evaluation.speaker import Message, Speaker, Wishes

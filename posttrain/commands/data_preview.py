@@ -11,13 +11,13 @@ from rich.text import Text
 
 from posttrain.data import DataError, RowCounts, load_rows, survey
 from posttrain.data.files import Row
-from posttrain.plan import add_recipe_arguments
 from posttrain.planning.checks import row_faults
 from posttrain.planning.rendered import EDGE, Part, chat_warnings, parts_of
 from posttrain.planning.row_needs import needs_of
 from posttrain.planning.tokenizer import plan_tokenizer
 from posttrain.recipe import Recipe, RecipeError, load_recipe
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
+from posttrain.run.plan import add_recipe_arguments
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -8,14 +8,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from posttrain.data import DataError
-from posttrain.methods import METHODS, not_here
-from posttrain.plan import make_plan
 from posttrain.planning.first_data import find_data
 from posttrain.planning.first_recipe import default_model, first_recipe, look_at_model
+from posttrain.planning.saved_model import model_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import RecipeError, load_recipe
-from posttrain.recipe_errors import suggest
-from posttrain.saved_model import model_of
+from posttrain.recipe.errors import suggest
+from posttrain.recipe.methods import METHODS, not_here
+from posttrain.run.plan import make_plan
 
 
 def add_arguments(parser: ArgumentParser) -> None:

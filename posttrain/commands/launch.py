@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from posttrain import exit_codes, launched
-from posttrain.stop_requests import SIGNALS
+from posttrain.process import exit_codes, launched
+from posttrain.process.stop_requests import SIGNALS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

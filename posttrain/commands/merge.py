@@ -6,8 +6,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from posttrain import exit_codes
-from posttrain.saved_model import DTYPES, model_of
+from posttrain.planning.saved_model import DTYPES, model_of
+from posttrain.process import exit_codes
 
 
 def add_arguments(parser: ArgumentParser) -> None:

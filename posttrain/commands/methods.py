@@ -12,9 +12,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from rich.console import Console
 from rich.table import Table
 
-from posttrain.methods import METHODS, not_here
-from posttrain.recipe_errors import suggest
-from posttrain.settings import REQUIRED, list_settings
+from posttrain.recipe.errors import suggest
+from posttrain.recipe.methods import METHODS, not_here
+from posttrain.recipe.settings import REQUIRED, list_settings
 
 _WORDS = {
     float: "number",

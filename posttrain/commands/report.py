@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from posttrain.evaluation.in_training import evaluation_section
 from posttrain.observe.compare import print_comparison, read_runs, write_comparison
-from posttrain.observe.report import print_summary, write_report
+from posttrain.observe.report import print_summary
 from posttrain.observe.summary import summarise
+from posttrain.run.report import report_run
 
 COMPARISON = "comparison.html"
 
@@ -25,11 +25,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help=f"where the page goes; default: RUN/report.html, of several {COMPARISON} beside the first",
     )
-
-
-def report_run(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the page of a run and returns its path."""
-    return write_report(run_dir, out, benchmarks=evaluation_section(run_dir))
 
 
 def main(args: Namespace) -> int:

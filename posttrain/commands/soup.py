@@ -47,7 +47,7 @@ def main(args: Namespace) -> int:
         texts = check_texts(args.check_data) if args.check_data else None
         import transformers.utils.logging
 
-        from posttrain.trainers.soups import save_soup
+        from posttrain.trainers.models.soups import save_soup
 
         transformers.utils.logging.disable_progress_bar()
         measured = save_soup(args.models, weights, out, check_texts=texts, tolerance=args.tolerance)

@@ -8,20 +8,20 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 
-from posttrain import exit_codes, launched
 from posttrain.data import DataError
-from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import ProgressView
-from posttrain.plan import add_recipe_arguments, make_plan, print_plan
 from posttrain.planning.launcher import attention_fault, launch_fault, precision_fault, started
+from posttrain.process import exit_codes, launched
+from posttrain.process.phases import PHASES
+from posttrain.process.stop_requests import REQUESTS, guard_outputs
+from posttrain.process.storage import StorageError, storage_fault
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.base import EngineError
-from posttrain.run_folder import how_to_go_on, opened
-from posttrain.stop_requests import REQUESTS, guard_outputs
-from posttrain.storage import StorageError, storage_fault
-from posttrain.trainers.faults import NotFinite
+from posttrain.run.folder import how_to_go_on, opened
+from posttrain.run.plan import add_recipe_arguments, make_plan, print_plan
+from posttrain.trainers.seam.faults import NotFinite
 
 LATER_S = 3.0
 """How long the other processes give the one that speaks, where all of them fail together."""
@@ -41,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     """Train what a recipe says; start it alone or under accelerate launch or torchrun.
 
-    The exit codes stand in posttrain/exit_codes.py and docs/faults.md.
+    The exit codes stand in posttrain/process/exit_codes.py and docs/faults.md.
     """
     launched.begin()
     before = REQUESTS.listen()
@@ -74,7 +74,7 @@ def _train(args: Namespace, speaks: bool) -> tuple[int, str]:
                 print(f"{recipe.path}: {start.compared.note}", file=sys.stderr)
             with ProgressView(recipe.output.name, enabled=speaks) as view:
                 PHASES.say("loading libraries")
-                from posttrain.train import run_opened
+                from posttrain.run.train import run_opened
 
                 return run_opened(recipe, start, view, told), ""
     except RecipeError as error:

@@ -23,7 +23,7 @@ from posttrain.data.decoding import DataError
 from posttrain.data.files import Row
 from posttrain.data.layout import Layout, Needs
 from posttrain.data.values import lookup, plain, text_of
-from posttrain.sections import AnswerSection, DataSection
+from posttrain.recipe.sections import AnswerSection, DataSection
 
 __all__ = [
     "Dropped",
@@ -295,7 +295,7 @@ def gold_answer(value: Any, rule: AnswerSection) -> str:
     """The gold answer as text, by the recipe's rule. DataError where the column holds no text but a container."""
     text = text_of(value, rule.column, _SEVERAL) or ""
     if rule.boxed:
-        from posttrain.rewards.math_grading import extract_answer
+        from posttrain.answers.grading import extract_answer
 
         text = extract_answer(text, "boxed").answer or ""
     if rule.after is not None:

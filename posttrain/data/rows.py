@@ -24,9 +24,9 @@ from posttrain.data.known import DATASETS, TASKS
 from posttrain.data.layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
 from posttrain.data.lengths import Limits
 from posttrain.data.mapping import Dropped, map_row
-from posttrain.recipe_errors import explain, suggest
-from posttrain.sections import DataSection
-from posttrain.settings import read_settings
+from posttrain.recipe.errors import explain, suggest
+from posttrain.recipe.sections import DataSection
+from posttrain.recipe.settings import read_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset

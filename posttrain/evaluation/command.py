@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import exit_codes
 from posttrain.evaluation import masked, store, tasks
 from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
 from posttrain.observe.job import JobView
-from posttrain.saved_model import DTYPES, model_of
+from posttrain.planning.saved_model import DTYPES, model_of
+from posttrain.process import exit_codes
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
 _DATA_HELP = "folder of the benchmark files (default: $POSTTRAIN_DATA, else the hub)"

@@ -108,7 +108,7 @@ def load_vllm(
     path: str, *, dtype: str, gpu_memory_utilization: float = 0.85, max_model_length: int | None = None
 ) -> tuple[Generator, PreTrainedTokenizerBase]:
     """The same through vLLM in this process; an adapter is merged into a folder for it, which is then gone."""
-    from posttrain.rollout.vllm_colocated import VLLMColocated
+    from posttrain.rollout.vllm.colocated import VLLMColocated
 
     tokenizer = tokenizer_of(path)
     with dense_folder(path, dtype=dtype) as folder:

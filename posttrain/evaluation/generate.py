@@ -14,10 +14,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.answers.chat import REASONING_TAGS
 from posttrain.evaluation import store, tasks
 from posttrain.evaluation.engine import Generator, tokenizer_hash
 from posttrain.evaluation.tasks import Benchmark, Problem, Sampling
-from posttrain.rewards.maths.chat import REASONING_TAGS
 
 Progress = Callable[[int, int], None]
 """Called with responses done and responses in all."""

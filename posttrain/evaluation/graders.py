@@ -44,8 +44,8 @@ def _math(
     number_words: bool = False,
 ) -> Judge:
     """The reward `math_answer`'s rule and equality. `flexible` stands beside the strict score."""
-    from posttrain.rewards.math_grading import AnswerFormat, canonical_answer, grade
-    from posttrain.rewards.maths.fallback import prepare
+    from posttrain.answers.fallback import prepare
+    from posttrain.answers.grading import AnswerFormat, canonical_answer, grade
 
     if rule not in get_args(AnswerFormat):
         raise ValueError(f"grader math: rule {rule!r} is none of {', '.join(get_args(AnswerFormat))}")

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from posttrain.data.overlap import overlap
 from posttrain.evaluation import store, tasks
 from posttrain.evaluation.graders import missing_for
-from posttrain.sections import Count, Seed, Text
+from posttrain.recipe.sections import EvaluationSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,84 +24,60 @@ if TYPE_CHECKING:
 BENCHMARKS = "benchmarks"
 
 
-class EvaluationSettings(BaseModel):
-    """The `evaluation` section. What is None stays as the benchmark's YAML says.
+def sampling_of(settings: EvaluationSection, benchmark: tasks.Benchmark) -> tasks.Sampling:
+    """The benchmark's sampling with the section's changes."""
+    named = {
+        "samples": settings.samples,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+    }
+    changed = {key: value for key, value in named.items() if value is not None}
+    return tasks.Sampling.model_validate(benchmark.sampling.model_dump() | changed)
 
-    every       optimizer steps between evaluations; the last step is always evaluated
-    at_start    evaluate before the first step too: the line every curve starts from
-    benchmarks  names of built-in benchmarks, or paths of YAMLs
-    data        folder of their files; None: $POSTTRAIN_DATA, else the hub
-    limit       the first so many problems of each
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+def benchmark_faults(settings: EvaluationSection) -> list[str]:
+    """What would fail at the first evaluation, one sentence each: said before training instead."""
+    found = [] if settings.benchmarks else ["evaluation.benchmarks is empty; name one, or drop the section"]
+    folder = tasks.data_folder(settings.data)
+    for name in settings.benchmarks:
+        try:
+            benchmark = tasks.load(name)
+            sampling_of(settings, benchmark)
+            missing = missing_for(benchmark.answer.grader)
+            if missing is not None:
+                raise ValueError(missing)
+            if folder is not None:
+                tasks.problems(benchmark, folder)
+            elif benchmark.data.hub is None:
+                tasks.problems(benchmark, None)
+        except ValueError as error:
+            found.append(f"evaluation: {error}")
+    return found
 
-    every: Count
-    benchmarks: list[Text]
-    at_start: bool = True
-    data: Text | None = None
-    limit: Count | None = None
-    samples: Annotated[int, Ge(1), Le(2**16)] | None = None
-    max_new_tokens: Annotated[int, Ge(1), Le(2**24)] | None = None
-    temperature: Annotated[float, Ge(0), Le(100)] | None = None
-    batch_size: Annotated[int, Ge(1), Le(2**20)] = 32
-    seed: Seed = 0
 
-    def is_due(self, step: int, last: bool = False) -> bool:
-        return last or (step == 0 and self.at_start) or (step > 0 and step % self.every == 0)
-
-    def sampling(self, benchmark: tasks.Benchmark) -> tasks.Sampling:
-        """The benchmark's sampling with this section's changes."""
-        named = {
-            "samples": self.samples,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-        }
-        changed = {key: value for key, value in named.items() if value is not None}
-        return tasks.Sampling.model_validate(benchmark.sampling.model_dump() | changed)
-
-    def wrong(self) -> list[str]:
-        """What would fail at the first evaluation, one sentence each: said before training instead."""
-        found = [] if self.benchmarks else ["evaluation.benchmarks is empty; name one, or drop the section"]
-        folder = tasks.data_folder(self.data)
-        for name in self.benchmarks:
-            try:
-                benchmark = tasks.load(name)
-                self.sampling(benchmark)
-                missing = missing_for(benchmark.answer.grader)
-                if missing is not None:
-                    raise ValueError(missing)
-                if folder is not None:
-                    tasks.problems(benchmark, folder)
-                elif benchmark.data.hub is None:
-                    tasks.problems(benchmark, None)
-            except ValueError as error:
-                found.append(f"evaluation: {error}")
-        return found
-
-    def overlaps(self, training: Sequence[str]) -> list[str]:
-        """Warnings about benchmarks whose problems share 13 words in a row with these training prompts."""
-        folder = tasks.data_folder(self.data)
-        found = []
-        for name in self.benchmarks if folder is not None else ():
-            try:
-                benchmark = tasks.load(name)
-                asked = tasks.questions(benchmark, tasks.problems(benchmark, folder, self.limit))
-            except ValueError:  # `wrong` says it
-                continue
-            shared = overlap(training, asked)
-            if shared.hits:
-                found.append(
-                    f"{len(shared.hits)} of {shared.tests} problems of {benchmark.name} share a run of 13 words with "
-                    "training prompts: its score measures memory too"
-                )
-        return found
+def overlaps(settings: EvaluationSection, training: Sequence[str]) -> list[str]:
+    """Warnings about benchmarks whose problems share 13 words in a row with these training prompts."""
+    folder = tasks.data_folder(settings.data)
+    found = []
+    for name in settings.benchmarks if folder is not None else ():
+        try:
+            benchmark = tasks.load(name)
+            asked = tasks.questions(benchmark, tasks.problems(benchmark, folder, settings.limit))
+        except ValueError:  # `benchmark_faults` says it
+            continue
+        shared = overlap(training, asked)
+        if shared.hits:
+            found.append(
+                f"{len(shared.hits)} of {shared.tests} problems of {benchmark.name} share a run of 13 words with "
+                "training prompts: its score measures memory too"
+            )
+    return found
 
 
 def evaluate_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    settings: EvaluationSettings,
+    settings: EvaluationSection,
     run_dir: str | Path,
     *,
     step: int,
@@ -141,7 +114,7 @@ def evaluate_checkpoint(
             tokenizer,
             out,
             model=named,
-            sampling=settings.sampling(benchmark),
+            sampling=sampling_of(settings, benchmark),
             seed=settings.seed,
             batch_size=settings.batch_size,
             overwrite=_of_other_weights(out, weights),

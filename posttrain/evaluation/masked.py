@@ -12,7 +12,7 @@ from dataclasses import asdict
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from posttrain.rollout.diffusion_options import DiffusionSampling
+from posttrain.rollout.masked.options import DiffusionSampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,14 +71,14 @@ def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTra
     import torch
 
     from posttrain.evaluation.engine import Generator, end_tokens, positions
-    from posttrain.rollout.mask_predictor import (
+    from posttrain.rollout.masked.engine import MaskedDiffusionEngine
+    from posttrain.rollout.masked.predictor import (
         MaskPredictor,
         check_mask_predictor,
         load_mask_model,
         mask_id_of,
         own_code,
     )
-    from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine
     from posttrain.rollout.model_folder import tokenizer_of
 
     own_code(args.model, trust_remote_code=args.trust_remote_code)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from posttrain.strict_yaml import parse
+from posttrain.recipe.strict_yaml import parse
 
 FOLDER = Path(__file__).parent / "benchmarks"
 DATA_VARIABLE = "POSTTRAIN_DATA"

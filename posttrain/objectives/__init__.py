@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from posttrain.methods import METHODS
 from posttrain.objectives.base import AllSum, Groups, Objective, StepTotals, TokenBatch
+from posttrain.recipe.methods import METHODS
 
 __all__ = ["OBJECTIVES", "AllSum", "Groups", "Objective", "StepTotals", "TokenBatch"]
 

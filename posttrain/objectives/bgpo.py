@@ -20,7 +20,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from posttrain.objectives.diffusion_base import DiffusionBatch, ElboObjective
+from posttrain.objectives.masked_base import DiffusionBatch, ElboObjective
 
 LengthRule = Literal["none", "response", "canvas"]
 

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, StepTotals
-from posttrain.objectives.diffusion_base import DiffusionBatch, DiffusionObjective, Tail, leave_one_out
+from posttrain.objectives.masked_base import DiffusionBatch, DiffusionObjective, Tail, leave_one_out
 from posttrain.ops.kl import k3
 from posttrain.ops.masked_elbo import Noise, sample_noise
 from posttrain.ops.reduce import per_token

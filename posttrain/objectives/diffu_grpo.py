@@ -17,7 +17,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, StepTotals
-from posttrain.objectives.diffusion_base import DiffusionBatch, DiffusionObjective, Tail
+from posttrain.objectives.masked_base import DiffusionBatch, DiffusionObjective, Tail
 from posttrain.ops.groups import Scale, scaled_advantages
 from posttrain.ops.kl import k3
 from posttrain.ops.masked_elbo import Noise, hide_prompt, sample_noise

@@ -18,7 +18,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from posttrain.objectives.bgpo import bounded_exp
-from posttrain.objectives.diffusion_base import DiffusionBatch, ElboObjective
+from posttrain.objectives.masked_base import DiffusionBatch, ElboObjective
 
 
 def vrpo_objective(elbo: Tensor, old_elbo: Tensor, advantages: Tensor) -> Tensor:

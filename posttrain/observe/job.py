@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.observe.live import SILENCE_S, LiveLines
-from posttrain.observe.phases import PHASES
 from posttrain.observe.progress import clock
+from posttrain.process.phases import PHASES
 
 
 class JobView:

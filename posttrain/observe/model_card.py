@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from posttrain.methods import METHODS
 from posttrain.observe import writer
-from posttrain.papers import paper_of
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.papers import paper_of
 
 CARD = "README.md"
 _UNNAMED = re.compile(r"model|checkpoint-\d+|final|last|best")

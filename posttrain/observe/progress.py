@@ -2,7 +2,7 @@
 
 On a terminal three lines are redrawn in place; anywhere else (CI, a log file) one plain line is printed every few
 steps, and one after half a minute without any. Knows no trainer: whoever logs calls `update`, whoever works says in
-observe/phases.py what it does.
+process/phases.py what it does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.observe.live import LiveLines
-from posttrain.observe.phases import PHASES
+from posttrain.process.phases import PHASES
 
 # label, metric names in order of preference, format
 _FIELDS: tuple[tuple[str, tuple[str, ...], str], ...] = (

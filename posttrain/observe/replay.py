@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from posttrain.methods import METHODS
 from posttrain.objectives.base import Objective, TokenBatch
 from posttrain.objectives.step import StepResult, step_losses
 from posttrain.observe.reasons import CARRIED, REASONS
 from posttrain.observe.recorder import Record, load_record
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.ops.logprobs import top_candidates
-from posttrain.settings import check_values
-from posttrain.strict_yaml import parse
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.settings import check_values
+from posttrain.recipe.strict_yaml import parse
 
 
 @dataclass(frozen=True)

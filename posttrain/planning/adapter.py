@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from posttrain.planning.shapes import local_file, read_header
 from posttrain.recipe import Recipe
-from posttrain.recipe_errors import suggest
-from posttrain.sections import ModelSection
+from posttrain.recipe.errors import suggest
+from posttrain.recipe.sections import ModelSection
 
 
 def adapter_faults(recipe: Recipe) -> Iterator[str]:

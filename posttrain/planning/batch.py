@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil, lcm
 
 from posttrain.recipe import Recipe
-from posttrain.train_options import PolicyTrain
+from posttrain.recipe.train_options import PolicyTrain
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
+from posttrain.recipe.sections import DataSection
 from posttrain.rollout.adapter_base import BaseMissing, base_of, holds_adapter
-from posttrain.sections import DataSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -159,18 +159,11 @@ def held_out_overlap(train: Survey, held_out: Survey, section: DataSection) -> O
     if section.name in TASKS or train.counts is None or held_out.counts is None:
         return None
     return overlap(
-        (_words(row["prompt"]) for row in train.rows), [_words(row["prompt"]) for row in held_out.rows]
+        (words_of(row["prompt"]) for row in train.rows), [words_of(row["prompt"]) for row in held_out.rows]
     )
 
 
-def benchmark_overlaps(recipe: Recipe, train: Survey | None) -> list[str]:
-    """Warnings about benchmarks of the `evaluation` section that the training prompts contain."""
-    if recipe.evaluation is None or train is None or train.counts is None or recipe.data.name in TASKS:
-        return []
-    return recipe.evaluation.overlaps([_words(row["prompt"]) for row in train.rows])
-
-
-def _words(prompt: str | Messages) -> str:
+def words_of(prompt: str | Messages) -> str:
     return (
         prompt
         if isinstance(prompt, str)

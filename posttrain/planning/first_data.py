@@ -16,10 +16,10 @@ from posttrain.data import DataError, survey
 from posttrain.data.files import Row, iter_rows, kind_of
 from posttrain.data.known import DATASETS, TASKS
 from posttrain.data.layout import CONVERSATIONS, TEXTS, Needs
-from posttrain.methods import Method
 from posttrain.planning.row_needs import needed_columns, needs_of_method
-from posttrain.sections import DataSection
-from posttrain.settings import read_flags
+from posttrain.recipe.methods import Method
+from posttrain.recipe.sections import DataSection
+from posttrain.recipe.settings import read_flags
 
 LOOKED_AT = 200
 PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input", "text")

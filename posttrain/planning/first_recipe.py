@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from posttrain.methods import Method
-from posttrain.papers import paper_of
 from posttrain.planning.first_data import FirstData
 from posttrain.planning.shapes import local_file
+from posttrain.recipe.methods import Method
+from posttrain.recipe.papers import paper_of
+from posttrain.recipe.settings import REQUIRED, Setting, list_settings, read_flags
 from posttrain.rollout.adapter_base import base_of, holds_adapter
-from posttrain.settings import REQUIRED, Setting, list_settings, read_flags
 
 GROUP = 8
 COLUMN = 44

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from posttrain.methods import Family
 from posttrain.recipe import Recipe
+from posttrain.recipe.methods import Family
+from posttrain.recipe.sections import DataSection, RolloutSection
+from posttrain.recipe.train_options import PolicyTrain, PreferenceTrain, SFTTrain
 from posttrain.rollout.options import TRUNCATING, check_ahead, refused_options, refused_settings
-from posttrain.sections import DataSection, RolloutSection
-from posttrain.train_options import PolicyTrain, PreferenceTrain, SFTTrain
 
 _NO_MOMENTS = {"sgd", "adafactor", "rmsprop"}
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from posttrain.sections import ModelSection
-from posttrain.strict_yaml import parse
-from posttrain.train_options import TrainSection
+from posttrain.recipe.sections import ModelSection
+from posttrain.recipe.strict_yaml import parse
+from posttrain.recipe.train_options import TrainSection
 
 _WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _HOW = "start processes with torchrun --nproc_per_node N -m posttrain train ..."

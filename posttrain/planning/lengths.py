@@ -9,7 +9,7 @@ from pathlib import Path
 from posttrain.data.files import Row
 from posttrain.planning.shapes import local_file
 from posttrain.planning.tokenizer import backend_of
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
 
 TEMPLATE_TOKENS = 32
 """Taken for what a chat template adds around the words of a conversation."""

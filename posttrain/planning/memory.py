@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from posttrain.methods import Family
 from posttrain.planning.activations import (
     BACKWARD_WIDTHS,
     Arithmetic,
@@ -22,11 +21,12 @@ from posttrain.planning.activations import (
     layer_weights,
 )
 from posttrain.planning.batch import rollout_of
-from posttrain.planning.diffusion import logits_bytes, sampling_bytes
+from posttrain.planning.masked import logits_bytes, sampling_bytes
 from posttrain.planning.shapes import Shape
 from posttrain.recipe import Recipe
-from posttrain.sections import VLLMSection
-from posttrain.train_options import PolicyTrain, PreferenceTrain, TextTrain
+from posttrain.recipe.methods import Family
+from posttrain.recipe.sections import VLLMSection
+from posttrain.recipe.train_options import PolicyTrain, PreferenceTrain, TextTrain
 
 GIB, MIB = 2**30, 2**20
 ASSUMED_PROMPT_TOKENS = 512

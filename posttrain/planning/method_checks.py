@@ -25,14 +25,14 @@ from math import log2, prod
 from pathlib import Path
 from typing import Any
 
-from posttrain.methods import METHODS
 from posttrain.planning.batch import Rollout, length_in_words, plural
 from posttrain.planning.checks import maker_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
-from posttrain.sections import RolloutSection
-from posttrain.settings import read_flags
-from posttrain.train_options import PolicyTrain
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.sections import RolloutSection
+from posttrain.recipe.settings import read_flags
+from posttrain.recipe.train_options import PolicyTrain
 
 ONLY_WITH_REWARDS = frozenset(
     {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction"}

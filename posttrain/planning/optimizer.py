@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.planning.batch import plural, steps_of
 from posttrain.recipe import Recipe
-from posttrain.recipe_errors import show, suggest
+from posttrain.recipe.errors import show, suggest
 
 SCHEDULE_OPTIONS: dict[str, dict[str, type]] = {
     "linear": {},

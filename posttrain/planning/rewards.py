@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from posttrain.recipe import Recipe
+from posttrain.recipe.sections import RewardSection
 from posttrain.rewards.resolve import RewardSignature, RewardSpec, RewardSpecError, describe, faults
 from posttrain.rewards.signature import PROVIDED, provided_instead
-from posttrain.sections import RewardSection
 
 
 def spec_of(reward: RewardSection) -> RewardSpec:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from posttrain.data.layout import TEXTS, Needs
-from posttrain.methods import Method
 from posttrain.recipe import Recipe
-from posttrain.settings import read_flags
+from posttrain.recipe.methods import Method
+from posttrain.recipe.settings import read_flags
 
 BY_FAMILY: dict[str, tuple[str, ...]] = {"sft": ("completion",), "preference": ("chosen", "rejected")}
 

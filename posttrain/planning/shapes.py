@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from posttrain.recipe.sections import ModelSection, ScratchSection
 from posttrain.rollout.adapter_base import BaseMissing, base_of, holds_adapter
-from posttrain.sections import ModelSection, ScratchSection
 
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 SPECIAL_TOKENS = 5  # of the character tokenizer: <pad> <eos> <bos> <unk> <mask>

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.characters import ROLES, by_characters
 from posttrain.planning.shapes import local_file, read_mapping
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -6,7 +6,7 @@ prompt without the complaint, and its reference is the policy at the start of th
 Against SPIN: there the good answer is fixed and the bad one sampled; here it is the other way round.
 
 The loss here is DPO plus `nll_weight` times the token-mean NLL of the chosen answers, which is in the
-released configs but not in the paper. The loop stands in posttrain/trainers/loops/drift.py.
+released configs but not in the paper. The loop stands in posttrain/trainers/staged/drift.py.
 Departures: by default the released code's quirks are corrected (see `compat`) and pairs whose two answers
 are equal, whose gradient is zero, are dropped and counted. Filters of sampled answers are off by default,
 as published.

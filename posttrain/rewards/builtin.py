@@ -11,9 +11,9 @@ import string
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from posttrain.answers.fallback import prepare as import_math_verify
+from posttrain.answers.grading import canonical_answer, extract_answer, grade
 from posttrain.rewards.hooks import checks_settings, judges_each, prepares, yields_answers
-from posttrain.rewards.math_grading import canonical_answer, extract_answer, grade
-from posttrain.rewards.maths.fallback import prepare as import_math_verify
 
 # ---- mathematics
 

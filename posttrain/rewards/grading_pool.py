@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.rewards.math_grading import AnswerFormat, Grade, extract_answer, grade
-from posttrain.rewards.maths.fallback import prepare
+from posttrain.answers.fallback import prepare
+from posttrain.answers.grading import AnswerFormat, Grade, extract_answer, grade
 from posttrain.rewards.pool import Outcome, WorkerPool, run_pools
 
 CHUNK = 64  # gradings a call; a chunk that fails is repeated one by one

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from posttrain.answers.grading import after_reasoning, extract_answer
 from posttrain.rewards.hooks import judges_each, yields_answers
-from posttrain.rewards.math_grading import after_reasoning, extract_answer
 
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MAX_EXPRESSION = 200  # characters; a longer one is no answer, and Python's parser has limits

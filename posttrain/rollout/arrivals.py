@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from posttrain.observe.phases import Open
+from posttrain.process.phases import Open
 
 T = TypeVar("T")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from posttrain.methods import METHODS
+from posttrain.recipe.methods import METHODS
 
 _HOMES = {
     name: module
     for module, trainer in (method.trainer.split(":") for method in METHODS.values())
     for name in (trainer, f"{trainer.removesuffix('Trainer')}Config")
 }
-_HOMES["RunReport"] = "posttrain.trainers.run_report"
+_HOMES["RunReport"] = "posttrain.trainers.reporting.run_report"
 """Every trainer and config, and the module it is imported from when it is asked for: some need optional packages."""
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # the one list of methods is METHODS

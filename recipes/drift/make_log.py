@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.feedback_logs import Complaint, feedback_log
-from posttrain.trainers.loops.feedback_prompt import MARKER, plain_lines, with_feedback
+from posttrain.trainers.staged.feedback_prompt import MARKER, plain_lines, with_feedback
 
 THINGS = {
     "an animal": ["cat", "dog", "owl", "fox", "bee", "cow", "hen", "ant"],

@@ -15,7 +15,7 @@ from posttrain.data.layout import Needs
 from posttrain.data.mapping import split_pair
 from posttrain.data.tokens import TemplateCheck
 from posttrain.planning.tokenizer import PlanTokenizer
-from posttrain.sections import DataSection
+from posttrain.recipe.sections import DataSection
 
 PAIRS = Needs(texts=("chosen", "rejected"), others=False)
 SFT = Needs(texts=("completion",), others=False, turns=True)

@@ -17,7 +17,7 @@ from posttrain.data.conversations import Dropped
 from posttrain.data.layout import Needs
 from posttrain.data.mapping import gold_answer
 from posttrain.data.values import has_column, lookup, text_of
-from posttrain.sections import AnswerSection, DataSection
+from posttrain.recipe.sections import AnswerSection, DataSection
 
 PROMPTS = Needs(texts=())
 

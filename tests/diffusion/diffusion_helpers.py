@@ -10,9 +10,9 @@ import torch
 from crc_reward import judged
 from datasets import Dataset
 
-from posttrain.rollout.mask_predictor import scratch_mask_model
-from posttrain.trainers import diffusion_bindings
-from posttrain.trainers.models import character_tokenizer
+from posttrain.rollout.masked.predictor import scratch_mask_model
+from posttrain.trainers.masked import bindings as diffusion_bindings
+from posttrain.trainers.models.load import character_tokenizer
 
 LENGTH = 6
 END = 1  # the character tokenizer's <eos>

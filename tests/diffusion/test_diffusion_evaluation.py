@@ -10,9 +10,9 @@ import torch
 from posttrain.cli import main
 from posttrain.evaluation import masked, store
 from posttrain.rollout.base import Sampling
-from posttrain.rollout.diffusion_options import DiffusionSampling
-from posttrain.rollout.mask_predictor import MaskPredictor, load_mask_model, scratch_mask_model
-from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine
+from posttrain.rollout.masked.engine import MaskedDiffusionEngine
+from posttrain.rollout.masked.options import DiffusionSampling
+from posttrain.rollout.masked.predictor import MaskPredictor, load_mask_model, scratch_mask_model
 
 TASK = """
 name: puzzles

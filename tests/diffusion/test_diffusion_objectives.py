@@ -15,7 +15,7 @@ from posttrain.objectives.base import Groups, StepTotals
 from posttrain.objectives.bgpo import BGPO, bgpo_terms, exp_limit
 from posttrain.objectives.coupled_grpo import CoupledGRPO
 from posttrain.objectives.diffu_grpo import DiffuGRPO
-from posttrain.objectives.diffusion_base import DiffusionBatch, reduced_loss, term_coefficients
+from posttrain.objectives.masked_base import DiffusionBatch, reduced_loss, term_coefficients
 from posttrain.objectives.vrpo_ol import VRPOOL, vrpo_objective
 from posttrain.ops.masked_elbo import elbo_terms, masked_logprobs, sample_noise
 

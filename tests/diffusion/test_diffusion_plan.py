@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.plan import make_plan
 from posttrain.planning.activations import Arithmetic
-from posttrain.planning.diffusion import logits_bytes, sampling_bytes
+from posttrain.planning.masked import logits_bytes, sampling_bytes
 from posttrain.planning.shapes import read_shape
 from posttrain.recipe import load_recipe
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
+from posttrain.run.plan import make_plan
 
 RECIPE = """
 method: bgpo

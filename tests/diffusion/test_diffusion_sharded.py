@@ -63,7 +63,7 @@ def test_sharded_ranks_equal_one_process(engine, name, whole, tmp_path):
 
 
 def test_a_reference_under_zero3_is_refused_before_trl_reloads_it_causal(tmp_path, monkeypatch):
-    monkeypatch.setattr("posttrain.trainers.diffusion.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("posttrain.trainers.masked.trainer.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="under ZeRO-3 needs an adapter"):
         train("BGPO", tmp_path, beta=0.1)
 

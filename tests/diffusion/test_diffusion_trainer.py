@@ -17,18 +17,18 @@ from transformers.trainer_callback import TrainerCallback
 
 from posttrain.objectives.base import StepTotals
 from posttrain.objectives.bgpo import BGPO
-from posttrain.objectives.diffusion_base import DiffusionBatch, reduced_loss
-from posttrain.rollout.canvas import Canvas, lay_canvas
-from posttrain.rollout.mask_predictor import MaskPredictor, load_mask_model
-from posttrain.trainers.diffusion_likelihood import (
+from posttrain.objectives.masked_base import DiffusionBatch, reduced_loss
+from posttrain.rollout.masked.canvas import Canvas, lay_canvas
+from posttrain.rollout.masked.predictor import MaskPredictor, load_mask_model
+from posttrain.trainers.masked.likelihood import (
     all_terms,
     draw_noise,
     from_buffer,
     gradients_held_back,
     pass_terms,
 )
-from posttrain.trainers.diffusion_sft import MaskedSFTConfig, MaskedSFTTrainer
-from posttrain.trainers.models import scratch_llama
+from posttrain.trainers.masked.sft import MaskedSFTConfig, MaskedSFTTrainer
+from posttrain.trainers.models.load import scratch_llama
 
 RATE = 0.1
 
@@ -117,7 +117,7 @@ def test_gradients_are_exchanged_by_the_last_backward_alone(tmp_path):
 
 
 def tokenizer_of():
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.trainers.models.load import character_tokenizer
 
     return character_tokenizer()
 
@@ -369,7 +369,7 @@ def test_a_causal_model_is_refused(tmp_path):
 
 def test_a_causal_model_whose_weights_come_later_is_refused_before_its_first_step(tmp_path, monkeypatch):
     # as under ZeRO-3, where no rank holds the weights when the trainer is made
-    monkeypatch.setattr("posttrain.trainers.diffusion.whole_on_this_rank", lambda: False)
+    monkeypatch.setattr("posttrain.trainers.masked.trainer.whole_on_this_rank", lambda: False)
     causal = scratch_llama(tokenizer_of(), hidden_size=32, layers=2, heads=2, max_positions=64)
     args = config("BGPO", tmp_path, samples=2)
     run = trainer_class("BGPO")(causal, judged, args, rows(), processing_class=tokenizer_of())
@@ -379,7 +379,7 @@ def test_a_causal_model_whose_weights_come_later_is_refused_before_its_first_ste
 
 
 def test_fine_tuning_refuses_it_in_its_first_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr("posttrain.trainers.diffusion_sft.whole_on_this_rank", lambda: False)
+    monkeypatch.setattr("posttrain.trainers.masked.sft.whole_on_this_rank", lambda: False)
     causal = scratch_llama(tokenizer_of(), hidden_size=32, layers=2, heads=2, max_positions=64)
     args = MaskedSFTConfig(
         output_dir=str(tmp_path),

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from posttrain.rollout.mask_predictor import (
+from posttrain.rollout.masked.predictor import (
     MaskPredictor,
     check_mask_predictor,
     load_mask_model,

@@ -7,8 +7,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from posttrain.trainers.diffusion_sft import MaskedSFT, tokenised
-from posttrain.trainers.models import character_tokenizer
+from posttrain.trainers.masked.sft import MaskedSFT, tokenised
+from posttrain.trainers.models.load import character_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"

@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from posttrain.rollout.base import Sampling
-from posttrain.rollout.diffusion_options import DiffusionSampling, schedule
-from posttrain.rollout.mask_predictor import MaskPredictor, scratch_mask_model
-from posttrain.rollout.masked_diffusion import MaskedDiffusionEngine, fill
+from posttrain.rollout.masked.engine import MaskedDiffusionEngine, fill
+from posttrain.rollout.masked.options import DiffusionSampling, schedule
+from posttrain.rollout.masked.predictor import MaskPredictor, scratch_mask_model
 
 MASK = 4
 

@@ -19,7 +19,7 @@ REFUSES_SYSTEM = (
 
 @pytest.fixture
 def own_tokenizer():
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.trainers.models.load import character_tokenizer
 
     return character_tokenizer()
 
@@ -225,8 +225,8 @@ def test_a_system_message_without_a_template_is_refused(folder, own_tokenizer, m
 
 
 def test_a_masked_diffusion_model_answers_by_its_sampler(tmp_path, capsys):
-    from posttrain.rollout.mask_predictor import scratch_mask_model
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.rollout.masked.predictor import scratch_mask_model
+    from posttrain.trainers.models.load import character_tokenizer
 
     tokenizer = character_tokenizer()
     if tokenizer.mask_token is None:

@@ -10,7 +10,13 @@ from posttrain.cli import main
 from posttrain.evaluation import command, in_training, store
 from posttrain.evaluation import grade as grading
 from posttrain.evaluation.graders import make_grader
-from posttrain.evaluation.in_training import EvaluationSettings, evaluate_checkpoint, evaluation_section
+from posttrain.evaluation.in_training import (
+    benchmark_faults,
+    evaluate_checkpoint,
+    evaluation_section,
+    overlaps,
+)
+from posttrain.recipe.sections import EvaluationSection
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +126,7 @@ def test_ctrl_c_is_one_line_and_130(sums_folder, tmp_path, monkeypatch, capsys):
 
 
 def settings(sums_folder, **more):
-    return EvaluationSettings(
+    return EvaluationSection(
         every=10, benchmarks=[str(sums_folder / "sums.yaml")], data=str(sums_folder), **more
     )
 
@@ -142,11 +148,11 @@ def test_training_prompts_that_hold_a_benchmark_are_told(tmp_path):
         f'gold: {{rule: text, column: answer}}, prompt: {{template: "{{question}} {suffix}"}}, '
         "sampling: {samples: 1, max_new_tokens: 8}, answer: {grader: math}}"
     )
-    made = EvaluationSettings(every=1, benchmarks=[str(tmp_path / "long.yaml")], data=str(tmp_path))
-    assert made.wrong() == []
+    made = EvaluationSection(every=1, benchmarks=[str(tmp_path / "long.yaml")], data=str(tmp_path))
+    assert benchmark_faults(made) == []
     # the template's own words are no contamination
-    assert made.overlaps([f"something else. {suffix}"]) == []
-    (told,) = made.overlaps([f"{rows[1]['question']} {suffix}"])
+    assert overlaps(made, [f"something else. {suffix}"]) == []
+    (told,) = overlaps(made, [f"{rows[1]['question']} {suffix}"])
     assert told.startswith("1 of 2 problems of long share a run of 13 words")
 
 
@@ -189,10 +195,11 @@ def test_a_resumed_run_that_comes_back_with_other_weights_is_measured_anew(
 
 
 def test_what_is_wrong_is_known_before_training(sums_folder):
-    assert settings(sums_folder).wrong() == []
+    assert benchmark_faults(settings(sums_folder)) == []
     assert (
-        "did you mean 'gsm8k'" in settings(sums_folder).model_copy(update={"benchmarks": ["gsm8"]}).wrong()[0]
+        "did you mean 'gsm8k'"
+        in benchmark_faults(settings(sums_folder).model_copy(update={"benchmarks": ["gsm8"]}))[0]
     )
-    assert "temperature 0" in settings(sums_folder, samples=4).wrong()[0]
-    assert "no file" in settings(sums_folder).model_copy(update={"data": "/nowhere"}).wrong()[0]
-    assert "empty" in settings(sums_folder).model_copy(update={"benchmarks": []}).wrong()[0]
+    assert "temperature 0" in benchmark_faults(settings(sums_folder, samples=4))[0]
+    assert "no file" in benchmark_faults(settings(sums_folder).model_copy(update={"data": "/nowhere"}))[0]
+    assert "empty" in benchmark_faults(settings(sums_folder).model_copy(update={"benchmarks": []}))[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.saved_model import model_of
+from posttrain.planning.saved_model import model_of
 
 
 @pytest.mark.parametrize("kind", ["config.json", "adapter_config.json"])

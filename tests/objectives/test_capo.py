@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from posttrain.objectives.bapo import search_bounds
 from posttrain.objectives.base import Groups, TokenBatch
 from posttrain.objectives.capo import CAPO, candidate_scores, candidate_shifts, keep_tokens, predicted_shifts
+from posttrain.objectives.capo.moments import Moments, RowGradients
 from posttrain.objectives.step import StepResult, step_losses
 from posttrain.ops.logprobs import top_candidates
-from posttrain.ops.moments import Moments, RowGradients
 
 BASES = ["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"]
 B, T, V, H, K = 2, 3, 6, 4, 4

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from posttrain.methods import METHODS
 from posttrain.objectives import OBJECTIVES, Groups, Objective, TokenBatch
 from posttrain.objectives.step import step_losses
-from posttrain.settings import check_settings, read_settings
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.settings import check_settings, read_settings
 
 P, G, T, V, H = 3, 4, 6, 15, 5
 LIMIT = 8

@@ -7,10 +7,10 @@ import json
 import pytest
 import yaml
 
-from posttrain.methods import METHODS
 from posttrain.observe.model_card import card, public_name, without_paths, write_card
 from posttrain.observe.writer import RecipeChange, RunWriter
-from posttrain.papers import paper_of
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.papers import paper_of
 
 RECIPE = {
     "method": "bapo",

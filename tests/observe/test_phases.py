@@ -8,8 +8,8 @@ from rich.console import Console
 
 from posttrain.observe.job import JobView
 from posttrain.observe.live import LiveLines
-from posttrain.observe.phases import PHASES, Phase, Phases
 from posttrain.observe.progress import ProgressView
+from posttrain.process.phases import PHASES, Phase, Phases
 
 
 def listening() -> Phases:

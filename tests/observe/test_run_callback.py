@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter, completion_files, read_events, read_metrics
-from posttrain.trainers import callbacks
-from posttrain.trainers.callbacks import HeldOut, RunCallback, attach
+from posttrain.trainers.reporting import callbacks
+from posttrain.trainers.reporting.callbacks import HeldOut, RunCallback, attach
 
 
 class Model(nn.Module):

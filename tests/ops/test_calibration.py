@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from posttrain.ops.calibration import Calibration
-from posttrain.ops.histogram import HIGHEST_EDGE, joint_counts, joint_thresholds
+from posttrain.objectives.capo.calibration import Calibration
+from posttrain.objectives.capo.histogram import HIGHEST_EDGE, joint_counts, joint_thresholds
 
 
 def counts_at(shift: float, tokens: int = 1000) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from posttrain.ops.histogram import joint_counts, joint_thresholds, quantile
+from posttrain.objectives.capo.histogram import joint_counts, joint_thresholds, quantile
 
 BIN = 10 ** (16 / 512)  # width of a bin as a factor
 

@@ -6,8 +6,8 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from posttrain.ops import moments as module
-from posttrain.ops.moments import Moments, RowGradients
+from posttrain.objectives.capo import moments as module
+from posttrain.objectives.capo.moments import Moments, RowGradients
 
 
 def one_rank(values: torch.Tensor) -> torch.Tensor:

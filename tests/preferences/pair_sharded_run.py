@@ -28,14 +28,14 @@ from split_run import fixed_completion
 from posttrain.data.feedback_logs import Complaint
 from posttrain.preferences.rpo import RPO
 from posttrain.rollout.base import Sampling
-from posttrain.trainers.imitation import answers_of, sample_imitation
-from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
-from posttrain.trainers.models import character_tokenizer, scratch_llama
-from posttrain.trainers.policy_folder import load_policy
-from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
-from posttrain.trainers.salsa import SALSAConfig, SALSATrainer
-from posttrain.trainers.stopping import StopOnSignal
-from posttrain.trainers.weights import policy_weights
+from posttrain.trainers.models.folder import load_policy
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama
+from posttrain.trainers.models.weights import policy_weights
+from posttrain.trainers.policy.salsa_trainer import SALSAConfig, SALSATrainer
+from posttrain.trainers.preference.imitation import answers_of, sample_imitation
+from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.seam.stopping import StopOnSignal
+from posttrain.trainers.staged.drift import DRIFTConfig, DRIFTTrainer
 
 
 def options(folder: Path, **more: Any) -> dict[str, Any]:

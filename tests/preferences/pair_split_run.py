@@ -19,9 +19,9 @@ from posttrain.preferences.ipo import IPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.seppo import SePPO
 from posttrain.rollout.base import Sampling
-from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
-from posttrain.trainers.models import character_tokenizer, scratch_llama
-from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama
+from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.staged.drift import DRIFTConfig, DRIFTTrainer
 
 METHODS: dict[str, PairLoss] = {"RPO": RPO(eta=0.5), "IPO": IPO(), "SePPO": SePPO()}
 WORDS = ["red", "green", "blue", "pink", "grey", "teal", "gold", "black"]

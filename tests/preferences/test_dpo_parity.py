@@ -18,7 +18,7 @@ from posttrain.preferences.hinge import Hinge
 from posttrain.preferences.ipo import IPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.seppo import SePPO
-from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 
 ROWS = [
     {"prompt": "sort 312>", "chosen": "123", "rejected": "3 1 2 hm"},

@@ -16,13 +16,13 @@ from transformers import TrainerCallback
 
 from posttrain.data.feedback_logs import Complaint, SeedPair
 from posttrain.rollout.base import Sampling
-from posttrain.trainers import stopping
-from posttrain.trainers.generating import EngineGenerator
-from posttrain.trainers.launch_check import check_engine
-from posttrain.trainers.loops.drift import DRIFTConfig, DRIFTTrainer
-from posttrain.trainers.loops.staged import Stage
-from posttrain.trainers.policy_folder import save_policy
-from posttrain.trainers.stopping import StopOnSignal
+from posttrain.trainers.engines.answers import EngineGenerator
+from posttrain.trainers.models.folder import save_policy
+from posttrain.trainers.seam import stopping
+from posttrain.trainers.seam.launch_check import check_engine
+from posttrain.trainers.seam.stopping import StopOnSignal
+from posttrain.trainers.staged.drift import DRIFTConfig, DRIFTTrainer
+from posttrain.trainers.staged.staged import Stage
 
 COMPLAINTS = [
     Complaint([{"role": "user", "content": f"name {w}"}], f"{w.upper()}!", "no shouting") for w in WORDS

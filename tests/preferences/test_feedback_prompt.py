@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from posttrain.data.feedback_logs import Complaint
-from posttrain.trainers.loops.feedback_prompt import LINE_REQUEST, REQUEST, FeedbackPrompts
+from posttrain.trainers.staged.feedback_prompt import LINE_REQUEST, REQUEST, FeedbackPrompts
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"

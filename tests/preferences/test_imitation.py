@@ -11,9 +11,9 @@ from datasets import Dataset
 from posttrain.data import DataError
 from posttrain.recipe import load_recipe
 from posttrain.rollout.base import Sampling
-from posttrain.trainers.imitation import answers_of, sample_imitation
-from posttrain.trainers.models import scratch_llama
-from posttrain.trainers.preference_bindings import RPOConfig, RPOTrainer
+from posttrain.trainers.models.load import scratch_llama
+from posttrain.trainers.preference.bindings import RPOConfig, RPOTrainer
+from posttrain.trainers.preference.imitation import answers_of, sample_imitation
 
 CHAT = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}#\n{% endfor %}"

@@ -16,10 +16,10 @@ from posttrain.data import load_rows
 from posttrain.preferences.dpo import DPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.simpo import SimPO
-from posttrain.sections import DataSection
-from posttrain.trainers.pair_rows import drop_oldest_turns
-from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
-from posttrain.trainers.preference_bindings import DPOTrainer, RPOConfig, RPOTrainer
+from posttrain.recipe.sections import DataSection
+from posttrain.trainers.preference.bindings import DPOTrainer, RPOConfig, RPOTrainer
+from posttrain.trainers.preference.rows import drop_oldest_turns
+from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 
 CHAT = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}#\n{% endfor %}"

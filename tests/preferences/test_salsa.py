@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from posttrain.cli import main
 from posttrain.objectives.bapo import BAPO
 from posttrain.references.salsa import SALSA
-from posttrain.trainers.bindings import GRPOConfig, GRPOTrainer
-from posttrain.trainers.salsa import SALSAConfig, SALSATrainer
-from posttrain.trainers.soups import SoupError, check_perplexity, perplexity, soup_with
+from posttrain.trainers.models.soups import SoupError, check_perplexity, perplexity, soup_with
+from posttrain.trainers.policy.bindings import GRPOConfig, GRPOTrainer
+from posttrain.trainers.policy.salsa_trainer import SALSAConfig, SALSATrainer
 
 ROWS = Dataset.from_list([{"prompt": f"{i}>"} for i in range(8)])
 
@@ -147,7 +147,7 @@ def test_what_makes_no_sense_is_refused(changes, message, tiny_model, tokenizer,
 
 def test_a_soup_of_another_vocabulary_is_refused(tiny_model, tokenizer, tmp_path):
     """The same shapes, but the numbers mean other tokens."""
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.trainers.models.load import character_tokenizer
 
     alphabet = sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
     other = saved(tiny_model, character_tokenizer("".join(reversed(alphabet))), tmp_path / "other")
@@ -157,7 +157,7 @@ def test_a_soup_of_another_vocabulary_is_refused(tiny_model, tokenizer, tmp_path
 
 
 def test_models_without_a_common_start_are_pointed_out(tiny_model, tokenizer, tmp_path, caplog):
-    from posttrain.trainers.models import scratch_llama
+    from posttrain.trainers.models.load import scratch_llama
 
     stranger = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=9)
     paths = [saved(tiny_model, tokenizer, tmp_path / "one"), saved(stranger, tokenizer, tmp_path / "two")]
@@ -253,7 +253,7 @@ def test_the_command_merges_adapters_first(tiny_model, tokenizer, tmp_path):
 
 
 def test_models_of_another_kind_are_refused(tiny_model, tokenizer, tmp_path, capsys):
-    from posttrain.trainers.models import character_tokenizer, scratch_llama
+    from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 
     one = saved(tiny_model, tokenizer, tmp_path / "one")
     two = saved(

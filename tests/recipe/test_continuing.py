@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from conftest_recipe import POLICY, SFT, Load
 
-from posttrain.methods import METHODS
 from posttrain.observe.summary import summarise
 from posttrain.observe.writer import RecipeChange, RunWriter, read_recipe_changes
-from posttrain.planning.continuing import VERDICTS, compare, flat, recipe_at, verdict
 from posttrain.recipe import FAMILIES, Recipe, RecipeError
-from posttrain.settings import read_flags, read_settings
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.settings import read_flags, read_settings
+from posttrain.run.continuing import VERDICTS, compare, flat, recipe_at, verdict
 
 
 def trained(folder: Path, recipe: Recipe) -> RunWriter:

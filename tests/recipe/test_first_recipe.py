@@ -10,10 +10,10 @@ import yaml
 from posttrain.cli import COMMANDS, GROUPS, main, usage
 from posttrain.commands import init
 from posttrain.data import DataError
-from posttrain.methods import METHODS
 from posttrain.planning.first_data import find_data
 from posttrain.planning.first_recipe import batch_of, look_at_model
 from posttrain.recipe import load_recipe
+from posttrain.recipe.methods import METHODS
 
 SUMS = [{"question": f"What is {a}+{b}?", "answer": f"so\n#### {a + b}"} for a in range(6) for b in range(6)]
 PAIRS = [{"instruction": f"Say {i}", "preferred": f"good {i}", "dispreferred": f"bad {i}"} for i in range(40)]

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from conftest_recipe import POLICY, SFT, merged
 
-from posttrain.evaluation.in_training import EvaluationSettings
-from posttrain.methods import METHODS
-from posttrain.plan import make_plan
 from posttrain.recipe import FAMILIES, Recipe, RecipeError
-from posttrain.recipe_loader import Loader
-from posttrain.sections import (
+from posttrain.recipe.loader import Loader
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.sections import (
     AnswerSection,
     DataSection,
     DiffusionRolloutSection,
+    EvaluationSection,
     MaskSection,
     ModelSection,
     OutputSection,
@@ -28,7 +27,8 @@ from posttrain.sections import (
     ScratchSection,
     VLLMSection,
 )
-from posttrain.settings import read_settings
+from posttrain.recipe.settings import read_settings
+from posttrain.run.plan import make_plan
 
 INF = float("inf")
 HOSTILE: list[Any] = [INF, 1e308, -1, 0, 10**18, "", [], [[]], {"": 0}, True, None]
@@ -70,7 +70,7 @@ def places(family: str) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]
             ("rollout",): (RolloutSection, {}),
             ("rollout", "vllm"): (VLLMSection, {}),
             ("output",): (OutputSection, {}),
-            ("evaluation",): (EvaluationSettings, {"every": 1, "benchmarks": ["gsm8k"]}),
+            ("evaluation",): (EvaluationSection, {"every": 1, "benchmarks": ["gsm8k"]}),
         }
     if family == "diffusion":
         models = {("rollout",): (DiffusionRolloutSection, {})}

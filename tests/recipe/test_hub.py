@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 from pydantic import ValidationError
 
-from posttrain.hub import hub_warnings, push
-from posttrain.sections import HubSection
+from posttrain.recipe.sections import HubSection
+from posttrain.run.hub import hub_warnings, push
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from conftest_recipe import POLICY, SFT, Load, Refused
 
 from posttrain.cli import main
 from posttrain.data.characters import by_characters
-from posttrain.plan import make_plan
 from posttrain.planning.adapter import module_shapes
 from posttrain.planning.batch import steps_of
 from posttrain.planning.idle import beyond_the_run
 from posttrain.planning.optimizer import CHECKPOINTING_OPTIONS, OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
+from posttrain.run.plan import make_plan
 
 
 def refusals(load: Load, base: dict[str, Any] = POLICY, **changes: Any) -> list[str]:

@@ -10,7 +10,7 @@ from conftest_recipe import Load
 from posttrain.cli import main
 from posttrain.planning import launcher
 from posttrain.planning.launcher import launch_fault, precision_fault, started
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "HOME": "/nonexistent"}
 LAUNCH = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "posttrain"]

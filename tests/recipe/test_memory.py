@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from conftest_recipe import POLICY, SFT, Load
 
-from posttrain.plan import make_plan
 from posttrain.planning.activations import (
     Arithmetic,
     head_backward,
@@ -31,7 +30,8 @@ from posttrain.planning.memory import (
     workers_of_a_reward,
 )
 from posttrain.planning.shapes import PUBLISHED, Shape, read_shape
-from posttrain.sections import ModelSection, ScratchSection
+from posttrain.recipe.sections import ModelSection, ScratchSection
+from posttrain.run.plan import make_plan
 
 # 1000 parameters that are easy to divide: only the count matters below.
 SHAPE = Shape(10, 4, 2, 2, 1, 2, 8, tied=False, source="test", counted=1000)
@@ -272,7 +272,7 @@ def test_a_colocated_engine_takes_its_share(load: Load) -> None:
 
 
 def test_scratch_parameters_equal_the_model_that_is_built() -> None:
-    from posttrain.trainers.build import model_and_tokenizer
+    from posttrain.trainers.seam.build import model_and_tokenizer
 
     section = ModelSection(scratch=ScratchSection(hidden_size=16, layers=3, heads=2, alphabet="abc"))
     shape = read_shape(section)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.plan import make_plan
 from posttrain.planning.memory import Launch, estimate
 from posttrain.planning.shapes import read_shape
 from posttrain.recipe import RecipeError, load_recipe
+from posttrain.run.plan import make_plan
 
 SCRATCH = "model={scratch: {hidden_size: 32, heads: 2}}"
 

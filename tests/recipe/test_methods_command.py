@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from posttrain.commands import methods
-from posttrain.methods import METHODS
-from posttrain.settings import REQUIRED, list_settings
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.settings import REQUIRED, list_settings
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from posttrain.cli import main
 from posttrain.data import load_rows
-from posttrain.plan import Plan, make_plan, print_plan
 from posttrain.planning.batch import Rollout
 from posttrain.planning.checks import loaded_faults
 from posttrain.recipe import load_recipe
-from posttrain.train_options import ELSEWHERE, OWNED
+from posttrain.recipe.train_options import ELSEWHERE, OWNED
+from posttrain.run.plan import Plan, make_plan, print_plan
 
 
 def plan_of(load: Load, base: dict[str, Any] = POLICY, processes: int = 1, **changes: Any) -> Plan:
@@ -459,7 +459,7 @@ def test_every_listed_command_exists() -> None:
 
 
 def test_pointers_name_places_that_exist() -> None:
-    from posttrain.sections import ModelSection, OutputSection, RolloutSection
+    from posttrain.recipe.sections import ModelSection, OutputSection, RolloutSection
 
     sections = {"model": ModelSection, "rollout": RolloutSection, "output": OutputSection}
     for place in OWNED.values():

@@ -9,10 +9,10 @@ import pytest
 from conftest_recipe import Load
 from rich.console import Console
 
-from posttrain import plan as planner
-from posttrain.plan import make_plan, print_plan
 from posttrain.planning import machine
 from posttrain.planning.memory import GIB
+from posttrain.run import plan as planner
+from posttrain.run.plan import make_plan, print_plan
 
 
 def printed(load: Load, **train: object) -> str:

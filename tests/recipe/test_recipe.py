@@ -9,9 +9,9 @@ import pytest
 import yaml
 from conftest_recipe import POLICY, SFT, Load, Refused
 
-from posttrain.methods import METHODS, NOT_HERE, not_here
 from posttrain.recipe import FAMILIES, RecipeError, load_recipe
-from posttrain.recipe_errors import one_slip_apart, suggest
+from posttrain.recipe.errors import one_slip_apart, suggest
+from posttrain.recipe.methods import METHODS, NOT_HERE, not_here
 
 
 def test_sections_are_typed_and_defaults_filled(load: Load) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.plan import make_plan
 from posttrain.planning.idle import idle_options
 from posttrain.planning.rewards import reward_faults
 from posttrain.recipe import load_recipe
+from posttrain.run.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml"))
@@ -54,7 +54,7 @@ def test_recipes_of_one_model_differ_only_by_the_experiment(monkeypatch: pytest.
 def test_the_page_names_every_key() -> None:
     from pydantic import BaseModel
 
-    from posttrain import sections, train_options
+    from posttrain.recipe import sections, train_options
 
     page = (ROOT / "docs" / "recipes.md").read_text()
     written = set(re.findall(r"`([^`]+)`", page)) | set(re.findall(r"\b(?:r|args)\b", page))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest_recipe import Load
 
-from posttrain.plan import make_plan
 from posttrain.planning.trial import PLACEHOLDER, samples
+from posttrain.run.plan import make_plan
 
 USER = """
     import functools

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from conftest_recipe import POLICY, Load, Refused
 
-from posttrain import run_lock
 from posttrain.observe.writer import RunWriter
 from posttrain.recipe import RecipeError
-from posttrain.run_folder import holds_run, how_to_go_on, last_checkpoint, opened, replaced, step_of
-from posttrain.run_lock import RunInUse, owned
+from posttrain.run import lock as run_lock
+from posttrain.run.folder import holds_run, how_to_go_on, last_checkpoint, opened, replaced, step_of
+from posttrain.run.lock import RunInUse, owned
 
 
 def a_run(folder: Path, steps: tuple[int, ...] = (), of: int = 8, processes: int = 1) -> Path:
@@ -130,7 +130,7 @@ def test_an_interrupted_overwrite_gives_the_old_run_back(recipe: Any, load: Load
     killed = f"""
 import os
 from posttrain.recipe import load_recipe
-from posttrain.run_folder import opened, replaced
+from posttrain.run.folder import opened, replaced
 with opened(load_recipe("r.yaml")) as start, replaced(start.run_dir):
     (start.run_dir / "checkpoints").mkdir(parents=True)
     os.kill(os.getpid(), {int(signal.SIGKILL)})
@@ -241,7 +241,7 @@ def test_steps_of_a_run_in_stages_are_summed(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from posttrain.run_lock import owned
+from posttrain.run.lock import owned
 with owned(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from posttrain.methods import METHODS
-from posttrain.settings import SettingsError, check_settings, list_settings, read_flags, read_settings
+from posttrain.recipe.methods import METHODS
+from posttrain.recipe.settings import SettingsError, check_settings, list_settings, read_flags, read_settings
 
 BASE = '''
 from __future__ import annotations

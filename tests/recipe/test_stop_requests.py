@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.cli import main
-from posttrain.stop_requests import REQUESTS
-from posttrain.stop_requests import SIGNALS as HEARD
+from posttrain.process.stop_requests import REQUESTS
+from posttrain.process.stop_requests import SIGNALS as HEARD
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -21,7 +21,7 @@ SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"]
 
 STEPS = """
 import signal, sys, time
-from posttrain.stop_requests import REQUESTS, guard_outputs
+from posttrain.process.stop_requests import REQUESTS, guard_outputs
 {before}
 asked = []
 REQUESTS.listen()
@@ -103,14 +103,14 @@ def test_before_the_first_step_nothing_is_finished() -> None:
     line_of(process)
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=20)
-    assert "posttrain.stop_requests.Stopped: SIGUSR1" in err  # commands/train.py says it in one line
+    assert "posttrain.process.stop_requests.Stopped: SIGUSR1" in err  # commands/train.py says it in one line
 
 
 def test_a_forked_helper_ends_by_the_signal_alone() -> None:
     """Pools end their workers with SIGTERM: no request of the run's, and no traceback."""
     code = """
 import os, signal, time
-from posttrain.stop_requests import REQUESTS
+from posttrain.process.stop_requests import REQUESTS
 REQUESTS.listen()
 pid = os.fork()
 if pid == 0:
@@ -134,7 +134,7 @@ sys.exit("a traceback of the launcher's own" if any(codes) else 0)
 """
 RANK = r"""
 import os, signal, sys, time
-from posttrain import launched
+from posttrain.process import launched
 signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
 asked = []
 launched.begin()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from posttrain.strict_yaml import YAMLFault, parse, read_text
+from posttrain.recipe.strict_yaml import YAMLFault, parse, read_text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 
 from posttrain.planning.memory import _STATE_BYTES
 from posttrain.recipe import FAMILIES
-from posttrain.train_options import DEPARTURES, ELSEWHERE, OWNED, TrainSection
+from posttrain.recipe.train_options import DEPARTURES, ELSEWHERE, OWNED, TrainSection
 
 CONFIGS = {"sft": trl.SFTConfig, "preference": trl.DPOConfig}
 PAIRS = [(family.train, CONFIGS.get(name, trl.GRPOConfig)) for name, family in FAMILIES.items()]

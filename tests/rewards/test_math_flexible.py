@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flexible_cases import TEXTS
 
-from posttrain.rewards.math_grading import extract_answer, grade
+from posttrain.answers.grading import extract_answer, grade
 
 DASHES = "−–—‐‑‒―﹣－"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.rewards.math_grading import canonical_answer, grade, read_gold
+from posttrain.answers.grading import canonical_answer, grade, read_gold
 
 NO_ANSWER = [
     "N/A", "n/a", "NA", "nan", "NaN", "null", "None available", "unknown", "-", "?", "no answer", "(no answer)", "TBD",

@@ -11,10 +11,10 @@ import time
 import pytest
 from math_cases import cases
 
+from posttrain.answers import equal, reading, second_opinion
+from posttrain.answers.equal import equal_answers
+from posttrain.answers.grading import Grade, canonical_answer, extract_answer, grade, read_gold
 from posttrain.rewards.grading_pool import Item, grade_many, in_chunks
-from posttrain.rewards.math_grading import Grade, canonical_answer, extract_answer, grade, read_gold
-from posttrain.rewards.maths import equal, reading, second_opinion
-from posttrain.rewards.maths.equal import equal_answers
 from posttrain.rewards.pool import WorkerPool
 
 TABLE = [pytest.param(*case[1:], id=f"{case[0]}: {case[1]} | {case[2]}") for case in cases()]
@@ -300,7 +300,7 @@ def test_a_grading_over_its_deadline_is_no_verdict():
 
 def test_ordinary_gradings_never_import_sympy():
     code = (
-        "import sys\nfrom posttrain.rewards.math_grading import grade\n"
+        "import sys\nfrom posttrain.answers.grading import grade\n"
         r"print(grade('\\frac{1}{2}', r'\boxed{0.5}').correct, grade('(1,2)', r'\boxed{(1, 2)}').correct)"
         "\nprint('sympy' in sys.modules, 'torch' in sys.modules)"
     )

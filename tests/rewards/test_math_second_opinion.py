@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.rewards.math_grading import grade
-from posttrain.rewards.maths import second_opinion
-from posttrain.rewards.maths.fallback import equal_by_math_verify
-from posttrain.rewards.maths.notation import tidy
-from posttrain.rewards.maths.reading import read_shape
-from posttrain.rewards.maths.second_opinion import GUARDS, Side, is_certain
+from posttrain.answers import second_opinion
+from posttrain.answers.fallback import equal_by_math_verify
+from posttrain.answers.grading import grade
+from posttrain.answers.notation import tidy
+from posttrain.answers.reading import read_shape
+from posttrain.answers.second_opinion import GUARDS, Side, is_certain
 
 
 def side(text: str) -> Side:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.rewards.maths.numerals import word_number
+from posttrain.answers.numerals import word_number
 
 SPELT = {
     "zero": 0,

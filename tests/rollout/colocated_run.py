@@ -19,12 +19,12 @@ from accelerate.utils import gather_object
 from engine_checks import agreement, losses_of, losses_with, trainer_on, write_model
 from rollout_fakes import nudge
 
+from posttrain.recipe.sections import VLLMSection
 from posttrain.rollout.base import Sampling, WeightsDiffer
-from posttrain.rollout.vllm_colocated import VLLMColocated
-from posttrain.sections import VLLMSection
-from posttrain.trainers.generating import EngineGenerator
-from posttrain.trainers.loops.from_recipe import vllm_engine_of
-from posttrain.trainers.models import character_tokenizer
+from posttrain.rollout.vllm.colocated import VLLMColocated
+from posttrain.trainers.engines.answers import EngineGenerator
+from posttrain.trainers.engines.from_recipe import vllm_engine_of
+from posttrain.trainers.models.load import character_tokenizer
 
 SETTINGS = VLLMSection(gpu_memory_utilization=0.1, max_model_length=64, max_num_seqs=16, enforce_eager=True)
 

@@ -13,10 +13,10 @@ from torch import nn
 from posttrain.objectives.bapo import BAPO
 from posttrain.rollout.base import Completion, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.config import PolicyConfig
-from posttrain.trainers.generation import RolloutPlan
-from posttrain.trainers.models import character_tokenizer, load_pretrained
-from posttrain.trainers.policy import PolicyTrainer
+from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.models.load import character_tokenizer, load_pretrained
+from posttrain.trainers.policy.trainer import PolicyTrainer
+from posttrain.trainers.seam.config import PolicyConfig
 
 JUDGED = f"{Path(__file__).with_name('rollout_reward.py')}:judged"
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from posttrain.rollout import gloo_group
 from posttrain.rollout.base import Completion, NamedTensors, Sampling
 from posttrain.rollout.checksum import signature
-from posttrain.rollout.packing import sizes_of, unpack
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.models import character_tokenizer, scratch_llama
+from posttrain.rollout.vllm import gloo_group
+from posttrain.rollout.vllm.packing import sizes_of, unpack
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 
 EOS = 1
 PROMPTS = [[10 + (7 * i + j) % 80 for j in range(3 + i % 3)] for i in range(4)]

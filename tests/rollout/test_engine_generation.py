@@ -15,10 +15,10 @@ from rollout_fakes import CopyEngine, small_model
 from posttrain.objectives.bapo import BAPO
 from posttrain.rollout.base import EngineLost, WeightsDiffer, WeightsLost
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.config import PolicyConfig
-from posttrain.trainers.generation import RolloutPlan
-from posttrain.trainers.models import character_tokenizer
-from posttrain.trainers.policy import PolicyTrainer
+from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.models.load import character_tokenizer
+from posttrain.trainers.policy.trainer import PolicyTrainer
+from posttrain.trainers.seam.config import PolicyConfig
 
 STEPS = 6
 

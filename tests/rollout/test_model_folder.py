@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from posttrain import exit_codes
 from posttrain.cli import main
+from posttrain.process import exit_codes
 from posttrain.rollout.adapter_base import BaseMissing, ModelFault, base_of
 from posttrain.rollout.model_folder import dense_folder, load_dense, load_whole, tokenizer_of
-from posttrain.trainers.models import character_tokenizer, load_pretrained
-from posttrain.trainers.policy_folder import load_policy
-from posttrain.trainers.soups import save_soup
+from posttrain.trainers.models.folder import load_policy
+from posttrain.trainers.models.load import character_tokenizer, load_pretrained
+from posttrain.trainers.models.soups import save_soup
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

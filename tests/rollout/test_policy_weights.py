@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from rollout_fakes import small_model
 
-from posttrain.trainers.weights import policy_weights
+from posttrain.trainers.models.weights import policy_weights
 
 
 @pytest.fixture(scope="module")

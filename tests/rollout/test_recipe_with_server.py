@@ -96,5 +96,6 @@ def test_a_wait_for_a_server_is_announced_and_ends_with_a_line_on_ctrl_c(tmp_pat
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "own.yaml: stopped; --resume continues the last checkpoint" in said(tmp_path)
+    assert "own.yaml: stopped" in said(tmp_path)
+    assert "nothing was saved yet; start again with: posttrain train own.yaml" in said(tmp_path)
     assert "Traceback" not in said(tmp_path)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from posttrain.recipe.sections import RolloutSection, VLLMSection
 from posttrain.rollout import options
 from posttrain.rollout.base import Completion, Sampling, rows, stable_seed
-from posttrain.sections import RolloutSection, VLLMSection
 
 
 def test_the_names_are_those_of_sampling() -> None:

@@ -63,7 +63,7 @@ def test_it_binds_to_loopback_in_float32_and_takes_weights_over_gloo(serve) -> N
     assert found["--dtype"] == "float32"
     assert found["--weight-transfer-config"] == '{"backend": "posttrain_gloo"}'
     assert found["--logprobs-mode"] == "processed_logprobs"
-    assert found["--middleware"] == "posttrain.rollout.server_guard.RequireKey"
+    assert found["--middleware"] == "posttrain.rollout.vllm.guard.RequireKey"
     assert found["--max-model-len"] == "32"
     assert (
         "--no-enable-chunked-prefill" in found

@@ -13,7 +13,7 @@ import pytest
 from rollout_fakes import http_server
 
 from posttrain.rollout.base import EngineLost, EngineRefused
-from posttrain.rollout.http_client import Server
+from posttrain.rollout.vllm.client import Server
 
 
 def scripted(*answers: tuple[int, bytes]):

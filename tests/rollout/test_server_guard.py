@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.rollout.server_guard import RequireKey
+from posttrain.rollout.vllm.guard import RequireKey
 
 
 def ask(path: str, authorization: str | None, kind: str = "http") -> Any:

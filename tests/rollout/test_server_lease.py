@@ -14,11 +14,11 @@ import pytest
 from rollout_fakes import PretendVLLM, behind, http_server, small_model
 
 from posttrain.rollout.base import EngineLost, EngineRefused
-from posttrain.rollout.http_client import Server
-from posttrain.rollout.lease import Lease, has_ended, is_this_process, myself
-from posttrain.rollout.server_lease import LEASE, LEASE_S, OneRun
-from posttrain.rollout.transfer import DiskTransfer
-from posttrain.rollout.vllm_server import VLLMServer
+from posttrain.rollout.vllm.client import Server
+from posttrain.rollout.vllm.lease import Lease, has_ended, is_this_process, myself
+from posttrain.rollout.vllm.server import VLLMServer
+from posttrain.rollout.vllm.server_lease import LEASE, LEASE_S, OneRun
+from posttrain.rollout.vllm.transfer import DiskTransfer
 
 
 def server(url: str, run: str, **options) -> Server:
@@ -31,7 +31,7 @@ def server(url: str, run: str, **options) -> Server:
 def another_process(monkeypatch: pytest.MonkeyPatch):
     """As if the holder were a process of another machine."""
     monkeypatch.setattr(
-        "posttrain.rollout.lease.myself", lambda: {"host": "far", "pid": 7, "machine": "elsewhere"}
+        "posttrain.rollout.vllm.lease.myself", lambda: {"host": "far", "pid": 7, "machine": "elsewhere"}
     )
 
 
@@ -109,8 +109,8 @@ def test_a_lease_runs_out_and_is_renewed_by_any_request_of_its_holder() -> None:
 
 HOLD = """
     import sys, time
-    from posttrain.rollout.http_client import Server
-    from posttrain.rollout.lease import Lease
+    from posttrain.rollout.vllm.client import Server
+    from posttrain.rollout.vllm.lease import Lease
 
     Lease([Server(sys.argv[1], run="killed", api_key="key")]).take()
     print("held", flush=True)
@@ -162,7 +162,7 @@ def test_a_server_without_leases_is_used_as_before_and_that_is_said(capsys: pyte
 def test_a_holder_that_is_silent_is_waited_out(
     another_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.rollout.server_lease.LEASE_S", 0.4)
+    monkeypatch.setattr("posttrain.rollout.vllm.server_lease.LEASE_S", 0.4)
     with http_server(behind(OneRun, PretendVLLM(small_model()).answer)) as url:
         assert server(url, "dead").exchange("POST", LEASE, {"host": "far", "pid": 1}, 5.0)[0] == 200
         lease = Lease([server(url, "next")], every_s=30.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from posttrain.rollout.base import Sampling, rows
-from posttrain.rollout.spreading import merge_rows, spread
+from posttrain.rollout.vllm.spreading import merge_rows, spread
 
 
 def test_a_group_is_one_request() -> None:

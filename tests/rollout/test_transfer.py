@@ -11,11 +11,11 @@ import pytest
 import torch
 from rollout_fakes import EOS, PROMPTS, PretendVLLM, http_server, logprobs_of, nudge, small_model
 
-from posttrain.rollout import gloo_group
 from posttrain.rollout.base import EngineLost, EngineRefused, Sampling, WeightsLost
-from posttrain.rollout.packing import pack, unpack
-from posttrain.rollout.transfer import at_once, make_transfer, route_to, write_weights
-from posttrain.rollout.vllm_server import VLLMServer, read_choices, servers_of
+from posttrain.rollout.vllm import gloo_group
+from posttrain.rollout.vllm.packing import pack, unpack
+from posttrain.rollout.vllm.server import VLLMServer, read_choices, servers_of
+from posttrain.rollout.vllm.transfer import at_once, make_transfer, route_to, write_weights
 
 TENSORS = [
     ("a", torch.arange(6, dtype=torch.bfloat16).view(2, 3)),
@@ -100,7 +100,7 @@ def test_the_first_error_is_raised_while_others_still_wait(monkeypatch: pytest.M
             waits.append(timeout)
             return super().get(block, timeout)
 
-    monkeypatch.setattr("posttrain.rollout.transfer.queue.Queue", Watched)
+    monkeypatch.setattr("posttrain.rollout.vllm.transfer.queue.Queue", Watched)
     with pytest.raises(EngineLost, match="sending took longer than 1 s"):
         at_once([lambda: time.sleep(0.5), lambda: stuck.wait(30)], 1.0, "sending")
     assert waits[1] < 0.9  # the limit is of all tasks together

@@ -79,8 +79,8 @@ def test_engines_come_and_go_without_taking_the_process_group_along(tmp_path: Pa
 
 def test_a_head_size_without_a_kernel_is_refused_before_vllm_starts(tmp_path: Path) -> None:
     from posttrain.rollout.base import EngineError
-    from posttrain.rollout.vllm_colocated import check_cpu_model
-    from posttrain.trainers.models import character_tokenizer, scratch_llama
+    from posttrain.rollout.vllm.colocated import check_cpu_model
+    from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 
     scratch_llama(character_tokenizer(), hidden_size=64, heads=4).save_pretrained(tmp_path)
     with pytest.raises(EngineError, match="heads of size 16; on a CPU vLLM has only 32, 64"):

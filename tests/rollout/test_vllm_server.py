@@ -19,9 +19,9 @@ from engine_checks import agreement, losses_of, losses_with, trainer_on, write_m
 from rollout_fakes import nudge
 
 from posttrain.rollout.base import EngineLost, EngineRefused, WeightsDiffer
-from posttrain.rollout.transfer import make_transfer
-from posttrain.rollout.vllm_server import VLLMServer, servers_of
-from posttrain.trainers.generation import RolloutPlan
+from posttrain.rollout.vllm.server import VLLMServer, servers_of
+from posttrain.rollout.vllm.transfer import make_transfer
+from posttrain.trainers.engines.generation import RolloutPlan
 
 pytestmark = pytest.mark.vllm
 

@@ -20,11 +20,11 @@ from rollout_fakes import small_model
 from posttrain.objectives.bapo import BAPO
 from posttrain.rollout.base import EngineError
 from posttrain.rollout.partial import to_plain
-from posttrain.rollout.transfer import make_transfer
-from posttrain.rollout.vllm_server import VLLMServer, servers_of
-from posttrain.trainers.config import PolicyConfig
-from posttrain.trainers.generation import RolloutPlan
-from posttrain.trainers.models import character_tokenizer
+from posttrain.rollout.vllm.server import VLLMServer, servers_of
+from posttrain.rollout.vllm.transfer import make_transfer
+from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.models.load import character_tokenizer
+from posttrain.trainers.seam.config import PolicyConfig
 
 
 def main(url: str, batch: int, out: Path, staleness: int = 1) -> int:

@@ -15,14 +15,14 @@ from datasets import Dataset
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers import arguments, judged, rows
 
-from posttrain.rollout.mask_predictor import scratch_mask_model
-from posttrain.trainers.bindings import GRPOConfig, GRPOTrainer
-from posttrain.trainers.diffusion_bindings import BGPOConfig, BGPOTrainer
-from posttrain.trainers.diffusion_sft import MaskedSFTConfig, MaskedSFTTrainer
-from posttrain.trainers.faults import NotFinite
-from posttrain.trainers.models import character_tokenizer, scratch_llama
-from posttrain.trainers.preference_bindings import DPOConfig, DPOTrainer
-from posttrain.trainers.sft import SFTTrainer
+from posttrain.rollout.masked.predictor import scratch_mask_model
+from posttrain.trainers.masked.bindings import BGPOConfig, BGPOTrainer
+from posttrain.trainers.masked.sft import MaskedSFTConfig, MaskedSFTTrainer
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama
+from posttrain.trainers.policy.bindings import GRPOConfig, GRPOTrainer
+from posttrain.trainers.preference.bindings import DPOConfig, DPOTrainer
+from posttrain.trainers.preference.sft import SFTTrainer
+from posttrain.trainers.seam.faults import NotFinite
 
 PAIRS = [{"prompt": f"{i}>", "chosen": "ab", "rejected": "ba"} for i in range(8)]
 TEXTS = [{"prompt": f"{i}>", "completion": "ab"} for i in range(8)]

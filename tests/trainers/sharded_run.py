@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import arguments, rows
 from split_run import fixed_completion
 
-from posttrain.trainers import bindings
-from posttrain.trainers.launch_check import check_engine
-from posttrain.trainers.models import character_tokenizer, scratch_llama
-from posttrain.trainers.weights import policy_weights
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama
+from posttrain.trainers.models.weights import policy_weights
+from posttrain.trainers.policy import bindings
+from posttrain.trainers.seam.launch_check import check_engine
 
 KIND = sys.argv[1]
 REWARD = f"{Path(__file__).with_name('sharded_reward.py')}:partly_right"

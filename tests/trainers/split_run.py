@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import arguments, rows
 
 from posttrain.rewards.hooks import yields_answers
-from posttrain.trainers import bindings
-from posttrain.trainers.models import character_tokenizer, scratch_llama
+from posttrain.trainers.models.load import character_tokenizer, scratch_llama
+from posttrain.trainers.policy import bindings
 
 SLOW = {"learning_rate": 0.02, "lr_scheduler_type": "constant"}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -13,13 +13,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from posttrain import exit_codes
 from posttrain.cli import main
+from posttrain.process import exit_codes
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.model_folder import load_dense
-from posttrain.trainers.adapters import check_adapter
-from posttrain.trainers.preference_bindings import DPOConfig, DPOTrainer
-from posttrain.trainers.whole_checkpoint import lacking
+from posttrain.trainers.models.adapters import check_adapter
+from posttrain.trainers.preference.bindings import DPOConfig, DPOTrainer
+from posttrain.trainers.seam.whole_checkpoint import lacking
 
 
 def llama(tokenizer, *, tied=False):

@@ -12,8 +12,8 @@ from finite_runs import PAIRS, TEXTS
 from helpers import arguments, judged, rows
 
 import posttrain.trainers as trainers
-from posttrain.rollout.mask_predictor import scratch_mask_model
-from posttrain.trainers.best_metric import PAIR_EVALUATION, POLICY_EVALUATION, SFT_EVALUATION
+from posttrain.rollout.masked.predictor import scratch_mask_model
+from posttrain.trainers.seam.best_metric import PAIR_EVALUATION, POLICY_EVALUATION, SFT_EVALUATION
 
 
 def zero_or_one(completions, **_):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from posttrain import trainers
-from posttrain.trainers.config import PolicyConfig, flat_config
+from posttrain.trainers.seam.config import PolicyConfig, flat_config
 
 CONFIGS = [
     name for name in dir(trainers) + list(vars(trainers).get("__all__", ())) if name.endswith("Config")
@@ -35,7 +35,7 @@ def test_the_class_stands_in_the_module_that_binds_it_whatever_make_dataclass_sa
 
     def as_since_3_12(*given, **named):
         cls = made(*given, **named)
-        cls.__module__ = "posttrain.trainers.config"
+        cls.__module__ = "posttrain.trainers.seam.config"
         return cls
 
     monkeypatch.setattr(dataclasses, "make_dataclass", as_since_3_12)

@@ -17,12 +17,12 @@ from torch.testing import assert_close
 from posttrain.objectives.base import TokenBatch
 from posttrain.objectives.copo import COPO
 from posttrain.observe.signal import account_objective
-from posttrain.plan import make_plan
 from posttrain.recipe import load_recipe
 from posttrain.rewards.hooks import yields_answers
-from posttrain.trainers import bindings
-from posttrain.trainers.forward import model_inputs
-from posttrain.trainers.loss_metrics import LossMetrics
+from posttrain.run.plan import make_plan
+from posttrain.trainers.forward.padded import model_inputs
+from posttrain.trainers.policy import bindings
+from posttrain.trainers.policy.loss_metrics import LossMetrics
 
 LORA = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 TEMPERATURE = 0.7
@@ -152,7 +152,7 @@ RESUMED = {
 
 @pytest.fixture(scope="module")
 def whole_run(tokenizer, tmp_path_factory):
-    from posttrain.trainers.models import scratch_llama
+    from posttrain.trainers.models.load import scratch_llama
 
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
     folder = tmp_path_factory.mktemp("whole")

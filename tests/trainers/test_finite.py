@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from posttrain import exit_codes
 from posttrain.cli import main
 from posttrain.objectives.base import Groups
-from posttrain.trainers.faults import NotFinite
-from posttrain.trainers.finite import StepNotes, first_not_finite, reward_fault
-from posttrain.trainers.models import scratch_llama
+from posttrain.process import exit_codes
+from posttrain.trainers.models.load import scratch_llama
+from posttrain.trainers.seam.faults import NotFinite
+from posttrain.trainers.seam.finite import StepNotes, first_not_finite, reward_fault
 
 
 class BreakAfter(TrainerCallback):
@@ -211,7 +211,7 @@ def test_the_command_ends_with_a_code_of_its_own(tokenizer, tiny_model, tmp_path
 
 def test_a_run_in_stages_stops_too(tokenizer, tmp_path):
     from posttrain.rollout.base import Sampling
-    from posttrain.trainers.loops.seppo import SePPOConfig, SePPOTrainer
+    from posttrain.trainers.staged.seppo import SePPOConfig, SePPOTrainer
 
     args = arguments(tmp_path, learning_rate=1e30, per_device_train_batch_size=2)
     del args["num_generations"], args["max_completion_length"], args["max_steps"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from posttrain.ops.logprobs import top_candidates
-from posttrain.trainers.head_tiles import FOLD_ARGUMENTS, TileCandidates, reading_tiles
-from posttrain.trainers.trl_seam import fused_head
+from posttrain.trainers.forward.head_tiles import FOLD_ARGUMENTS, TileCandidates, reading_tiles
+from posttrain.trainers.seam.trl_seam import fused_head
 
 VOCABULARY, HIDDEN, K = 40, 6, 5
 

@@ -37,13 +37,13 @@ def test_a_stand_in_becomes_the_real_thing_at_its_first_use(tmp_path: Path, root
     (tmp_path / "vllm" / "__init__.py").write_text(PRETEND)
     (tmp_path / "vllm" / "utils" / "__init__.py").write_text("")
     (tmp_path / "vllm" / "utils" / "network_utils.py").write_text("def get_ip(): return '::1'\n")
-    (tmp_path / "late.py").write_text((root / "posttrain/trainers/late_vllm.py").read_text())
+    (tmp_path / "late.py").write_text((root / "posttrain/trainers/seam/late_vllm.py").read_text())
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment, timeout=60)
 
 
 def test_what_is_not_installed_stays_so(tmp_path: Path, root: Path) -> None:
-    (tmp_path / "late.py").write_text((root / "posttrain/trainers/late_vllm.py").read_text())
+    (tmp_path / "late.py").write_text((root / "posttrain/trainers/seam/late_vllm.py").read_text())
     script = (
         "import sys\nfrom importlib.util import find_spec\nfrom late import vllm_when_used\n"
         "sys.path = [p for p in sys.path if 'site-packages' not in p]\n"

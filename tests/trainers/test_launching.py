@@ -9,7 +9,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from posttrain.trainers.launch_check import check_engine
+from posttrain.trainers.seam.launch_check import check_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {

@@ -12,7 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import posttrain.trainers as trainers
 from posttrain.rollout.model_folder import load_whole
-from posttrain.trainers.engines import own_model_engine
+from posttrain.trainers.engines.attach import own_model_engine
 
 
 def mixtral(tokenizer, *, router_logits):

@@ -16,13 +16,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
 from posttrain.preferences.dpo import DPO
-from posttrain.run_folder import replaced
-from posttrain.storage import StorageError
-from posttrain.trainers import resume as resume_module
-from posttrain.trainers.bindings import BAPOConfig, BAPOTrainer, GRPOConfig, GRPOTrainer
-from posttrain.trainers.preference import PreferenceConfig, PreferenceTrainer
-from posttrain.trainers.resume import rows_fingerprint
-from posttrain.trainers.sft import SFTTrainer
+from posttrain.process.storage import StorageError
+from posttrain.run.folder import replaced
+from posttrain.trainers.policy.bindings import BAPOConfig, BAPOTrainer, GRPOConfig, GRPOTrainer
+from posttrain.trainers.preference.sft import SFTTrainer
+from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.seam import resume as resume_module
+from posttrain.trainers.seam.resume import rows_fingerprint
 
 STEPS = 6
 
@@ -51,7 +51,7 @@ def weights(trained: Any) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole_run(tokenizer, tmp_path_factory):
-    from posttrain.trainers.models import scratch_llama
+    from posttrain.trainers.models.load import scratch_llama
 
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
     folder = tmp_path_factory.mktemp("whole")
@@ -191,7 +191,7 @@ def sft(model, tokenizer, folder: Path, **extra) -> SFTTrainer:
 
 @pytest.fixture(scope="module")
 def sft_run(tokenizer, tmp_path_factory):
-    from posttrain.trainers.models import scratch_llama
+    from posttrain.trainers.models.load import scratch_llama
 
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
     folder = tmp_path_factory.mktemp("sft")

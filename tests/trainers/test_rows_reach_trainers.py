@@ -12,11 +12,11 @@ import torch
 import trl
 import yaml
 
-from posttrain.plan import make_plan
 from posttrain.planning.rendered import parts_of, pieces
 from posttrain.planning.tokenizer import plan_tokenizer
 from posttrain.recipe import load_recipe
-from posttrain.sections import ModelSection
+from posttrain.recipe.sections import ModelSection
+from posttrain.run.plan import make_plan
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -40,7 +40,7 @@ def turns(*said: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
-    from posttrain.trainers.models import character_tokenizer, scratch_llama
+    from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 
     folder = tmp_path_factory.mktemp("chat_model")
     tokenizer = character_tokenizer()
@@ -131,7 +131,7 @@ def test_labels_of_single_answers_are_trls(recipe, tmp_path) -> None:
 def test_a_published_data_set_handed_to_a_trainer(model_folder, tmp_path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.trainers.preference_bindings import DPOConfig, DPOTrainer
+    from posttrain.trainers.preference.bindings import DPOConfig, DPOTrainer
 
     rows = [
         {"prompt": "q", "chosen": turns("u:q", "a:good"), "rejected": turns("u:q", "a:bad")},
@@ -236,8 +236,8 @@ def test_plan_shows_the_tokens_that_are_trained_on(recipe, tmp_path) -> None:
 
 
 def test_plan_shows_what_a_masked_model_learns(recipe) -> None:
-    from posttrain.trainers.diffusion_sft import MaskedSFT, tokenised
-    from posttrain.trainers.models import character_tokenizer
+    from posttrain.trainers.masked.sft import MaskedSFT, tokenised
+    from posttrain.trainers.models.load import character_tokenizer
 
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     answer = [{"role": "assistant", "content": "so", "tool_calls": [call]}]

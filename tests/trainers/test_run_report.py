@@ -12,11 +12,11 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from posttrain.observe.phases import PHASES
 from posttrain.observe.summary import summarise
 from posttrain.observe.writer import completion_files, read_evaluation, read_events, read_metrics
+from posttrain.process.phases import PHASES
 from posttrain.trainers import BAPOConfig, BAPOTrainer, RunReport
-from posttrain.trainers.run_report import changed_arguments, plain
+from posttrain.trainers.reporting.run_report import changed_arguments, plain
 
 
 def odd_length(completions, **_):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from posttrain.rewards.runner import RewardError, Scores
-from posttrain.trainers import scoring
-from posttrain.trainers.scoring import GroupScoring, Rollout, _in_order, require_judged, state_snapshot
+from posttrain.trainers.policy import judging
+from posttrain.trainers.policy.judging import GroupScoring, Rollout, _in_order, require_judged, state_snapshot
 
 NAN = float("nan")
 
@@ -89,7 +89,7 @@ def test_each_rank_scores_every_second_group_and_hands_on_its_own_logs(monkeypat
         other = [[g + (2 if rank == 0 else -2) for g in group] for group in groups]
         return [*parts, (other, Scores([[float(i)] for g in other for i in g], None, {"r": {}}))]
 
-    monkeypatch.setattr(scoring, "gather_object", gather)
+    monkeypatch.setattr(judging, "gather_object", gather)
     state = SimpleNamespace(global_step=4, log_history=[])
     stub = Stub(rank, 2, _runner=Runner(), state=state, environments=None)
     rows = [
@@ -112,7 +112,7 @@ def test_a_failure_elsewhere_is_raised_here_with_its_rank(monkeypatch):
             return Scores([[0.0]], None, {})
 
     monkeypatch.setattr(
-        scoring, "gather_object", lambda parts: [None, "KeyError: x"] if parts == [None] else parts
+        judging, "gather_object", lambda parts: [None, "KeyError: x"] if parts == [None] else parts
     )
     state = SimpleNamespace(log_history=[])
     stub = Stub(0, 2, _runner=Runner(), state=state, environments=None)

@@ -11,17 +11,17 @@ import pytest
 from datasets import Dataset
 from safetensors import SafetensorError
 
-from posttrain import exit_codes
 from posttrain.commands.train import _fault
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter, read_environment
-from posttrain.planning.continuing import Compared
+from posttrain.process import exit_codes
+from posttrain.process.storage import StorageError, storage_fault
 from posttrain.recipe import RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import EngineError
-from posttrain.session import Session
-from posttrain.storage import StorageError, storage_fault
-from posttrain.trainers.faults import NotFinite
+from posttrain.run.continuing import Compared
+from posttrain.run.session import Session
+from posttrain.trainers.seam.faults import NotFinite
 
 RECIPE = """
 method: sft

@@ -15,13 +15,13 @@ from posttrain.objectives.bgpo import BGPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.rollout.base import Completion, Sampling
-from posttrain.rollout.canvas import lay_canvas
-from posttrain.trainers.bindings import GRPOConfig
-from posttrain.trainers.diffusion import DiffusionTrainer
-from posttrain.trainers.diffusion_likelihood import draw_noise
-from posttrain.trainers.generation import EngineGeneration
-from posttrain.trainers.loss_metrics import LossMetrics
-from posttrain.trainers.policy import PolicyTrainer
+from posttrain.rollout.masked.canvas import lay_canvas
+from posttrain.trainers.engines.generation import EngineGeneration
+from posttrain.trainers.masked.likelihood import draw_noise
+from posttrain.trainers.masked.trainer import DiffusionTrainer
+from posttrain.trainers.policy.bindings import GRPOConfig
+from posttrain.trainers.policy.loss_metrics import LossMetrics
+from posttrain.trainers.policy.trainer import PolicyTrainer
 
 SEEN: list[dict] = []
 

@@ -12,10 +12,10 @@ from finite_runs import PAIRS
 from helpers import arguments, judged, rows
 
 import posttrain.trainers as trainers
-from posttrain.methods import METHODS
-from posttrain.trainers.config import PolicyConfig
-from posttrain.trainers.preference import PreferenceConfig
-from posttrain.trainers.taken_over import own_arguments
+from posttrain.recipe.methods import METHODS
+from posttrain.trainers.preference.trainer import PreferenceConfig
+from posttrain.trainers.seam.config import PolicyConfig
+from posttrain.trainers.seam.taken_over import own_arguments
 
 FAMILY = {
     "policy": trl.GRPOConfig,

@@ -15,7 +15,7 @@ import trl
 from helpers import arguments, judged, rows
 from torch.testing import assert_close
 
-from posttrain.trainers import bindings
+from posttrain.trainers.policy import bindings
 
 PROMPTS, GROUP, LENGTH = 3, 4, 10
 

@@ -1,0 +1,44 @@
+"""Refusals about the rollout engine beyond options that it lacks: servers, weights' way to them, cut rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from posttrain.planning.batch import rollout_of
+from posttrain.recipe import Recipe
+from posttrain.recipe.sections import VLLMSection
+from posttrain.rollout.options import check_servers
+
+
+def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:
+    """Why the engine of a recipe that learns from rewards cannot serve it, a sentence each."""
+    rollout, batch = recipe.rollout, rollout_of(recipe, processes)
+    if rollout is None or batch is None:
+        return
+    settings = rollout.vllm if rollout.vllm is not None else VLLMSection()
+    if rollout.engine == "vllm_server":
+        problems = check_servers(
+            settings.servers,
+            sync=settings.sync,
+            sync_dir=settings.sync_dir,
+            sync_host=settings.sync_host,
+            use_cpu=recipe.train.use_cpu,
+        )
+        yield from (f"rollout.vllm: {problem}" for problem in problems)
+        patience = max(settings.timeout_s, settings.start_timeout_s)
+        if processes > 1 and patience >= recipe.train.ddp_timeout:
+            yield (
+                f"rollout.vllm: {patience:g} s of waiting for a server are not below train.ddp_timeout "
+                f"{recipe.train.ddp_timeout}: the other processes would give up first; raise ddp_timeout or lower "
+                "timeout_s and start_timeout_s"
+            )
+    if rollout.engine == "vllm" and recipe.model.path is None:
+        yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
+    if settings.sleep and recipe.train.use_cpu:
+        yield "rollout.vllm: 'sleep' does nothing on a CPU (train.use_cpu); remove it"
+    if rollout.partial_budget is not None and not batch.whole_groups_per_process:
+        yield (
+            f"rollout: partial_budget needs whole groups on every process, and {batch.completions_per_process} "
+            f"completions a process are no multiple of group_size {batch.group}; change "
+            "train.per_device_train_batch_size or steps_per_generation"
+        )

@@ -1,0 +1,389 @@
+"""From YAML text to a checked `Recipe`: overrides, inheritance of data.eval, validation, paths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, suggest
+from posttrain.recipe.methods import METHODS, Family, not_here
+from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
+from posttrain.recipe.sections import (
+    INHERITED,
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    OutputSection,
+    RewardSection,
+    RolloutSection,
+    run_name_fault,
+)
+from posttrain.recipe.settings import check_settings, read_flags, read_settings
+from posttrain.recipe.strict_yaml import YAMLFault, parse, read_text
+from posttrain.recipe.train_options import ELSEWHERE, OWNED
+
+SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output", "evaluation")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override ("train.learning_rate=1e-5"), check. RecipeError holds every fault found, a line each.
+
+    Paths in a recipe are looked for from the current folder first, then from the recipe's.
+    """
+    return Loader(str(path), FAMILIES).load(overrides)
+
+
+class _Nothing(BaseModel):
+    """A section the method's family does not have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Loader:
+    """One reading of one file; collects every fault before it raises."""
+
+    def __init__(self, file: str, families: Mapping[Family, FamilySections]) -> None:
+        self.file, self.families = file, families
+        self.problems: list[str] = []
+        self.models: dict[str, type[BaseModel]] = {}
+
+    def load(self, overrides: Sequence[str]) -> Recipe:
+        try:
+            recipe = self.load_raw(overrides)
+        except RecipeError as error:
+            if not overrides:
+                raise
+            raise RecipeError(*self.by_override(error.problems, overrides)) from None
+        return replace(recipe, overrides=tuple(overrides))
+
+    def by_override(self, problems: Sequence[str], overrides: Sequence[str]) -> list[str]:
+        """The faults, each that comes with an override under that override's name instead of the file's."""
+        before: Sequence[str] = ()
+        blamed: dict[str, str | None] = {}
+        for count in range(len(overrides) + 1):
+            try:
+                Loader(self.file, self.families).load_raw(overrides[:count])
+                found: Sequence[str] = ()
+            except RecipeError as error:
+                found = error.problems
+            # Without a method no section is looked at, so what comes to light behind it may have been there.
+            hidden = not count or any(problem.startswith(f"{self.file}: method: ") for problem in before)
+            for problem in found:
+                if problem not in before:
+                    blamed[problem] = None if hidden else overrides[count - 1]
+            before = found
+        here = f"{self.file}: "
+        return [
+            problem if (override := blamed.get(problem)) is None
+            else f"--set {override}: {problem.removeprefix(here)}"
+            for problem in problems
+        ]  # fmt: skip
+
+    def load_raw(self, overrides: Sequence[str]) -> Recipe:
+        raw = self.read()
+        for override in overrides:
+            apply_override(raw, override)
+        return self.checked(raw)
+
+    def fault(self, *problems: str) -> RecipeError:
+        return RecipeError(*(f"{self.file}: {problem}" for problem in problems))
+
+    def checked(self, raw: dict[str, Any]) -> Recipe:
+        name = self.method(raw)
+        family = self.families[METHODS[name].family]
+        settings_path = METHODS[name].settings
+        rollout = family.rollout or (RolloutSection if _samples(settings_path, raw) else None)
+        self.models = {
+            "model": ModelSection,
+            "data": DataSection,
+            "objective": read_settings(settings_path),
+            "train": family.train,
+            "output": OutputSection,
+        }
+        if rollout is not None:
+            self.models["rollout"] = rollout
+        if family.benchmarks:
+            self.models["evaluation"] = EvaluationSection
+        self.top_level(raw, name, family)
+        recipe = self.sections(raw, name, family)
+        if self.problems:
+            raise self.fault(*dict.fromkeys(self.problems))
+        return recipe
+
+    def read(self) -> dict[str, Any]:
+        try:
+            raw = parse(read_text(Path(self.file).read_bytes()))
+        except OSError as error:
+            raise self.fault(f"cannot be read: {error.strerror}") from None
+        except ValueError as error:  # a name with a null byte too
+            raise self.fault(str(error)) from None
+        if not isinstance(raw, dict):
+            raise self.fault(f"is not a recipe: expected sections {', '.join(SECTIONS)}")
+        return raw
+
+    def method(self, raw: dict[str, Any]) -> str:
+        """The method's name; without it no other section can be judged."""
+        name = raw.get("method")
+        if isinstance(name, str) and name in METHODS:
+            return name
+        known = ", ".join(METHODS)
+        if name is None:
+            raise self.fault(f"method: is missing; write one of {known}")
+        foreign = not_here(str(name))
+        if foreign:
+            raise self.fault(f"method: {foreign}")
+        hint = suggest(str(name), METHODS) or f"; methods are {known}"
+        raise self.fault(f"method: unknown method {show(name)}{hint}")
+
+    def top_level(self, raw: dict[str, Any], name: str, family: FamilySections) -> None:
+        for key in raw:
+            if key not in SECTIONS:
+                homes = [section for section, model in self.models.items() if key in model.model_fields]
+                hint = f"; it belongs in section {' or '.join(homes)}" if homes else suggest(key, SECTIONS)
+                self.problems.append(f"{key}: unknown section{hint}")
+        absent = {"rewards": not family.rewards, "rollout": "rollout" not in self.models}
+        absent |= {"evaluation": not family.benchmarks}
+        for key in [key for key, gone in absent.items() if gone and raw.get(key) is not None]:
+            self.problems.append(f"{key}: has no effect with method {name!r}; remove the section")
+        required = ["model", "data", "train", *(["rewards"] if family.rewards else [])]
+        for key in required:
+            if not raw.get(key):
+                self.problems.append(f"{key}: the section is missing")
+
+    def sections(self, raw: dict[str, Any], name: str, family: FamilySections) -> Recipe:
+        """The recipe; a section with faults is None in it, and `problems` says why."""
+        inherit_eval(raw)
+        objective = self.settings("objective", _given(raw, "objective"), METHODS[name].settings)
+        found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": (), "evaluation": None}
+        for section in ("model", "data", "train"):
+            found[section] = self.validate(section, raw.get(section), self.models[section])
+        for section in ("rollout", "output"):
+            if section in self.models:
+                found[section] = self.validate(section, _given(raw, section), self.models[section])
+        if family.benchmarks and raw.get("evaluation") is not None:
+            found["evaluation"] = self.validate("evaluation", raw["evaluation"], EvaluationSection)
+        if family.rewards:
+            found["rewards"] = self.rewards(raw.get("rewards"))
+        if objective is not None:
+            found["objective"] = self.located_settings(objective, METHODS[name].settings)
+        if found["model"] is not None:
+            found["model"] = self.located(found["model"], "path", "tokenizer")
+        if found["data"] is not None:
+            found["data"] = self.located_data(found["data"])
+        if found["output"] is not None and not found["output"].name:
+            stem = Path(self.file).stem
+            if (fault := run_name_fault(stem)) is not None:
+                self.problems.append(f"output: {fault} (it was taken from the recipe's file name)")
+            found["output"] = found["output"].model_copy(update={"name": stem})
+        return Recipe(path=self.file, method=name, **found)
+
+    def settings(self, section: str, raw: Any, path: str) -> BaseModel | None:
+        """A method's settings: fields, the class's own checks, and those of a method they are the settings of."""
+        found = self.validate(section, raw, read_settings(path))
+        if found is None:
+            return None
+        self.problems += [
+            f"{section}: '{spell(place)}' must be at most {_LARGEST[type(value)]:g} in size, not {show(value)}"
+            for place, value in _numbers(found.model_dump())
+            if abs(value) > _LARGEST[type(value)]
+        ]
+        try:
+            check_settings(path, found.model_dump())
+        except ValueError as error:
+            self.problems.append(f"{section}: {error}")
+        for key, chooser in read_flags(path).get("settings_of", {}).items():
+            values = vars(found)
+            self.settings(f"{section}.{key}", values[key] or {}, METHODS[values[chooser]].settings)
+        return found
+
+    def rewards(self, raw: Any) -> tuple[RewardSection, ...]:
+        if raw is not None and not isinstance(raw, list):
+            self.problems.append("rewards: must be a list: - {name: math_answer, weight: 1.0}")
+            return ()
+        found = [self.validate(f"rewards[{i}]", item, RewardSection) for i, item in enumerate(raw or [])]
+        rewards = [self.located_reward(reward) for reward in found if reward is not None]
+        labels = [reward.label or reward.name for reward in rewards]
+        for label in sorted({label for label in labels if labels.count(label) > 1}):
+            self.problems.append(f"rewards: {label!r} stands twice; give each a 'label' of its own")
+        return tuple(rewards)
+
+    def validate(self, section: str, raw: Any, model: type[ModelT]) -> ModelT | None:
+        """The section as `model`, or None with the faults noted. Absent sections were noted before."""
+        if raw is None:
+            return None
+        try:
+            # JSON mode is strict about types and still reads a list as a tuple, a whole number as a float.
+            return model.model_validate_json(json.dumps(raw), strict=True)
+        except ValidationError as error:
+            found = explain(error, section, raw, lambda place: self.unknown(section, place, model))
+            # What data.eval inherits, it inherits with its faults: said once, for data.
+            inherited = {
+                f"data.eval{fault.removeprefix('data')}" for fault in found if fault.startswith("data")
+            }
+            self.problems += [fault for fault in found if fault not in inherited]
+            return None
+
+    def unknown(self, section: str, place: Place, model: type[BaseModel]) -> str:
+        """What to say about an unknown key: TRL's, another family's, another section's, or a misspelling."""
+        key = str(place[-1])
+        if len(place) > 1:
+            return f"unknown key '{key}'{suggest(key, _keys_at(model, place[:-1]))}"
+        if section == "train" and (moved := self.moved(key)):
+            return moved
+        near = suggest(key, model.model_fields)
+        homes = [name for name, other in self.models.items() if key in other.model_fields and name != section]
+        if homes and not near:
+            return f"'{key}' belongs in section {' or '.join(homes)}"
+        if section.startswith("objective"):
+            return f"{model.__name__} has no setting '{key}'{near or _settings_of(model)}"
+        return f"unknown key '{key}'{near}"
+
+    def moved(self, key: str) -> str | None:
+        """For a name of TRL's that does not go into this family's `train`: where it goes."""
+        owner, _, _ = OWNED.get(key, "").partition(".")
+        if owner in self.models and key not in ELSEWHERE:
+            return f"'{key}' is not set here; write {OWNED[key]}"
+        if key in ELSEWHERE:
+            return f"'{key}' is not set here; {ELSEWHERE[key]}"
+        others = [name for name, other in self.families.items() if key in other.train.model_fields]
+        if others:
+            return f"'{key}' has no effect here, it belongs to {' and '.join(others)} methods; remove it"
+        return None
+
+    def located(self, section: ModelT, *keys: str) -> ModelT:
+        found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__[key] is not None}
+        return section.model_copy(update=found)
+
+    def located_settings(self, objective: BaseModel, path: str) -> BaseModel:
+        """Settings that name files or models, with the places found."""
+        flags, found = read_flags(path), {}
+        for key in (*flags.get("names_files", ()), *flags.get("names_models", ())):
+            value = vars(objective)[key]
+            found[key] = (
+                [self.locate(v) for v in value] if isinstance(value, list) else value and self.locate(value)
+            )
+        return objective.model_copy(update=found)
+
+    def located_data(self, data: DataSection) -> DataSection:
+        if data.eval is not None:
+            data = data.model_copy(update={"eval": self.located(data.eval, "path")})
+        return self.located(data, "path")
+
+    def located_reward(self, reward: RewardSection) -> RewardSection:
+        file, colon, function = reward.name.rpartition(":")
+        if not file.endswith(".py"):
+            return reward
+        return reward.model_copy(update={"name": f"{self.locate(file)}{colon}{function}"})
+
+    def locate(self, path: str) -> str:
+        """`path` from the current folder, else from the recipe's; unchanged where it exists in neither."""
+        try:
+            here = Path(path).expanduser()
+            beside = Path(self.file).parent / here
+            if _is_there(here):
+                return str(here)
+            return str(beside) if _is_there(beside) else path
+        except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a null byte
+            return path
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the path, or a file that it matches as a pattern (train-*.parquet), exists."""
+    return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
+
+
+def inherit_eval(raw: dict[str, Any]) -> None:
+    """data.eval reads its rows as data does, unless it says otherwise; without a source of its own it is
+    the "test" split of the same name."""
+    data = raw.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("eval"), dict):
+        return
+    own = data["eval"]
+    shared = {key: value for key, value in data.items() if key in INHERITED}
+    if "name" in data and not {"name", "path"} & own.keys():
+        shared |= {key: data[key] for key in ("name", "config", "args") if key in data} | {"split": "test"}
+    data["eval"] = shared | own
+
+
+_DOTTED = re.compile(r"[^.\[\]=\s]+(?:\.[^.\[\]=\s]+|\[[0-9]+\])*")
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Put `a.b=value` (YAML) or `rewards.0.weight=2` into the raw recipe, making mappings on the way."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not _DOTTED.fullmatch(dotted):
+        raise RecipeError(f"--set {override}: write it as section.key=value")
+    keys = re.findall(r"[^.\[\]]+", dotted)
+    try:
+        value = parse(text)
+    except YAMLFault as error:
+        raise RecipeError(f"--set {override}: the value cannot be read: {error.problem}") from None
+    target: Any = raw
+    for depth, key in enumerate(keys):
+        position = int(key) if isinstance(target, list) and re.fullmatch("[0-9]{1,9}", key) else key
+        last = depth == len(keys) - 1
+        if isinstance(target, list) and not (isinstance(position, int) and position < len(target)):
+            raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} has no item {key}")
+        if not isinstance(target, list | dict):
+            raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section")
+        if last:
+            target[position] = value
+        else:
+            if isinstance(target, dict) and target.get(key) is None:
+                target[key] = {}
+            target = target[position]
+
+
+_LARGEST: dict[type, float] = {int: 10**6, float: 1e9}
+"""Of a method's numbers that bound themselves nowhere: counts of passes and steps, coefficients and thresholds."""
+
+
+def _numbers(value: Any, place: Place = ()) -> Iterator[tuple[Place, int | float]]:
+    """Every number in plain data, with its place."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, (*place, str(key)))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _numbers(item, (*place, position))
+
+
+def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str]:
+    """Field names of the model found under `place`, for did-you-mean in nested sections."""
+    for part in place:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            members = [annotation, *get_args(annotation)]
+            nested = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+            if not nested:
+                return
+            model = nested[0]
+    yield from model.model_fields
+
+
+def _samples(settings_path: str, raw: dict[str, Any]) -> bool:
+    """Whether a method of a family without rollouts generates all the same: always, or with certain settings."""
+    wanted = read_flags(settings_path).get("uses_rollout", False)
+    if isinstance(wanted, bool):
+        return wanted
+    objective = _given(raw, "objective")
+    return isinstance(objective, dict) and all(objective.get(key) == value for key, value in wanted.items())
+
+
+def _given(raw: dict[str, Any], section: str) -> Any:
+    """The section as written; one left out or left empty is all defaults."""
+    return {} if raw.get(section) is None else raw[section]
+
+
+def _settings_of(model: type[BaseModel]) -> str:
+    names = ", ".join(model.model_fields)
+    return f"; its settings are {names}" if names else "; it has none"

@@ -1,0 +1,176 @@
+"""The one list of methods: the name in a recipe, what kind of learning it is, and where its parts live.
+
+No torch here: `posttrain plan` reads this table on a laptop. A new method is one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+Family = Literal["sft", "policy", "preference", "diffusion"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`settings` is the frozen dataclass behind the recipe's `objective:` section, `trainer` what trains it;
+    both as "module:name", so that nothing is imported before it is needed."""
+
+    name: str
+    family: Family
+    settings: str
+    trainer: str
+    summary: str
+
+    def load_settings(self) -> Any:
+        return _load(self.settings)
+
+    def load_trainer(self) -> Any:
+        return _load(self.trainer)
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def _preference(name: str, cls: str, summary: str) -> Method:
+    return Method(
+        name,
+        "preference",
+        f"posttrain.preferences.{name}:{cls}",
+        f"posttrain.trainers.preference.bindings:{cls}Trainer",
+        summary,
+    )
+
+
+def _diffusion(name: str, cls: str, summary: str) -> Method:
+    return Method(
+        name,
+        "diffusion",
+        f"posttrain.objectives.{name}:{cls}",
+        f"posttrain.trainers.masked.bindings:{cls}Trainer",
+        summary,
+    )
+
+
+def _policy(name: str, cls: str, summary: str) -> Method:
+    return Method(
+        name,
+        "policy",
+        f"posttrain.objectives.{name}:{cls}",
+        f"posttrain.trainers.policy.bindings:{cls}Trainer",
+        summary,
+    )
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in [
+        Method(
+            "sft",
+            "sft",
+            "posttrain.trainers.preference.sft:SFTSettings",
+            "posttrain.trainers.preference.sft:SFTTrainer",
+            "supervised fine-tuning",
+        ),
+        _policy("grpo", "GRPO", "group-relative policy optimisation"),
+        _policy("dr_grpo", "DrGRPO", "GRPO without its length and difficulty bias"),
+        _policy("dapo", "DAPO", "clip-higher and a token-level loss"),
+        _policy("gspo", "GSPO", "one importance ratio a response"),
+        _policy("cispo", "CISPO", "clipped importance weights, no token loses its gradient"),
+        _policy("reinforce", "REINFORCE", "group baseline, no ratio clip"),
+        _policy("bapo", "BAPO", "adaptive clipping bounds"),
+        _policy("bnpo", "BNPO", "Beta-normalised advantages"),
+        _policy("copo", "COPO", "consistency-aware: local and global advantages blended by answer entropy"),
+        _policy("capo", "CAPO", "curvature-aware token rejection"),
+        Method(
+            "mdlm_sft",
+            "sft",
+            "posttrain.trainers.masked.sft:MaskedSFT",
+            "posttrain.trainers.masked.sft:MaskedSFTTrainer",
+            "diffusion: supervised fine-tuning by the ELBO",
+        ),
+        _diffusion(
+            "bgpo", "BGPO", "diffusion: a bound of the objective, one pass's memory for any sample size"
+        ),
+        _diffusion("vrpo_ol", "VRPOOL", "diffusion: ratio of ELBO estimates, in two passes"),
+        _diffusion("diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
+        _diffusion("coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
+        Method(
+            "salsa",
+            "policy",
+            "posttrain.references.salsa:SALSA",
+            "posttrain.trainers.policy.salsa_trainer:SALSATrainer",
+            "a policy objective pulled towards a soup of SFT models",
+        ),
+        _preference("dpo", "DPO", "direct preference optimisation"),
+        _preference("ipo", "IPO", "a squared target instead of DPO's logistic"),
+        _preference("simpo", "SimPO", "no reference, token-mean rewards and a margin"),
+        _preference("hinge", "Hinge", "DPO's margin under a hinge"),
+        Method(
+            "drift",
+            "preference",
+            "posttrain.preferences.drift:DRIFT",
+            "posttrain.trainers.staged.drift:DRIFTTrainer",
+            "iterations of DPO on answers sampled after a complaint, against the logged bad ones",
+        ),
+        Method(
+            "seppo",
+            "preference",
+            "posttrain.preferences.seppo:SePPO",
+            "posttrain.trainers.staged.seppo:SePPOTrainer",
+            "rounds of DPO against samples of past checkpoints, flipped where those are good",
+        ),
+        _preference("rpo", "RPO", "DPO with an imitation term against overoptimisation"),
+    ]
+}
+
+NOT_HERE: dict[str, str] = {
+    "ppo": "it needs a critic, which is not here; grpo, dapo and bapo learn from the same rewards without one",
+    "rloo": "reinforce has a group's mean as its baseline; TRL's RLOOTrainer leaves the response itself out",
+    "reinforce_plus_plus": "reinforce and bnpo are its nearest neighbours here",
+    "remax": "reinforce has a group's mean as its baseline instead of a greedy response",
+    "vapo": "it needs a critic, which is not here; dapo is the same without one",
+    "kto": "it learns from single answers, marked good or bad; here dpo learns from pairs, drift from complaints",
+    "bco": "it learns from single answers, marked good or bad; here dpo learns from pairs, drift from complaints",
+    "orpo": "simpo needs no reference model either; rpo adds an imitation term to dpo",
+    "cpo": "simpo needs no reference model either; rpo adds an imitation term to dpo",
+    "slic": "hinge is its loss on pairs",
+    "online_dpo": "seppo and drift sample anew between rounds of dpo",
+    "iterative_dpo": "seppo and drift sample anew between rounds of dpo",
+    "spin": "seppo sets pairs against samples of past checkpoints",
+    "sppo": "seppo sets pairs against samples of past checkpoints",
+    "nash_md": "seppo sets pairs against samples of past checkpoints",
+    "xpo": "seppo sets pairs against samples of past checkpoints",
+    "tdpo": "dpo, with train.sync_ref_model for a reference that moves",
+    "raft": "sample and sort with posttrain eval, then sft on what is kept",
+    "rejection_sampling": "sample and sort with posttrain eval, then sft on what is kept",
+    "best_of_n": "sample and sort with posttrain eval, then sft on what is kept",
+    "reward": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "reward_model": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "rm": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "prm": "reward models are not trained here; a reward is a function, see docs/recipes.md",
+    "gkd": "distillation is not here; sft on a teacher's completions is the nearest",
+    "distillation": "distillation is not here; sft on a teacher's completions is the nearest",
+    "pretrain": "sft trains on given texts; pretraining is not here",
+    "pt": "sft trains on given texts; pretraining is not here",
+    "lora": "any method trains an adapter: write model.peft",
+    "qlora": "any method trains an adapter: write model.peft",
+    "sapo": "gspo and cispo soften the clip in other ways",
+    "gmpo": "gspo has one ratio a response, which is the geometric mean of its tokens'",
+    "mdpo": "bgpo, vrpo_ol, coupled_grpo and diffu_grpo are the methods for masked diffusion",
+    "d1": "diffu_grpo is its method",
+    "vrpo": "vrpo_ol is the method for rewards, with the same estimate of the likelihood",
+    "dream": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
+    "llada": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
+}
+"""Names known from papers and other toolkits -> what it is to them that is here."""
+
+
+def not_here(name: str) -> str:
+    """ "'ppo' is not a method here: ...", or "" for a name that is not known either."""
+    plain = name.lower().replace("+", "_plus").replace("-", "_").replace(" ", "_")
+    word = NOT_HERE.get(plain) or NOT_HERE.get(plain.removesuffix("trainer").strip("_"))
+    return "" if word is None else f"'{name}' is not a method here: {word}"

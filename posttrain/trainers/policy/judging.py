@@ -1,0 +1,288 @@
+"""Rewards of a rollout: whole groups, in processes of their own, the same result on every rank.
+
+TRL hands a reward function only the slice of its rank, so a group that straddles ranks is judged in pieces. Here
+the responses of all ranks are brought together, each rank scores some of the *groups*, and every rank learns all
+scores. A failure on one rank is raised on all of them, so that none waits for ever. Reward models and an environment's
+own reward judge single responses, so these are left to TRL (reward_sources.py says which).
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from posttrain.data.reward_columns import reward_columns
+from posttrain.objectives.base import Groups
+from posttrain.process.phases import PHASES
+from posttrain.rewards.messages import text_of
+from posttrain.rewards.runner import RewardError, RewardRunner, Scores
+from posttrain.trainers.policy.reward_sources import judged_by_trl, reward_sources
+from posttrain.trainers.seam.config import PolicyConfig
+
+log = logging.getLogger(__name__)
+RewardLike = Callable[..., Any] | str
+_LOGS_KEPT = 100  # entries of trainer_state.log_history that a reward in another process is given
+
+
+@dataclass
+class Rollout:
+    """The rollout all ranks have just scored, in global order (a group's G responses are neighbours)."""
+
+    prompts: list[Any]
+    completions: list[str]
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]]
+    rewards_per_function: Tensor  # (B, K), NaN = not judged
+    answers: list[str | None] | None
+    counts: dict[str, dict[str, int]]
+    extra: dict[str, list[Any]] = field(default_factory=dict)  # what rewards logged beside each response
+    advantages: list[float] | None = None
+    weight_versions: list[int] | None = None  # the latest weights a response was sampled with, where known
+
+
+class GroupScoring:
+    """Mixin before `trl.GRPOTrainer`: replaces how rewards are computed."""
+
+    _runner: RewardRunner | None = None
+    rollout: Rollout | None = None
+    _told_of_unjudged = False
+
+    def _prepare_rewards(self, reward_funcs: Any, args: PolicyConfig, *, has_environments: bool) -> list[Any]:
+        """What TRL's constructor gets: reward models as they are, functions as named stand-ins it never calls."""
+        sources = reward_sources(reward_funcs, args, has_environments=has_environments)
+        self._runner = sources.runner
+        if sources.weights is not None:
+            if args.reward_weights is None:
+                args.reward_weights = sources.weights
+            elif list(args.reward_weights) != sources.weights:
+                raise ValueError(
+                    f"reward_weights are {args.reward_weights}, and the rewards themselves say {sources.weights}; "
+                    "give the weights in one place"
+                )
+        return sources.functions
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[Any],
+    ) -> Tensor:
+        """Replaces TRL's per-rank call. (B, K) over all ranks, NaN where a response could not be judged."""
+        training = self.model.training
+        group_size = self.num_generations if training else self.num_generations_eval
+        columns = reward_columns(inputs[0], own=("prompt", "completion", "completion_ids"))
+        local = [
+            {
+                "prompt": prompt,
+                "completion": text_of(completion),
+                "messages": None if isinstance(completion, str) else completion,
+                "ids": list(ids),
+                "columns": {name: row[key] for name, key in columns.items()},
+            }
+            for row, prompt, completion, ids in zip(
+                inputs, prompts, completions, completion_ids_list, strict=True
+            )
+        ]
+        rows = gather_object(local)
+        scores = Scores(values=[], answers=None, counts={})
+        rewards = torch.full((len(rows), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
+        by_trl = judged_by_trl(self.reward_funcs)
+        by_runner = [k for k in range(len(self.reward_funcs)) if k not in by_trl]
+        if by_runner:
+            with PHASES.within("scoring", len(rows)):
+                scores = self._score_groups(rows, list(columns), group_size)
+            rewards[:, by_runner] = _as_tensor(scores.values, rewards.device)
+            self._pass_on_logs(scores, len(local))
+        if by_trl:
+            with PHASES.within("scoring with reward models", len(local)):
+                judged = self._judge_as_trl(by_trl, inputs, prompts, completions, completion_ids_list)
+            rewards[:, by_trl] = judged
+        require_judged(rewards, self.reward_func_names, self._models_among(by_trl))
+        self.rollout = Rollout(
+            prompts=[row["prompt"] for row in rows],
+            completions=[row["completion"] for row in rows],
+            completion_ids=[row["ids"] for row in rows],
+            columns={key: [row["columns"][key] for row in rows] for key in columns},
+            rewards_per_function=rewards,
+            answers=scores.answers,
+            counts=scores.counts,
+            extra=scores.extra,
+        )
+        self._tell_of_unjudged(self.rollout)
+        metrics = self._metrics["train" if training else "eval"]
+        for name, reasons in scores.counts.items():
+            for reason, count in reasons.items():
+                metrics[f"reward_failures/{name}/{reason}"].append(float(count))
+        first = rewards[:, 0][~rewards[:, 0].isnan()]
+        if first.numel() and bool(((first == 0) | (first == 1)).all()):  # right or wrong, nothing between
+            metrics["accuracy"].append(first.mean().item())
+        return rewards
+
+    def _judge_as_trl(self, positions: list[int], *batch: list[Any]) -> Tensor:
+        """TRL's own way for some of the rewards. (B, len(positions)) over all ranks."""
+        whole = self.reward_funcs, self.reward_processing_classes, self.reward_func_names
+        # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
+        self.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
+        self.reward_processing_classes = [*(whole[1][k] for k in positions), None]
+        self.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
+        try:
+            return super()._calculate_rewards(*batch)[:, :-1]
+        finally:
+            self.reward_funcs, self.reward_processing_classes, self.reward_func_names = whole
+
+    def _models_among(self, positions: list[int]) -> list[int]:
+        return [k for k in positions if isinstance(self.reward_funcs[k], nn.Module)]
+
+    def _pass_on_logs(self, scores: Scores, count: int) -> None:
+        """Hands what rewards logged to TRL, which gathers it over ranks: each rank gives its own responses."""
+        start = self.accelerator.process_index * count
+        for column, values in scores.extra.items():
+            self._log_completion_extra(column, values[start : start + count])
+        for name, values in scores.metrics.items():  # the same on all ranks, so their mean is this one's
+            for value in values:
+                self._log_metric(name, value)
+
+    def _tell_of_unjudged(self, rollout: Rollout) -> None:
+        """Responses that no reward judged teach nothing: said when it first happens, and whenever it is all of them."""
+        unjudged = rollout.rewards_per_function.isnan().all(dim=1)
+        count, total = int(unjudged.sum()), len(unjudged)
+        if count == 0 or (self._told_of_unjudged and count < total) or not self.accelerator.is_main_process:
+            return
+        self._told_of_unjudged = True
+        row = int(unjudged.nonzero()[0])
+        log.warning(
+            "no reward could judge %d of %d responses, so nothing is learned from them. The first: prompt %s, "
+            "response %s%s",
+            count, total, _shortened(rollout.prompts[row]), _shortened(rollout.completions[row]),
+            "" if count == total else "; further ones are only counted, as reward_failures/...",
+        )  # fmt: skip
+
+    def _score_groups(
+        self, rows: Sequence[dict[str, Any]], columns: Sequence[str], group_size: int
+    ) -> Scores:
+        """This rank scores every `num_processes`-th group; then all ranks put the scores together."""
+        if self._runner is None:
+            raise RuntimeError("GroupScoring: no reward function to call")
+        accelerator = self.accelerator
+        groups = [list(range(start, start + group_size)) for start in range(0, len(rows), group_size)]
+        mine = groups[accelerator.process_index :: accelerator.num_processes]
+        picked = [rows[i] for group in mine for i in group]
+        messages = [row["messages"] for row in picked]
+        failure, scores = None, Scores(values=[], answers=None, counts={})
+        try:
+            scores = self._runner.score(
+                [row["completion"] for row in picked],
+                columns={key: [row["columns"][key] for row in picked] for key in columns},
+                group_size=group_size,
+                prompts=[row["prompt"] for row in picked],
+                completion_ids=[row["ids"] for row in picked],
+                messages=None if any(one is None for one in messages) else messages,
+                trainer_state=state_snapshot(self.state),
+                has_environments=self.environments is not None,
+            )
+        except Exception as error:  # any failure of a reward must reach the other ranks before it is raised
+            failure = error
+        failures = gather_object([None if failure is None else str(failure) or type(failure).__name__])
+        if failure is not None:
+            raise failure
+        elsewhere = [(rank, message) for rank, message in enumerate(failures) if message is not None]
+        if elsewhere:
+            rank, message = elsewhere[0]
+            raise RewardError(f"on rank {rank}: {message}")
+        return _in_order(gather_object([(mine, scores)]), len(rows))
+
+    def scored_groups(self, group_size: int) -> Groups:
+        """The last rollout as the objective wants it: (P, G) rewards over all ranks."""
+        if self.rollout is None:
+            raise RuntimeError("GroupScoring: no rollout has been scored yet")
+        per_function = self.rollout.rewards_per_function
+        weights = self.reward_weights.to(per_function)
+        total = (per_function * weights).nansum(dim=1)
+        total[per_function.isnan().all(dim=1)] = torch.nan
+        answers = self.rollout.answers
+        return Groups(
+            rewards=total.view(-1, group_size),
+            rewards_per_function=per_function.view(-1, group_size, per_function.size(1)),
+            weights=weights,
+            answers=None
+            if answers is None
+            else [answers[i : i + group_size] for i in range(0, len(answers), group_size)],
+        )
+
+    def record_advantages(self, advantages: Tensor) -> None:
+        """Puts the objective's advantages where TRL's were logged, and beside the rollout."""
+        values = advantages.tolist()
+        if self.rollout is not None:
+            self.rollout.advantages = values
+        logged = self._logs["advantages"]
+        for _ in range(min(len(values), len(logged))):
+            logged.pop()
+        logged.extend(values)
+
+
+def require_judged(rewards: Tensor, names: Sequence[str], models: Sequence[int]) -> None:
+    """RewardError, with name, row and value, where a reward (B, K) is not finite, or a reward model gives NaN: NaN
+    says that a function did not judge, and a model always judges. What weights make of it, finite.py looks at."""
+    bad = rewards.isinf()
+    for k in models:
+        bad[:, k] |= rewards[:, k].isnan()
+    if bool(bad.any()):
+        row, k = bad.nonzero()[0].tolist()
+        value = rewards[row, k].item()
+        raise RewardError(f"reward {names[k]!r} gave {value:g} for response {row}, which is not finite")
+
+
+def state_snapshot(state: Any) -> dict[str, Any]:
+    """The trainer's state as plain values that another process can read; of its logs the latest."""
+    plain = (bool, int, float, str, type(None))
+    values = {name: value for name, value in vars(state).items() if isinstance(value, plain)}
+    return {**values, "log_history": [dict(entry) for entry in state.log_history[-_LOGS_KEPT:]]}
+
+
+def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def _shortened(value: Any, length: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _as_tensor(values: Sequence[Sequence[float | None]], device: torch.device) -> Tensor:
+    rows = [[torch.nan if value is None else float(value) for value in row] for row in values]
+    return torch.tensor(rows, dtype=torch.float32, device=device)
+
+
+def _in_order(parts: Sequence[tuple[list[list[int]], Scores]], size: int) -> Scores:
+    """Puts the ranks' scores back into the global order of the responses."""
+    values: list[list[float | None]] = [[] for _ in range(size)]
+    answers: list[str | None] = [None] * size
+    has_answers = any(scores.answers is not None for _, scores in parts)
+    counts: dict[str, dict[str, int]] = {}
+    extra: dict[str, list[Any]] = {}
+    metrics: dict[str, list[float]] = {}
+    for groups, scores in parts:
+        indices = [i for group in groups for i in group]
+        for position, index in enumerate(indices):
+            values[index] = list(scores.values[position])
+            if scores.answers is not None:
+                answers[index] = scores.answers[position]
+            for name, column in scores.extra.items():
+                extra.setdefault(name, [None] * size)[index] = column[position]
+        for name, reasons in scores.counts.items():
+            total = counts.setdefault(name, {})
+            for reason, count in reasons.items():
+                total[reason] = total.get(reason, 0) + count
+        for name, logged in scores.metrics.items():
+            metrics.setdefault(name, []).extend(logged)
+    return Scores(values, answers if has_answers else None, counts, extra=extra, metrics=metrics)

@@ -1,0 +1,446 @@
+"""The one seam over TRL's GRPO trainer: its loss body is replaced by an objective, the rest of it stays TRL's.
+
+    rollout (TRL) -> rewards (whole groups) -> objective.advantages -> buffer (TRL) -> forward -> objective.token_loss
+    -> KL, entropy, importance terms -> objective.reduce -> backward
+
+What a method is stands in posttrain/objectives; this file only carries tensors to it and back.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false, reportOperatorIssue=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOConfig
+from trl.trainer.callbacks import SyncRefModelCallback
+
+from posttrain.data import RowCounts
+from posttrain.objectives.base import Groups, Objective, TokenBatch
+from posttrain.ops.groups import degenerate_groups
+from posttrain.ops.kl import k3
+from posttrain.recipe import Recipe
+from posttrain.rollout.model_folder import without_router_logits
+from posttrain.trainers.engines.attach import attach_engine
+from posttrain.trainers.engines.generation import EngineGeneration
+from posttrain.trainers.forward.padded import ForwardProbe, loss_mask, model_inputs
+from posttrain.trainers.models.adapters import check_adapter
+from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
+from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
+from posttrain.trainers.policy.judging import GroupScoring, Rollout
+from posttrain.trainers.policy.loss_metrics import LossMetrics
+from posttrain.trainers.policy.whole_step import StepWindow, WholeStep, without_gradient
+from posttrain.trainers.reporting.announced import AnnouncedSteps
+from posttrain.trainers.seam.best_metric import POLICY_EVALUATION, check_best_metric
+from posttrain.trainers.seam.build import ingredients, policy_arguments, reward_runner, training_arguments
+from posttrain.trainers.seam.config import PolicyConfig, settings_from
+from posttrain.trainers.seam.finite import FiniteSteps, reward_fault
+from posttrain.trainers.seam.given_rows import require_columns, require_rewards
+from posttrain.trainers.seam.resume import ExactResume
+from posttrain.trainers.seam.taken_over import own_arguments
+from posttrain.trainers.seam.trl_seam import GRPOTrainer
+from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
+
+_NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
+_STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
+
+
+class PolicyTrainer(
+    AnnouncedSteps,
+    FiniteSteps,
+    WholeCheckpoint,
+    GroupScoring,
+    EngineGeneration,
+    WholeStep,
+    ExactResume,
+    GRPOTrainer,
+):
+    """`trl.GRPOTrainer` that trains an `Objective`.
+
+    `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
+    a method (`BAPOTrainer`) takes the objective's settings from its config instead.
+
+    reward_funcs  a function `f(completions, *, column, ...) -> list[float | None]`, its name ("math_answer",
+                  "package.module:function", "file.py:function"), a `RewardSpec` or a mapping of its fields, a reward
+                  model or its name, or a list of any of these. Functions are given the completions' text; those whose
+                  parameter says `completions: list[list[dict]]` are given messages
+    ref_model     the KL reference (beta > 0), when it is not the model as it is now
+    """
+
+    objective_class: ClassVar[type[Objective] | None] = None
+    config_class: ClassVar[type[PolicyConfig]] = PolicyConfig
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: PolicyConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        objective: Objective | None = None,
+        ref_model: PreTrainedModel | None = None,
+        **trl_arguments: Any,
+    ) -> None:
+        learner = type(objective) if objective is not None else self.objective_class
+        if learner is None:
+            raise ValueError(
+                "PolicyTrainer needs `objective=`, or use the trainer of a method, e.g. BAPOTrainer"
+            )
+        self.method = learner.__module__.rsplit(".", 1)[-1]
+        args = own_arguments(type(self), args, self.config_class, GRPOConfig, self.method)
+        self.objective = settings_from(args, learner) if objective is None else objective
+        self._check_window(args)
+        require_rewards(type(self), reward_funcs, trl_arguments.get("environment_factory"))
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            require_columns(type(self), rows, ["prompt"], name=name)
+        check_adapter(model, trl_arguments.get("peft_config"))
+        if not isinstance(model, str):
+            without_router_logits(model)
+        self._window: StepWindow | None = None
+        self._groups: Groups | None = None
+        self.held_out: list[Rollout] = []
+        self.row_counts: RowCounts | None = None
+        beta, sync = args.beta, args.sync_ref_model
+        self._makes_reference = not (
+            (not isinstance(model, str) and is_peft_model(model))
+            or trl_arguments.get("peft_config") is not None
+            or is_deepspeed_zero3_enabled()
+        )
+        if self._makes_reference:
+            # keeps TRL from loading a reference from disk or hub; see _set_reference
+            args.beta, args.sync_ref_model = 0.0, False
+        try:
+            super().__init__(
+                model,
+                self._prepare_rewards(
+                    reward_funcs,
+                    args,
+                    has_environments=trl_arguments.get("environment_factory") is not None,
+                ),
+                args,
+                train_dataset,
+                eval_dataset,
+                **trl_arguments,
+            )
+        finally:
+            args.beta, args.sync_ref_model = beta, sync
+        if not self.use_vllm:
+            # NaN logits would end sampling in an assertion of the device; the forward that follows names them
+            self.generation_config.remove_invalid_values = True
+        self._set_reference(ref_model)
+        check_best_metric(self.args, self._evaluation_names())
+        self.loss_metrics = LossMetrics(self.accelerator)
+        self._probe = self._make_probe()
+
+    def _evaluation_names(self) -> set[str] | None:
+        """What an evaluation logs; None where rewards may log names of their own."""
+        signatures = [] if self._runner is None else self._runner.signatures
+        if any("log_metric" in one.objects or not one.known for one in signatures):
+            return None
+        each = [f"rewards/{name}/{what}" for name in self.reward_func_names for what in ("mean", "std")]
+        return {*POLICY_EVALUATION, *each}
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> PolicyTrainer:
+        """The trainer a recipe describes; `changes` win over its training arguments."""
+        parts = ingredients(recipe)
+        arguments = {**recipe.objective.model_dump(), **policy_arguments(recipe), **changes}
+        trainer = cls(
+            parts.model,
+            reward_runner(recipe),
+            training_arguments(recipe, cls.config_class, **arguments),
+            parts.train_rows,
+            parts.eval_rows,
+            processing_class=parts.tokenizer,
+            peft_config=parts.peft_config,
+        )
+        trainer.row_counts = parts.train_counts
+        attach_engine(trainer, recipe)
+        return trainer
+
+    @staticmethod
+    def _check_window(args: PolicyConfig) -> None:
+        micro_batches = (args.steps_per_generation or args.gradient_accumulation_steps) * args.num_iterations
+        if micro_batches % args.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation x num_iterations = {micro_batches} is not a multiple of "
+                f"gradient_accumulation_steps = {args.gradient_accumulation_steps}: an optimizer step would mix two "
+                "rollouts. Raise steps_per_generation or lower gradient_accumulation_steps."
+            )
+
+    # The reference and the probe
+
+    def _set_reference(self, ref_model: PreTrainedModel | None) -> None:
+        """The KL reference is the given model, or the policy as it is now; never one reloaded from a path.
+
+        TRL's rules hold in two cases: with PEFT the reference is the base model, or a frozen copy of an adapter that
+        came with the model; under ZeRO-3, where no process holds the weights, it is loaded from the model's path.
+        """
+        self.beta = self.args.beta
+        if self.beta == 0.0:
+            for name, given in (
+                ("ref_model", ref_model is not None),
+                ("sync_ref_model", self.args.sync_ref_model),
+            ):
+                if given:
+                    raise ValueError(f"{name} has no effect at beta 0; set beta above 0 or leave it out")
+            return
+        if ref_model is None and not self._makes_reference:
+            return
+        self.ref_model = frozen_reference(self, copy_of_policy(self) if ref_model is None else ref_model)
+        if self.args.sync_ref_model:
+            self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+
+    def _make_probe(self) -> ForwardProbe | None:
+        if not self.objective.needs:
+            return None
+        policy = self.accelerator.unwrap_model(self.model)
+        causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
+        return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates)
+
+    # Rollout: the order of prompts, advantages
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
+        """Replaces TRL's sampler by one that knows the epoch it is in."""
+        return EpochRepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            # a share of an epoch is added step by step: rounding must not make 1.0 an epoch 0
+            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""
+        output = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return output
+        groups = self.scored_groups(self.num_generations)
+        self._groups = groups
+        streams = self.objective.advantages(groups)
+        self._check_rewards(groups, streams)
+        rows = slice(
+            self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
+        )
+        for name, value in self.objective.rollout_metrics(groups).items():
+            self._metrics["train"][f"{self.method}/{name}"].append(float(value))
+        for name, values in streams.items():
+            key = name if name == "advantages" else _STREAM + name
+            output[key] = values.reshape(-1)[rows].to(output["advantages"])
+        if "weight_version" in output and self.rollout is not None:
+            self.rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
+        self.record_advantages(streams["advantages"].reshape(-1))
+        output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
+        equal = degenerate_groups(groups.rewards).unsqueeze(1).expand_as(groups.rewards)
+        output["equal_rewards"] = equal.reshape(-1)[rows]
+        output["unjudged"] = groups.rewards.reshape(-1)[rows].isnan()
+        # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
+        output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
+        return output
+
+    def _check_rewards(self, groups: Groups, streams: Mapping[str, Tensor]) -> None:
+        """NotFinite for rewards that advantages in float32 cannot be made of; the same rewards are on every rank."""
+        fault = reward_fault(groups, streams, self.reward_func_names)
+        if fault is not None:
+            self.stop_not_finite(fault, f"the rollout of step {self.state.global_step + 1}")
+
+    def _generated_mask(self, completion_ids: Tensor, rows: slice) -> Tensor:
+        """1 where the rollout has a token, whatever the loss does with it. (B, T)."""
+        if self.rollout is None:
+            raise RuntimeError("PolicyTrainer: no rollout has been scored yet")
+        lengths = torch.tensor(
+            [len(ids) for ids in self.rollout.completion_ids[rows]], device=completion_ids.device
+        )
+        return torch.arange(completion_ids.size(1), device=completion_ids.device) < lengths.unsqueeze(1)
+
+    def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
+        """Evaluation samples at its own temperature; 0 is greedy."""
+        temperature = self.args.eval_temperature
+        if self.model.training or temperature is None or self.use_vllm:
+            return super()._generate_single_turn(*arguments, **named)
+        training_config = self.generation_config
+        self.generation_config = copy.deepcopy(training_config)
+        changes = {"temperature": temperature} if temperature > 0 else {"do_sample": False, **_NO_SAMPLING}
+        self.generation_config.update(**changes)
+        try:
+            return super()._generate_single_turn(*arguments, **named)
+        finally:
+            self.generation_config = training_config
+
+    # Loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        """Evaluation generates and scores; a policy loss on held-out prompts would say nothing."""
+        self._prepare_inputs(inputs)
+        if self.rollout is not None:
+            self.held_out.append(self.rollout)
+        return None, None, None
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """As TRL's; the responses are left in `held_out`."""
+        self.held_out = []
+        return super().evaluate(*arguments, **named)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Replaces TRL's loss body. Returns this rank's share of the step's loss times the number of ranks,
+        because the engines average gradients over ranks."""
+        accumulation, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
+        position = self._step % accumulation
+        batch, entropies, aux_loss = self._forward(model, inputs)
+        if position == 0:
+            self._window = self._open_window(model, batch)
+        window = self._window
+        if window is None:
+            raise RuntimeError(
+                "PolicyTrainer: a micro-batch arrived before the first one of its optimizer step"
+            )
+        self._note_logprobs(batch, inputs)
+        batch = self.objective.prepare(replace(batch, step=window.step, index=position))
+        window.batches.append(without_gradient(batch))
+        window.rows.append(inputs["row"])
+        keep = self.objective.keep(batch)
+        mask = batch.mask if keep is None else batch.mask * keep
+
+        weights = self._token_weights(batch, inputs, entropies)
+        losses, kl = self._token_losses(batch, weights)
+        loss = self.objective.reduce(losses.expand_as(mask), mask, window.totals) * ranks
+        policy_loss = loss.detach() * accumulation  # as if the step were one micro-batch
+        if self._entropy_bonus_enabled:
+            bonus = (entropies * mask).sum() / window.totals.num_tokens.clamp(min=1.0) * ranks
+            loss = loss - self.entropy_coef * bonus
+        if aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
+
+        self.loss_metrics.add(
+            self.objective,
+            self.method,
+            batch,
+            keep=keep,
+            kl=kl,
+            entropies=entropies.detach(),
+            policy_loss=policy_loss,
+            aux_loss=aux_loss,
+            signal=self._account(batch, inputs, keep, weights),
+        )
+        if position == accumulation - 1:
+            self._close_window(window)
+        return loss
+
+    def _note_logprobs(self, batch: TokenBatch, inputs: Mapping[str, Any]) -> None:
+        """A clipped ratio can hide an infinity from the loss: the log-probs are looked at themselves."""
+        sampled = inputs.get("sampling_per_token_logps")
+        for name, logprobs in (
+            ("the sampler's log-probs", sampled),
+            ("the old policy's log-probs", batch.old_logprobs),
+            ("the reference's log-probs", batch.ref_logprobs),
+            ("the policy's log-probs", batch.logprobs),
+        ):
+            self.step_notes.note(name, logprobs, batch.mask)
+
+    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
+        """One micro-batch scored: the batch, the entropies (with gradient) and the router's auxiliary loss."""
+        arguments = model_inputs(inputs)
+        actions = inputs["completion_ids"]
+        with nullcontext({}) if self._probe is None else self._probe.taking(actions) as read:
+            scored = self._get_per_token_logps_and_entropies(
+                model, **arguments, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
+            )
+        logprobs, entropies, aux_loss = scored
+        old = inputs.get("old_per_token_logps")
+        advantages = inputs["advantages"]
+        batch = TokenBatch(
+            logprobs=logprobs,
+            old_logprobs=logprobs.detach() if old is None else old,
+            mask=loss_mask(inputs).to(logprobs.dtype),
+            advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+            ref_logprobs=inputs.get("ref_per_token_logps"),
+            entropy=entropies.detach(),
+            streams={
+                key.removeprefix(_STREAM): value.unsqueeze(1)
+                for key, value in inputs.items()
+                if key.startswith(_STREAM)
+            },
+            forward={"actions": actions, **read},
+        )
+        return batch, entropies, aux_loss
+
+    def _token_losses(self, batch: TokenBatch, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The objective's token losses, weighted, plus beta times the KL; and the KL (B, T), if any."""
+        losses = self.objective.token_loss(batch)
+        if weights is not None:
+            losses = losses * weights
+        if self.beta == 0.0 or batch.ref_logprobs is None:
+            return losses, None
+        kl = k3(batch.logprobs, batch.ref_logprobs)
+        if self.args.use_bias_correction_kl:
+            kl = kl * self.objective.ratio(batch)
+        return losses + self.beta * kl, kl
+
+    def _token_weights(
+        self, batch: TokenBatch, inputs: Mapping[str, Any], entropies: Tensor
+    ) -> Tensor | None:
+        """TRL's factors on the token losses: off-policy mask, high-entropy tokens, importance. (B, T), (B, 1) or
+        None."""
+        factors: list[Tensor] = []
+        if self.off_policy_mask_threshold is not None:
+            factors.append(
+                self.get_off_policy_mask(
+                    advantages=batch.advantages,
+                    per_token_logps=batch.logprobs,
+                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", batch.old_logprobs),
+                    mask=batch.mask,
+                    off_policy_threshold=self.off_policy_mask_threshold,
+                )
+            )
+        if self.top_entropy_quantile < 1.0:
+            factors.append(self.get_high_entropy_mask(entropies, batch.mask, 1 - self.top_entropy_quantile))
+        if "importance_sampling_ratio" in inputs:
+            factors.append(inputs["importance_sampling_ratio"])
+        weights = None
+        for factor in factors:
+            weights = factor.to(batch.logprobs.dtype) if weights is None else weights * factor
+        return weights
+
+    # Resume
+
+    def rollout_state(self) -> dict[str, Any]:
+        return {
+            "step": self._step,
+            "buffer": self._buffered_inputs,
+            "objective": self.objective.state_dict(),
+            "shape": [self.args.steps_per_generation, self.num_iterations],
+            "engine": self.engine_state(),
+        }
+
+    def load_rollout_state(self, state: dict[str, Any]) -> None:
+        shape = [self.args.steps_per_generation, self.num_iterations]
+        if state["shape"] != shape:
+            raise ValueError(
+                f"the checkpoint was written with steps_per_generation, num_iterations = {state['shape']}, this run "
+                f"has {shape}: its rollout buffer does not fit. Resume with the same values."
+            )
+        device = self.accelerator.device
+        self._step = state["step"]
+        if state["buffer"] is not None:
+            self._buffered_inputs = [
+                {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.items()}
+                for part in state["buffer"]
+            ]
+        self.objective.load_state_dict(state["objective"])
+        self.load_engine_state(state["engine"])
