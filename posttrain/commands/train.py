@@ -20,7 +20,7 @@ from posttrain.rewards.runner import RewardError
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.base import EngineError
 from posttrain.run.folder import how_to_go_on, opened
-from posttrain.run.plan import add_recipe_arguments, make_plan, print_plan
+from posttrain.run.plan import Plan, add_recipe_arguments, make_plan, print_plan
 from posttrain.trainers.seam.faults import NotFinite
 
 LATER_S = 3.0
@@ -68,15 +68,18 @@ def _train(args: Namespace, speaks: bool) -> tuple[int, str]:
     """The exit code, and the line that says why; "" where it has been said."""
     recipe: Recipe | None = None
     try:
-        recipe, told = _checked(args, speaks)
+        plan = _checked(args)
+        recipe = plan.recipe
         with opened(recipe, args.resume) as start:
+            if speaks and not start.ended:
+                print_plan(plan)
             if speaks and start.compared is not None and start.compared.note is not None:
                 print(f"{recipe.path}: {start.compared.note}", file=sys.stderr)
             with ProgressView(recipe.output.name, enabled=speaks) as view:
                 PHASES.say("loading libraries")
                 from posttrain.run.train import run_opened
 
-                return run_opened(recipe, start, view, told), ""
+                return run_opened(recipe, start, view, plan.data), ""
     except RecipeError as error:
         return exit_codes.REFUSED, str(error)
     except DataError as error:
@@ -123,8 +126,8 @@ def _go_on(recipe: Recipe) -> str:
     return how_to_go_on(recipe, same_launcher=started() > 1)
 
 
-def _checked(args: Namespace, speaks: bool) -> tuple[Recipe, list[str]]:
-    """The recipe, and what its plan has said of the data."""
+def _checked(args: Namespace) -> Plan:
+    """The recipe's plan. RecipeError where anything known by now stands against the run."""
     fault = launch_fault()
     if fault is not None:
         raise RecipeError(fault)
@@ -134,6 +137,4 @@ def _checked(args: Namespace, speaks: bool) -> tuple[Recipe, list[str]]:
         raise RecipeError(f"{recipe.path}: {fault}")
     plan = make_plan(recipe, resume=args.resume is not None)
     plan.require()
-    if speaks:
-        print_plan(plan)
-    return recipe, plan.data
+    return plan

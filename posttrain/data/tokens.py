@@ -38,18 +38,24 @@ def prompt_ids(tokenizer: Any, prompt: str | Messages, **options: Any) -> list[i
     return _chat_ids(tokenizer, prompt, add_generation_prompt=True, **options)
 
 
+def whole_ids(tokenizer: Any, prompt: str | Messages, answer: str | Messages, **options: Any) -> list[int]:
+    """Prompt and answer as one text: a text with an end token, a conversation through the chat template."""
+    if isinstance(prompt, str) or isinstance(answer, str):
+        return _text_ids(tokenizer, f"{prompt}{ended(tokenizer, str(answer))}")
+    return _chat_ids(tokenizer, [*prompt, *answer], **options)
+
+
 def learned_ids(tokenizer: Any, prompt: str | Messages, answer: str | Messages, **options: Any) -> Learned:
-    """Prompt and answer as one text: a text with an end token, a conversation by turns.
+    """Prompt and answer as one text (`whole_ids`), and what of it is learned from.
 
     Of a conversation the assistant's turns are learned from, with what the template puts at their end; what users and
     tools say between them is read only.
     """
     asked = prompt_ids(tokenizer, prompt, **options)
+    ids = whole_ids(tokenizer, prompt, answer, **options)
     if isinstance(prompt, str) or isinstance(answer, str):
-        ids = _text_ids(tokenizer, f"{prompt}{ended(tokenizer, str(answer))}")
         return Learned(ids, [(_common(asked, ids), len(ids))])
     turns = [*prompt, *answer]
-    ids = _chat_ids(tokenizer, turns, **options)
     spans = []
     for i in range(len(prompt), len(turns)):
         if turns[i]["role"] == "assistant":
@@ -81,12 +87,7 @@ def pair_ids(
 ) -> tuple[list[int], list[list[int]]]:
     """A prompt and its answers as TRL's preference trainer tokenises them: (prompt, each answer)."""
     asked = prompt_ids(tokenizer, prompt)
-    wholes = [
-        _text_ids(tokenizer, f"{prompt}{ended(tokenizer, str(answer))}")
-        if isinstance(prompt, str) or isinstance(answer, str)
-        else _chat_ids(tokenizer, [*prompt, *answer])
-        for answer in answers
-    ]
+    wholes = [whole_ids(tokenizer, prompt, answer) for answer in answers]
     start = min((_common(asked, whole) for whole in wholes), default=len(asked))
     return asked[:start], [whole[start:] for whole in wholes]
 

@@ -13,13 +13,14 @@ from posttrain.data.known import TASKS
 from posttrain.data.layout import Needs
 from posttrain.data.mapping import Messages, out_columns
 from posttrain.planning.batch import plural, rollout_of, texts_of
-from posttrain.planning.lengths import PromptLengths
+from posttrain.planning.lengths import RowLengths, beyond
 from posttrain.planning.rewards import reward_faults
 from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import DataSection
+from posttrain.recipe.train_options import SFTTrain, TextTrain
 from posttrain.rollout.adapter_base import BaseMissing, base_of, holds_adapter
 
 if TYPE_CHECKING:
@@ -178,27 +179,35 @@ def visible_columns(recipe: Recipe, found: Survey | None) -> set[str] | None:
     return out_columns(recipe.data, found.columns)
 
 
-def length_faults(data: DataSection, lengths: PromptLengths) -> Iterator[str]:
+def length_faults(data: DataSection, lengths: RowLengths) -> Iterator[str]:
     """Prompts beyond max_prompt_tokens when the recipe calls that an error, or when none would be left."""
-    if data.max_prompt_tokens is None:
+    if data.max_prompt_tokens is None or not lengths.exact:
         return
-    over = lengths.longer_than(data.max_prompt_tokens)
-    if (
-        over
-        and lengths.exact
-        and (data.on_long == "error" or (over == len(lengths.tokens) and data.on_long == "drop"))
-    ):
-        yield f"data: {over} of {len(lengths.tokens)} prompts are longer than max_prompt_tokens; raise it, or cut them"
+    over = beyond(lengths.prompts, data.max_prompt_tokens)
+    if over and (data.on_long == "error" or (over == lengths.rows and data.on_long == "drop")):
+        yield f"data: {over} of {lengths.rows} prompts are longer than max_prompt_tokens; raise it, or cut them"
 
 
-def length_line(data: DataSection, lengths: PromptLengths) -> str:
-    about = "" if lengths.exact else "about "
-    text = f"longest prompt: {about}{lengths.longest} tokens"
+def length_lines(recipe: Recipe, lengths: RowLengths) -> Iterator[str]:
+    """The longest prompt, the longest row, and what becomes of what is longer than the recipe allows."""
+    data = recipe.data
+    of = "" if lengths.exact else f" of {len(lengths.prompts)} rows looked at"
+    text = f"longest prompt{of}: {plural(lengths.longest, 'token')}"
     if data.max_prompt_tokens is not None:
-        over = lengths.longer_than(data.max_prompt_tokens)
+        over = beyond(lengths.prompts, data.max_prompt_tokens)
         fate = {"drop": "dropped", "truncate": "cut", "error": "refused"}[data.on_long]
-        text += f"; {about}{over} longer than {data.max_prompt_tokens} will be {fate}"
-    return text
+        text += f"; {over} longer than {data.max_prompt_tokens} will be {fate}"
+    yield text
+    if lengths.whole is not None and isinstance(recipe.train, TextTrain):
+        limit, text = recipe.train.max_length, f"longest row, prompt and answer{of}: "
+        text += plural(max(lengths.whole), "token")
+        over = 0 if limit is None or _splits(recipe.train) else beyond(lengths.whole, limit)
+        yield text + (f"; {over} longer than train.max_length {limit} will be cut there" if over else "")
+
+
+def _splits(train: TextTrain) -> bool:
+    """Whether a row that is too long goes on in the next packed one."""
+    return isinstance(train, SFTTrain) and train.packing and train.packing_strategy != "bfd"
 
 
 def run_folder_warnings(recipe: Recipe) -> Iterator[str]:

@@ -1,63 +1,83 @@
-"""Lengths of prompts before torch is loaded: by a tokenizer file that lies on this machine."""
+"""Lengths of rows before a model is loaded, by the tokenizer and chat template that lie on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
+from posttrain.data.conversations import Messages
 from posttrain.data.files import Row
-from posttrain.planning.shapes import local_file
-from posttrain.planning.tokenizer import backend_of
-from posttrain.recipe.sections import ModelSection
+from posttrain.data.tokens import prompt_ids, whole_ids
+from posttrain.planning.rendered import template_options
+from posttrain.planning.tokenizer import PlanTokenizer
+from posttrain.recipe import Recipe
 
-TEMPLATE_TOKENS = 32
-"""Taken for what a chat template adds around the words of a conversation."""
+LOOKED_AT = {"text": 10_000, "conversations": 2_000}
+"""Rows that are tokenised; of a larger data set so many, evenly spaced. Templates are slow to render."""
 
 LONGEST_READ = 200_000
 """Characters of a text that are tokenised here; of a longer one the rest is reckoned to be like them."""
 
 
 @dataclass(frozen=True)
-class PromptLengths:
-    """In tokens, one a row. `exact` is False where a chat template will add to them."""
+class RowLengths:
+    """In tokens, one per row looked at, as the trainer will read them.
 
-    tokens: list[int]
-    exact: bool
+    prompts  of the prompt, with what a chat template puts around it
+    whole    of the prompt and its longest answer; None for methods that make their answers themselves
+    rows     rows there are
+    """
+
+    prompts: list[int]
+    whole: list[int] | None
+    rows: int
+
+    @property
+    def exact(self) -> bool:
+        return len(self.prompts) == self.rows
 
     @property
     def longest(self) -> int:
-        return max(self.tokens)
-
-    def longer_than(self, limit: int) -> int:
-        return sum(length > limit for length in self.tokens)
+        return max(self.prompts)
 
 
-def prompt_lengths(model: ModelSection, rows: Sequence[Row]) -> PromptLengths | None:
-    """None where neither the recipe nor a file here says how text becomes tokens."""
-    prompts = [row["prompt"] for row in rows]
-    if not prompts:
+def beyond(lengths: Sequence[int], limit: int) -> int:
+    """How many are longer than `limit`."""
+    return sum(length > limit for length in lengths)
+
+
+def row_lengths(recipe: Recipe, rows: Sequence[Row], tokenizer: PlanTokenizer | None) -> RowLengths | None:
+    """None where there are no rows, or nothing here says how text becomes tokens."""
+    if not rows or tokenizer is None:
         return None
-    chat = isinstance(prompts[0], list)
-    texts = [" ".join(str(m["content"]) for m in prompt) if chat else prompt for prompt in prompts]
-    added = TEMPLATE_TOKENS if chat else 0
-    if model.scratch is not None:
-        return PromptLengths([len(text) + added for text in texts], exact=not chat)
-    file = _tokenizer_file(model)
-    if file is None:
-        return None
-    try:
-        tokenizer = backend_of(file)
-    except ValueError:  # plan_tokenizer says it
-        return None
-    tokenizer.no_truncation()
-    encoded = tokenizer.encode_batch([text[:LONGEST_READ] for text in texts], add_special_tokens=False)
-    scales = [max(len(text) / LONGEST_READ, 1.0) for text in texts]
-    tokens = [int(len(encoding.ids) * scale) + added for encoding, scale in zip(encoded, scales, strict=True)]
-    return PromptLengths(tokens, exact=not chat and max(scales) == 1)
+    chat = isinstance(rows[0]["prompt"], list)
+    if chat and tokenizer.chat_template is None:
+        return None  # written as plain lines by the method itself
+    count = min(len(rows), LOOKED_AT["conversations" if chat else "text"])
+    picked = [rows[i * len(rows) // count] for i in range(count)]
+    options = template_options(recipe)
+    names = {"sft": ("completion",), "preference": ("chosen", "rejected")}.get(recipe.spec.family, ())
+    answers = [name for name in names if name in rows[0]]
+    prompts = [_length(tokenizer, row["prompt"], **options) for row in picked]
+    whole = [
+        max((_whole(tokenizer, row["prompt"], row[name]) for name in answers), default=0) for row in picked
+    ]
+    return RowLengths(prompts, whole if answers else None, len(rows))
 
 
-def _tokenizer_file(model: ModelSection) -> Path | None:
-    name = model.tokenizer or model.path
-    assert name is not None
-    return local_file(name, "tokenizer.json", model.revision if model.tokenizer is None else None)
+def _length(tokenizer: PlanTokenizer, prompt: str | Messages, **options: Any) -> int:
+    if isinstance(prompt, str):
+        return _scaled(prompt, lambda text: prompt_ids(tokenizer, text))
+    return len(prompt_ids(tokenizer, prompt, **options))
+
+
+def _whole(tokenizer: PlanTokenizer, prompt: str | Messages, answer: str | Messages) -> int:
+    if isinstance(prompt, str) or isinstance(answer, str):
+        return _scaled(f"{prompt}{answer}", lambda text: whole_ids(tokenizer, "", text))
+    return len(whole_ids(tokenizer, prompt, answer))
+
+
+def _scaled(text: str, tokens: Callable[[str], list[int]]) -> int:
+    """Of a very long text the beginning is tokenised."""
+    return int(len(tokens(text[:LONGEST_READ])) * max(len(text) / LONGEST_READ, 1.0))

@@ -58,7 +58,7 @@ def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
         return list((_masked_parts if masked else _sft_parts)(row, tokenizer))
     answers = [name for name in ("chosen", "rejected") if name in row and recipe.spec.family == "preference"]
     if not answers:
-        options = _template_options(recipe)
+        options = template_options(recipe)
         return [Part("prompt", tokenizer, prompt_ids(tokenizer, row["prompt"], **options), False)]
     prompt, ids = pair_ids(tokenizer, row["prompt"], *(row[name] for name in answers))
     learned = (Part(name, tokenizer, one, True) for name, one in zip(answers, ids, strict=True))
@@ -82,7 +82,7 @@ def _sft_parts(row: Row, tokenizer: Any) -> Iterator[Part]:
         yield Part("read", tokenizer, learned.ids[at:], False)
 
 
-def _template_options(recipe: Recipe) -> dict[str, Any]:
+def template_options(recipe: Recipe) -> dict[str, Any]:
     return dict(vars(recipe.train).get("chat_template_kwargs") or {})
 
 

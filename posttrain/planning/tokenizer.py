@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.characters import ROLES, by_characters
+from posttrain.data.characters import ROLES, SPECIAL, by_characters
 from posttrain.planning.shapes import local_file, read_mapping
 from posttrain.recipe.sections import ModelSection
 
@@ -66,7 +66,9 @@ class PlanTokenizer:
 def plan_tokenizer(model: ModelSection) -> PlanTokenizer | None:
     """The recipe's tokenizer, where its files lie on this machine. ValueError says which of them cannot be read."""
     if model.scratch is not None:
-        return PlanTokenizer(by_characters(model.scratch.alphabet), dict(ROLES))
+        backend = by_characters(model.scratch.alphabet)
+        backend.add_special_tokens(list(SPECIAL))  # as transformers does, or "<eos>" would be five characters
+        return PlanTokenizer(backend, dict(ROLES))
     name = model.tokenizer or model.path
     assert name is not None
     revision = model.revision if model.tokenizer is None else None

@@ -78,7 +78,13 @@ class Recipe:
     @property
     def train_command(self) -> str:
         """What a person types to run it again as it is here."""
-        given = [word for override in self.overrides for word in ("--set", override)]
+        return self.command_with()
+
+    def command_with(self, *changes: str) -> str:
+        """The same with further overrides ("train.max_steps=N"), in place of those that it was given of these keys."""
+        keys = {change.partition("=")[0] for change in changes}
+        kept = [override for override in self.overrides if override.partition("=")[0].strip() not in keys]
+        given = [word for override in (*kept, *changes) for word in ("--set", override)]
         return shlex.join(["posttrain", "train", self.path, *given])
 
     @property

@@ -186,6 +186,21 @@ OWNED: dict[str, str] = {
 """TRL's name -> "section.key" that holds its value here; also how a recipe fills the TRL config."""
 
 ELSEWHERE: dict[str, str] = {
+    "lr": "write learning_rate",
+    "batch_size": "write per_device_train_batch_size",
+    "train_batch_size": "write per_device_train_batch_size",
+    "epochs": "write num_train_epochs",
+    "num_epochs": "write num_train_epochs",
+    "steps": "write max_steps",
+    "num_steps": "write max_steps",
+    "grad_accum": "write gradient_accumulation_steps",
+    "gradient_accumulation": "write gradient_accumulation_steps",
+    "warmup": "write warmup_steps, a count or a share below 1",
+    "scheduler": "write lr_scheduler_type",
+    "lr_scheduler": "write lr_scheduler_type",
+    "optimizer": "write optim",
+    "grad_clip": "write max_grad_norm",
+    "kl_coef": "write beta",
     "output_dir": "write output.dir and output.name",
     "loss_type": "choose the loss with 'method', its settings in 'objective'",
     "loss_weights": "choose the loss with 'method', its settings in 'objective'",
@@ -228,4 +243,4 @@ ELSEWHERE: dict[str, str] = {
     "remove_unused_columns": "columns are kept for rewards; nothing to write",
     "completion_only_loss": "the loss is on data.completion; nothing to write",
 }
-"""Names users bring from TRL that do not belong in `train`, and what to write instead."""
+"""Names users bring from TRL or by habit that do not belong in `train`, and what to write instead."""

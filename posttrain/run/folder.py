@@ -51,6 +51,11 @@ class Opened:
     finished: bool = False
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.finished and self.model_saved
+
+    @property
     def model_saved(self) -> bool:
         """Whether `model/` is of the run's last step."""
         if not (self.run_dir / MODEL).is_dir():
@@ -136,6 +141,16 @@ def _check_fresh(recipe: Recipe, run_dir: Path) -> None:
             f"{recipe.path}: output: {run_dir} holds no run of posttrain, so output.overwrite does not replace it; "
             "give the run another output.name, or move the folder away"
         )
+
+
+def place_faults(recipe: Recipe) -> Iterator[str]:
+    """Why the run's folder cannot be made where the recipe says, as far as looking tells."""
+    run_dir = Path(recipe.output.run_dir)
+    above = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        yield f"output: {above} is a file, so {run_dir} cannot be a folder in it; change output.dir or output.name"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        yield f"output: {above} cannot be written; change output.dir"
 
 
 def _what(run_dir: Path) -> str:

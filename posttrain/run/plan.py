@@ -25,7 +25,7 @@ from posttrain.planning.adapter import adapter_faults
 from posttrain.planning.batch import Rollout, plural, rollout_of, steps_of, texts_of
 from posttrain.planning.idle import beyond_the_run, idle_options
 from posttrain.planning.launcher import attention_fault, started
-from posttrain.planning.lengths import PromptLengths, prompt_lengths
+from posttrain.planning.lengths import RowLengths, row_lengths
 from posttrain.planning.machine import gpu_is_here, memory_of_machine
 from posttrain.planning.masked import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
@@ -40,6 +40,7 @@ from posttrain.planning.shapes import Shape, config_faults, read_shape
 from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
+from posttrain.run.folder import place_faults
 from posttrain.run.hub import hub_warnings
 
 SMALL_PART = 0.02
@@ -98,6 +99,7 @@ def make_plan(
     plan.warnings += hub_warnings(recipe.output.hub)
     lacking = attention_fault(recipe.model)
     plan.warnings += [] if lacking is None else [lacking]
+    plan.refusals += place_faults(recipe)
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []
@@ -130,10 +132,10 @@ def make_plan(
         plan.refusals += tried.refusals
     if not faults:
         _plan_batch(plan, rollout, found)
-    lengths = prompt_lengths(recipe.model, found.rows) if found is not None else None
+    lengths = row_lengths(recipe, found.rows, tokenizer) if found is not None else None
     if lengths is not None:
         plan.refusals += checks.length_faults(recipe.data, lengths)
-        plan.data.append(checks.length_line(recipe.data, lengths))
+        plan.data += checks.length_lines(recipe, lengths)
     _plan_memory(plan, lengths)
     return plan
 
@@ -209,7 +211,7 @@ def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> No
         plan.holds.append(f"{texts.micro_batch} rows at a time")
 
 
-def _plan_memory(plan: Plan, lengths: PromptLengths | None) -> None:
+def _plan_memory(plan: Plan, lengths: RowLengths | None) -> None:
     shape = read_shape(plan.recipe.model)
     if shape is None:
         plan.memory_note = (

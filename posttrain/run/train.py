@@ -31,7 +31,7 @@ def run(recipe: Recipe, *, resume: str | None = None) -> int:
 def run_opened(recipe: Recipe, start: Opened, view: ProgressView, told: Sequence[str] = ()) -> int:
     """As `run`, for a run whose folder is open already, and its view too; `told` is what was said of the data."""
     run_dir, checkpoint = start.run_dir, start.checkpoint
-    if start.finished and start.model_saved:
+    if start.ended:
         _say_finished(recipe, run_dir)
         return exit_codes.DONE
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run_dir / "tensorboard"))
@@ -59,8 +59,8 @@ def _say_finished(recipe: Recipe, run_dir: Path) -> None:
         report_run(run_dir)
     if recipe.output.hub is not None:
         print(push(run_dir / MODEL, recipe.output.hub))
-    more = f"{recipe.train_command} --set train.max_steps=N --resume"
-    print(f"{run_dir} is finished, and its model saved. For more steps: {more}")
+    more = recipe.command_with("train.max_steps=N")
+    print(f"{run_dir} is finished, and its model saved. For more steps: {more} --resume")
 
 
 def _is_main() -> bool:
