@@ -12,15 +12,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "posttrain"
 
+METHOD = (
+    "torch",
+    "annotated_types",
+    "pydantic",
+    "posttrain.settings",
+)  # what the file of a method may import
 # room -> what may be imported beyond the standard library and the room itself: a prefix of dotted names
 ROOMS = {
     "ops": ("torch",),
-    "objectives": ("torch", "annotated_types", "posttrain.ops", "posttrain.recipe.methods"),
-    "preferences": ("torch", "annotated_types", "posttrain.ops"),
-    "references": ("torch", "annotated_types", "posttrain.ops"),
+    "settings": ("pydantic",),
+    "objectives": (*METHOD, "posttrain.ops", "posttrain.recipe.methods"),
+    "preferences": (*METHOD, "posttrain.ops"),
+    "references": (*METHOD, "posttrain.ops"),
 }
 # imported by `posttrain plan` on machines without torch
-WITHOUT_TORCH = ("recipe", "run.plan", "recipe.settings", "recipe.methods", "cli")
+WITHOUT_TORCH = ("recipe", "run.plan", "settings", "recipe.methods", "cli")
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm"}
 
 

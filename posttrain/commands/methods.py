@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Strict
 from rich.console import Console
 from rich.table import Table
 
 from posttrain.recipe.errors import suggest
 from posttrain.recipe.methods import METHODS, not_here
-from posttrain.recipe.settings import REQUIRED, list_settings
+from posttrain.settings.base import REQUIRED, list_settings
 
 _WORDS = {
     float: "number",
@@ -56,8 +57,8 @@ def spell_type(annotation: Any) -> str:
     """A type as a recipe's author thinks of it: "number >= 0, < 1 or null"."""
     outer, inner = get_origin(annotation), get_args(annotation)
     if outer is Annotated:
-        bounds = [spell_bound(mark) for mark in inner[1:]]
-        return f"{spell_type(inner[0])} {', '.join(bounds)}"
+        bounds = [spell_bound(mark) for mark in inner[1:] if not isinstance(mark, Strict)]
+        return f"{spell_type(inner[0])} {', '.join(bounds)}".rstrip()
     if outer is Literal:
         return ", ".join(map(str, inner))
     if outer in (UnionType, Union):
@@ -96,9 +97,9 @@ def _show(name: str) -> int:
     table.add_column("setting", no_wrap=True)  # a name cut in two cannot be copied into a recipe
     for title in ("type", "default", "meaning"):
         table.add_column(title, overflow="fold")
-    for setting in list_settings(method.settings):
+    for setting in list_settings(method.load_settings()):
         table.add_row(
-            setting.name, spell_type(setting.annotation), spell_default(setting.default), setting.note
+            setting.name, spell_type(setting.annotation), spell_default(setting.default), setting.meaning
         )
     console = Console(highlight=False, markup=False)
     console.print(f"{name}: {method.summary} ({method.family})", style="bold")

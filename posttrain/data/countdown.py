@@ -12,30 +12,39 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
+from pydantic.dataclasses import dataclass
 
 from posttrain.data.files import DataError
+from posttrain.settings import STRICT
 
 _PATIENCE = 20_000  # draws without a new problem: there are no more
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Countdown:
-    size: Annotated[int, Ge(1), Le(1_000_000)] = 4096  # problems of the train split
-    held_out: Annotated[int, Ge(1), Le(10_000)] = 256  # problems of the test split
+    size: Annotated[int, Ge(1), Le(1_000_000)] = 4096
+    """problems of the train split"""
+    held_out: Annotated[int, Ge(1), Le(10_000)] = 256
+    """problems of the test split"""
     seed: Annotated[int, Ge(0)] = 0
-    numbers: Annotated[int, Ge(2), Le(6)] = 3  # numbers a problem
-    largest: Annotated[int, Gt(1), Le(1_000_000)] = 100  # numbers are 1 .. largest
-    largest_target: Annotated[int, Gt(1), Le(1_000_000_000)] = 100  # targets are 1 .. largest_target
+    numbers: Annotated[int, Ge(2), Le(6)] = 3
+    """numbers a problem"""
+    largest: Annotated[int, Gt(1), Le(1_000_000)] = 100
+    """numbers are 1 .. largest"""
+    largest_target: Annotated[int, Gt(1), Le(1_000_000_000)] = 100
+    """targets are 1 .. largest_target"""
     operators: str = "+-*/"
-    in_order: bool = False  # solutions keep the numbers' order, left to right: only operators to choose
-    teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
-    demonstrations: Annotated[int, Ge(1), Le(100)] = 1  # completions a problem, each drawn anew
+    in_order: bool = False
+    """solutions keep the numbers' order, left to right: only operators to choose"""
+    teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0
+    """share of right completions"""
+    demonstrations: Annotated[int, Ge(1), Le(100)] = 1
+    """completions a problem, each drawn anew"""
 
     def __post_init__(self) -> None:
         if not self.operators or set(self.operators) - set("+-*/"):

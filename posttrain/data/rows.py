@@ -12,12 +12,11 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data.files import DataError, Row, iter_rows, size_of
 from posttrain.data.known import DATASETS, TASKS
@@ -25,8 +24,8 @@ from posttrain.data.layout import TEXTS, Layout, Needs, layout_of, missing_colum
 from posttrain.data.lengths import Limits
 from posttrain.data.mapping import Dropped, map_row
 from posttrain.recipe.errors import explain, suggest
+from posttrain.recipe.methods import load
 from posttrain.recipe.sections import DataSection
-from posttrain.recipe.settings import read_settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,9 +160,10 @@ def raw_rows(section: DataSection) -> Iterator[Row]:
 
 def task_settings(name: str, args: Mapping[str, Any]) -> Any:
     """The settings of a built-in task; DataError names an argument it does not have or cannot take."""
-    model: type[BaseModel] = read_settings(TASKS[name])
+    task: Any = load(TASKS[name])
+    known = [field.name for field in fields(task)]
     try:
-        checked = model.model_validate_json(json.dumps(dict(args)), strict=True)
+        return TypeAdapter(task).validate_json(json.dumps(dict(args)), strict=True)
     except ValidationError as error:
         faults = explain(
             error,
@@ -171,15 +171,10 @@ def task_settings(name: str, args: Mapping[str, Any]) -> Any:
             dict(args),
             lambda place: (
                 f"task {name!r} has no argument {place[-1]!r}"
-                + (suggest(str(place[-1]), model.model_fields) or f"; it has {', '.join(model.model_fields)}")
+                + (suggest(str(place[-1]), known) or f"; it has {', '.join(known)}")
             ),
         )
         raise DataError("; ".join(faults)) from None
-    module, _, cls = TASKS[name].partition(":")
-    try:
-        return vars(import_module(module))[cls](**checked.model_dump())
-    except ValueError as error:  # the task's own check of its settings
-        raise DataError(f"args: {error}") from None
 
 
 def _task_rows(name: str, section: DataSection) -> Iterator[Row]:

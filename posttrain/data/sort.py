@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Le
+from pydantic.dataclasses import dataclass
+
+from posttrain.settings import STRICT
 
 SHORTEST, LONGEST = 4, 7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Sort:
-    size: Annotated[int, Ge(1), Le(1_000_000)] = 4096  # problems of the train split
-    held_out: Annotated[int, Ge(1), Le(10_000)] = 512  # problems of the test split
+    size: Annotated[int, Ge(1), Le(1_000_000)] = 4096
+    """problems of the train split"""
+    held_out: Annotated[int, Ge(1), Le(10_000)] = 512
+    """problems of the test split"""
     seed: Annotated[int, Ge(0)] = 0
-    teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
-    demonstrations: Annotated[int, Ge(1), Le(100)] = 1  # completions a problem, each drawn anew
+    teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0
+    """share of right completions"""
+    demonstrations: Annotated[int, Ge(1), Le(100)] = 1
+    """completions a problem, each drawn anew"""
 
     def rows(self, split: str, *, completions: bool) -> Iterator[dict[str, str]]:
         """prompt and answer of each problem of "train" or "test"; with `completions`, the teacher's too."""

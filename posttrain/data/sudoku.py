@@ -11,26 +11,32 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import permutations
 from typing import Annotated
 
 from annotated_types import Ge, Le
+from pydantic.dataclasses import dataclass
 
 from posttrain.data.files import DataError
+from posttrain.settings import STRICT
 
 _PATIENCE = 20_000  # draws without a new puzzle: there are no more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Sudoku:
-    size: Annotated[int, Ge(1), Le(1_000_000)] = 4096  # puzzles of the train split
-    held_out: Annotated[int, Ge(1), Le(10_000)] = 256  # puzzles of the test split
+    size: Annotated[int, Ge(1), Le(1_000_000)] = 4096
+    """puzzles of the train split"""
+    held_out: Annotated[int, Ge(1), Le(10_000)] = 256
+    """puzzles of the test split"""
     seed: Annotated[int, Ge(0)] = 0
-    fewest_empty: Annotated[int, Ge(1), Le(16)] = 6  # empty cells a puzzle
+    fewest_empty: Annotated[int, Ge(1), Le(16)] = 6
+    """empty cells a puzzle"""
     most_empty: Annotated[int, Ge(1), Le(16)] = 10
-    teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0  # share of right completions
-    demonstrations: Annotated[int, Ge(1), Le(100)] = 1  # completions a puzzle, each drawn anew
+    teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0
+    """share of right completions"""
+    demonstrations: Annotated[int, Ge(1), Le(100)] = 1
+    """completions a puzzle, each drawn anew"""
 
     def __post_init__(self) -> None:
         if self.fewest_empty > self.most_empty:

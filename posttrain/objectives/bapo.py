@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import pydantic.dataclasses
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
@@ -21,6 +22,7 @@ from posttrain.ops.groups import Scale, scaled_advantages
 from posttrain.ops.ratio import LOG_RATIO_LIMIT, token_ratio
 from posttrain.ops.reduce import per_token
 from posttrain.ops.surrogate import clipped_surrogate, dual_clip
+from posttrain.settings import Triple
 
 Order = Literal["upper_first", "lower_first"]
 Metric = Literal["share", "ratio"]
@@ -183,24 +185,31 @@ def _check_range(name: str, bound: Sequence[float]) -> None:
         )
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class BAPO(Objective):
     """A setting left at None is filled in from the preset at construction: see `_PRESETS`."""
 
     observes_step: ClassVar[bool] = True
     divides_by_tokens: ClassVar[bool] = True
 
-    preset: Literal["paper", "recipe"] = (
-        "paper"  # whose values fill what is not set: section 5.1, or the code's
-    )
-    target: Annotated[float, Ge(0)] | None = None  # rho_0 (metric share: 0.4), or k (metric ratio: 1.0)
-    low: tuple[float, float, float] | None = None  # a-, b-, delta_2: start, end, step of the lower bound
-    high: tuple[float, float, float] | None = None  # a+, b+, delta_1: start, end, step of the upper bound
-    order: Literal["upper_first", "lower_first"] | None = None  # which bound moves first
-    metric: Literal["share", "ratio"] | None = None  # pos / (pos + neg), or pos / neg
-    scope: Literal["step", "microbatch"] | None = None  # what the sums run over, always over all ranks
-    dual_clip: Annotated[float, Gt(1)] | None = None  # c of dual-clip PPO, a bound; for A < 0
-    scale: Scale = "group"  # whose standard deviation divides the advantage
+    preset: Literal["paper", "recipe"] = "paper"
+    """whose values fill what is not set: section 5.1, or the code's"""
+    target: Annotated[float, Ge(0)] | None = None
+    """rho_0 (metric share: 0.4), or k (metric ratio: 1.0)"""
+    low: Triple | None = None
+    """a-, b-, delta_2: start, end, step of the lower bound"""
+    high: Triple | None = None
+    """a+, b+, delta_1: start, end, step of the upper bound"""
+    order: Literal["upper_first", "lower_first"] | None = None
+    """which bound moves first"""
+    metric: Literal["share", "ratio"] | None = None
+    """pos / (pos + neg), or pos / neg"""
+    scope: Literal["step", "microbatch"] | None = None
+    """what the sums run over, always over all ranks"""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """c of dual-clip PPO, a bound; for A < 0"""
+    scale: Scale = "group"
+    """whose standard deviation divides the advantage"""
 
     def __post_init__(self) -> None:
         for name, value in _PRESETS[self.preset].items():

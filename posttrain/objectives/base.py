@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pydantic.dataclasses
 from torch import Tensor
 
 from posttrain.ops.ratio import token_ratio
+from posttrain.settings import Settings
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; the identity on one process."""
@@ -80,8 +82,8 @@ class StepTotals:
     max_completion_length: int
 
 
-@dataclass(frozen=True)
-class Objective:
+@pydantic.dataclasses.dataclass(frozen=True)
+class Objective(Settings):
     """Base of every method that learns from rewards. Subclasses override what differs from the defaults.
 
     The class variables are read from the instance: a method that wraps another (CAPO) answers for it.

@@ -13,11 +13,11 @@ Off by default, and named after what they change: `clip_low`, `clip_high`, `dual
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.masked_base import DiffusionBatch, ElboObjective
@@ -73,11 +73,16 @@ class BGPO(ElboObjective):
     level: ClassVar[Literal["sequence"]] = "sequence"
     separable: ClassVar[bool] = True
 
-    clip_low: Annotated[float, Ge(0), Lt(1)] | None = None  # departure: PPO clip below 1
-    clip_high: Annotated[float, Ge(0)] | None = None  # departure: PPO clip above 1
-    dual_clip: Annotated[float, Gt(1)] | None = None  # departure: cap of the ratio where A < 0
-    length_normalise: LengthRule = "none"  # departure: ELBO a token, of the response or of the canvas
-    d_clamp: Annotated[float, Gt(0)] | None = None  # departure: |d| is held at this
+    clip_low: Annotated[float, Ge(0), Lt(1)] | None = None
+    """departure: PPO clip below 1"""
+    clip_high: Annotated[float, Ge(0)] | None = None
+    """departure: PPO clip above 1"""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """departure: cap of the ratio where A < 0"""
+    length_normalise: LengthRule = "none"
+    """departure: ELBO a token, of the response or of the canvas"""
+    d_clamp: Annotated[float, Gt(0)] | None = None
+    """departure: |d| is held at this"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

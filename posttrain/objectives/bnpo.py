@@ -10,17 +10,18 @@ Departures: none by default. Cases in which the released code fails (see `fit_be
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
 from posttrain.ops.ratio import token_ratio
 from posttrain.ops.reduce import per_response, per_response_sum, per_token
 from posttrain.ops.surrogate import clipped_surrogate, dual_clip
+from posttrain.settings import Pair
 
 WEIGHT_LIMIT = 1e6
 """Cap of 1 / density, as released: the density is 0 at success rates 0 and 1."""
@@ -119,13 +120,20 @@ def _check(rewards: Tensor, reward_range: Range) -> None:
 class BNPO(Objective):
     is_trls_loss: ClassVar[bool] = False  # that one is a token mean
 
-    reward_range: tuple[float, float] = (0.0, 1.0)  # mapped to [0, 1]; of each function if `decompose`
-    decompose: bool = False  # A = plain mean over reward functions of A^(k); weights unused
-    fixed_shape: tuple[float, float] | None = None  # (alpha, beta) instead of the fit
-    aggregate: Literal["per_response_sum", "per_response", "per_token"] = "per_response_sum"  # as released
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2  # epsilon below 1
-    clip_high: Annotated[float, Ge(0)] = 0.28  # epsilon above 1
-    dual_clip: Annotated[float, Gt(1)] | None = 10.0  # c of dual-clip PPO, a bound; for A < 0
+    reward_range: Pair = (0.0, 1.0)
+    """mapped to [0, 1]; of each function if `decompose`"""
+    decompose: bool = False
+    """A = plain mean over reward functions of A^(k); weights unused"""
+    fixed_shape: Pair | None = None
+    """(alpha, beta) instead of the fit"""
+    aggregate: Literal["per_response_sum", "per_response", "per_token"] = "per_response_sum"
+    """as released"""
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """epsilon below 1"""
+    clip_high: Annotated[float, Ge(0)] = 0.28
+    """epsilon above 1"""
+    dual_clip: Annotated[float, Gt(1)] | None = 10.0
+    """c of dual-clip PPO, a bound; for A < 0"""
 
     def __post_init__(self) -> None:
         lowest, highest = self.reward_range
@@ -135,8 +143,10 @@ class BNPO(Objective):
             raise ValueError(
                 f"BNPO: fixed_shape = {self.fixed_shape} must be two numbers above 0, (alpha, beta)"
             )
-        # the trainer asks the instance, since it hangs on a setting
-        object.__setattr__(self, "divides_by_tokens", self.aggregate == "per_token")
+
+    @property
+    def divides_by_tokens(self) -> bool:
+        return self.aggregate == "per_token"
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         parts = [self._normalized(rewards) for rewards in self._sources(groups)]

@@ -8,10 +8,10 @@ value; 5.0 is the one TRL documents for ScaleRL (https://arxiv.org/abs/2510.1378
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Gt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -28,8 +28,10 @@ class CISPO(Objective):
         "epsilon_high": "ratio_max"
     }  # there an absolute ratio, as here
 
-    ratio_max: Annotated[float, Gt(0)] = 5.0  # 1 + epsilon_high^IS: a bound, not an epsilon
-    scale: Scale = "group"  # whose standard deviation divides the advantage
+    ratio_max: Annotated[float, Gt(0)] = 5.0
+    """1 + epsilon_high^IS: a bound, not an epsilon"""
+    scale: Scale = "group"
+    """whose standard deviation divides the advantage"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         return {"advantages": scaled_advantages(groups.rewards, self.scale)}

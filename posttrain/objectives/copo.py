@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from math import log2
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -108,16 +108,22 @@ class COPO(Objective):
     compares_prompts: ClassVar[bool] = True
     bits_of_a_group: ClassVar[tuple[str, ...]] = ("rho",)
 
-    gamma: Annotated[float, Gt(0)] = 20.0  # gamma: how sharply entropy decides between the losses
-    rho: Annotated[float, Ge(0)] = 1.5  # rho, in bits: entropy at which both weigh the same; at most log2 G
-    selective: Literal["response", "group", "degenerate", "none"] = "response"  # see local_weight
-    incorrect_at: float = 0.0  # a response is incorrect where its reward is at most this
-    entropy_coefficient: bool = (
-        False  # global reward times 1 - lambda H (reward_coef_flg), lambda = (1-1/G)/log2 G
-    )
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2  # epsilon below 1, both losses
-    clip_high: Annotated[float, Ge(0)] = 0.2  # epsilon above 1, both losses
-    dual_clip: Annotated[float, Gt(1)] | None = 3.0  # c of dual-clip PPO, a bound; for negative advantages
+    gamma: Annotated[float, Gt(0)] = 20.0
+    """gamma: how sharply entropy decides between the losses"""
+    rho: Annotated[float, Ge(0)] = 1.5
+    """rho, in bits: entropy at which both weigh the same; at most log2 G"""
+    selective: Literal["response", "group", "degenerate", "none"] = "response"
+    """see local_weight"""
+    incorrect_at: float = 0.0
+    """a response is incorrect where its reward is at most this"""
+    entropy_coefficient: bool = False
+    """global reward times 1 - lambda H (reward_coef_flg), lambda = (1-1/G)/log2 G"""
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """epsilon below 1, both losses"""
+    clip_high: Annotated[float, Ge(0)] = 0.2
+    """epsilon above 1, both losses"""
+    dual_clip: Annotated[float, Gt(1)] | None = 3.0
+    """c of dual-clip PPO, a bound; for negative advantages"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         rewards = groups.rewards

@@ -9,11 +9,11 @@ Its value's expectation is 1.5 times a log-prob, as published: clip ranges do no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, StepTotals
@@ -31,11 +31,16 @@ class CoupledGRPO(DiffusionObjective):
     fresh_noise: ClassVar[bool] = True
     passes: ClassVar[int] = 3
 
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.5  # epsilon below 1
-    clip_high: Annotated[float, Ge(0)] = 0.5  # epsilon above 1
-    t_low: Annotated[float, Gt(0), Lt(1)] = 0.2  # smallest share hidden
-    t_high: Annotated[float, Gt(0), Lt(1)] = 0.8  # largest share hidden
-    tail: Tail = "mask"  # what stands behind the first end token
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """epsilon below 1"""
+    clip_high: Annotated[float, Ge(0)] = 0.5
+    """epsilon above 1"""
+    t_low: Annotated[float, Gt(0), Lt(1)] = 0.2
+    """smallest share hidden"""
+    t_high: Annotated[float, Gt(0), Lt(1)] = 0.8
+    """largest share hidden"""
+    tail: Tail = "mask"
+    """what stands behind the first end token"""
 
     def __post_init__(self) -> None:
         if self.t_low > self.t_high:

@@ -8,10 +8,10 @@ Departures: none in the loss. Dynamic sampling (3.2) belongs to the rollout and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -25,12 +25,14 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 class DAPO(Objective):
     divides_by_tokens: ClassVar[bool] = True
 
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2  # epsilon_low
-    clip_high: Annotated[float, Ge(0)] = 0.28  # epsilon_high
-    scale: Scale = "group"  # whose standard deviation divides the advantage
-    dual_clip: Annotated[float, Gt(1)] | None = (
-        None  # c of dual-clip PPO (a bound), for negative advantages; off
-    )
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """epsilon_low"""
+    clip_high: Annotated[float, Ge(0)] = 0.28
+    """epsilon_high"""
+    scale: Scale = "group"
+    """whose standard deviation divides the advantage"""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         return {"advantages": scaled_advantages(groups.rewards, self.scale)}

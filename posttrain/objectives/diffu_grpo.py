@@ -9,11 +9,11 @@ deviation, every token of the step weighs the same. KL (k3, 0.04) is the trainer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, StepTotals
@@ -32,12 +32,18 @@ class DiffuGRPO(DiffusionObjective):
     fresh_noise: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.5  # epsilon below 1
-    clip_high: Annotated[float, Ge(0)] = 0.5  # epsilon above 1
-    p_mask_prompt: Annotated[float, Ge(0), Lt(1)] = 0.15  # probability that a prompt token is hidden
-    scale: Scale = "none"  # whose standard deviation divides the advantage
-    average: Literal["token", "response"] = "token"  # token: the released code; response: the paper's formula
-    tail: Tail = "mask"  # what stands behind the first end token
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """epsilon below 1"""
+    clip_high: Annotated[float, Ge(0)] = 0.5
+    """epsilon above 1"""
+    p_mask_prompt: Annotated[float, Ge(0), Lt(1)] = 0.15
+    """probability that a prompt token is hidden"""
+    scale: Scale = "none"
+    """whose standard deviation divides the advantage"""
+    average: Literal["token", "response"] = "token"
+    """token: the released code; response: the paper's formula"""
+    tail: Tail = "mask"
+    """what stands behind the first end token"""
 
     def draw_noise(
         self, scored: Tensor, prompt: Tensor, iterations: int, generator: torch.Generator

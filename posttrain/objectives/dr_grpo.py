@@ -8,10 +8,10 @@ Departures: none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -25,11 +25,12 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 class DrGRPO(Objective):
     built_in: ClassVar[dict[str, str]] = {"scale_rewards": "none"}
 
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2  # epsilon below 1
-    clip_high: Annotated[float, Ge(0)] = 0.2  # epsilon above 1
-    dual_clip: Annotated[float, Gt(1)] | None = (
-        None  # c of dual-clip PPO (a bound), for negative advantages; off
-    )
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """epsilon below 1"""
+    clip_high: Annotated[float, Ge(0)] = 0.2
+    """epsilon above 1"""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         return {"advantages": group_centered(groups.rewards)}

@@ -8,10 +8,10 @@ sample's plus 1e-4, as in TRL.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -23,12 +23,14 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 
 @dataclass(frozen=True)
 class GRPO(Objective):
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2  # epsilon below 1
-    clip_high: Annotated[float, Ge(0)] = 0.2  # epsilon above 1
-    scale: Scale = "group"  # whose standard deviation divides the advantage
-    dual_clip: Annotated[float, Gt(1)] | None = (
-        None  # c of dual-clip PPO (a bound), for negative advantages; off
-    )
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """epsilon below 1"""
+    clip_high: Annotated[float, Ge(0)] = 0.2
+    """epsilon above 1"""
+    scale: Scale = "group"
+    """whose standard deviation divides the advantage"""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         return {"advantages": scaled_advantages(groups.rewards, self.scale)}

@@ -8,10 +8,10 @@ Departures: none. The token-level variant (GSPO-token) is not built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -25,12 +25,14 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 class GSPO(Objective):
     built_in: ClassVar[dict[str, str]] = {"importance_sampling_level": "sequence"}
 
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4  # epsilon below 1, section 5.1
-    clip_high: Annotated[float, Ge(0)] = 4e-4  # epsilon above 1, section 5.1
-    scale: Scale = "group"  # whose standard deviation divides the advantage
-    dual_clip: Annotated[float, Gt(1)] | None = (
-        None  # c of dual-clip PPO (a bound), for negative advantages; off
-    )
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4
+    """epsilon below 1, section 5.1"""
+    clip_high: Annotated[float, Ge(0)] = 4e-4
+    """epsilon above 1, section 5.1"""
+    scale: Scale = "group"
+    """whose standard deviation divides the advantage"""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         return {"advantages": scaled_advantages(groups.rewards, self.scale)}

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+import pydantic.dataclasses
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
@@ -66,7 +67,7 @@ class DiffusionBatch:
         )
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class DiffusionObjective(Objective):
     """Base of the methods that train masked-diffusion models from rewards."""
 
@@ -80,7 +81,8 @@ class DiffusionObjective(Objective):
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("tail", "samples", "noise", "t_floor", "canvas_length")
     """Settings that the canvases and the noise of a stored rollout were made with, in whichever method has them."""
 
-    tail: Tail = "drop"  # what stands behind the first end token
+    tail: Tail = "drop"
+    """what stands behind the first end token"""
 
     @property
     def num_passes(self) -> int:
@@ -122,14 +124,18 @@ class DiffusionObjective(Objective):
         raise NotImplementedError("a diffusion objective reads forward passes: call `losses`")  # other data
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class ElboObjective(DiffusionObjective):
     """What BGPO and VRPO-OL share: n ELBO terms a response, group-normalised advantages, a mean over responses."""
 
-    samples: Annotated[int, Ge(1)] = 16  # n_t
-    noise: Literal["bernoulli", "count", "complementary"] = "bernoulli"  # how t and hidden tokens are drawn
-    t_floor: Annotated[float, Ge(0), Lt(1)] = 1e-3  # smallest t of bernoulli noise
-    ddof: Literal[0, 1] = 1  # std: 1 the sample's, 0 the population's
+    samples: Annotated[int, Ge(1)] = 16
+    """n_t"""
+    noise: Literal["bernoulli", "count", "complementary"] = "bernoulli"
+    """how t and hidden tokens are drawn"""
+    t_floor: Annotated[float, Ge(0), Lt(1)] = 1e-3
+    """smallest t of bernoulli noise"""
+    ddof: Literal[0, 1] = 1
+    """std: 1 the sample's, 0 the population's"""
 
     def __post_init__(self) -> None:
         if self.noise == "complementary" and self.samples % 2:

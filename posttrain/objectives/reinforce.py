@@ -8,10 +8,10 @@ above alone. `baseline: none` is A = R, the form CAPO's authors call ReinCAPO.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
@@ -23,9 +23,8 @@ from posttrain.ops.surrogate import importance_surrogate
 
 @dataclass(frozen=True)
 class REINFORCE(Objective):
-    baseline: Literal["group", "none"] = (
-        "group"  # subtracted from the reward: the mean of its group, or nothing
-    )
+    baseline: Literal["group", "none"] = "group"
+    """subtracted from the reward: the mean of its group, or nothing"""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         if self.baseline == "group":

@@ -11,10 +11,10 @@ flat groups are as in bgpo.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.bgpo import bounded_exp
@@ -31,7 +31,8 @@ class VRPOOL(ElboObjective):
     level: ClassVar[Literal["sequence"]] = "sequence"
     separable: ClassVar[bool] = False
 
-    samples: Annotated[int, Ge(1)] = 4  # n_t; 2 for code
+    samples: Annotated[int, Ge(1)] = 4
+    """n_t; 2 for code"""
 
     def losses(self, batch: DiffusionBatch) -> Tensor:  # (B,)
         return -vrpo_objective(batch.terms, batch.old_terms, batch.advantages)

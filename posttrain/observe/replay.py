@@ -31,8 +31,8 @@ from posttrain.observe.recorder import Record, load_record
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.ops.logprobs import top_candidates
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.settings import check_values
 from posttrain.recipe.strict_yaml import parse
+from posttrain.settings.base import checked
 
 
 @dataclass(frozen=True)
@@ -254,21 +254,11 @@ def build_objective(name: str, settings: Mapping[str, Any]) -> Objective:
     if name not in policies:
         raise ValueError(f"no objective {name!r}{_nearest(name, policies)}; known: {', '.join(policies)}")
     cls = METHODS[name].load_settings()
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = [f.name for f in dataclasses.fields(cls)]
     for key in settings:
         if key not in fields:
-            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, list(fields))}")
-    try:
-        check_values(METHODS[name].settings, dict(settings))
-    except ValueError as error:
-        raise ValueError(f"{name}.{error}") from None
-    # JSON and YAML know lists only
-    return cls(
-        **{
-            k: tuple(v) if isinstance(v, list) and "tuple" in str(fields[k].type) else v
-            for k, v in settings.items()
-        }
-    )
+            raise ValueError(f"{name} has no setting {key!r}{_nearest(key, fields)}")
+    return checked(cls, settings, f"{name}.")
 
 
 def replay_file(

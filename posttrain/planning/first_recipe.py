@@ -19,8 +19,9 @@ from posttrain.planning.first_data import FirstData
 from posttrain.planning.shapes import local_file
 from posttrain.recipe.methods import Method
 from posttrain.recipe.papers import paper_of
-from posttrain.recipe.settings import REQUIRED, Setting, list_settings, read_flags
+from posttrain.recipe.settings import read_flags
 from posttrain.rollout.adapter_base import base_of, holds_adapter
+from posttrain.settings.base import REQUIRED, Setting, list_settings
 
 GROUP = 8
 COLUMN = 44
@@ -170,7 +171,7 @@ def _rewards(data: FirstData) -> list[str]:
 
 
 def _objective(method: Method, model: ModelFacts, data: FirstData) -> list[str]:
-    settings = list_settings(method.settings)
+    settings = list_settings(method.load_settings())
     if not settings:
         return []
     written = {setting.name: setting.default for setting in settings}
@@ -191,7 +192,7 @@ def _setting(setting: Setting, instead: Mapping[str, Any]) -> str:
     value = instead.get(setting.name, setting.default)
     idle = value is None or value is REQUIRED
     plain = list(value) if isinstance(value, tuple) else None if idle else value
-    return _line(f"{'# ' if idle else ''}{setting.name}: {_flow(plain)}", setting.note, 2)
+    return _line(f"{'# ' if idle else ''}{setting.name}: {_flow(plain)}", setting.meaning, 2)
 
 
 def _rollout(method: Method, model: ModelFacts) -> list[str]:
@@ -221,7 +222,7 @@ def _train(method: Method, model: ModelFacts, data: FirstData, gpu: bool) -> dic
     values: dict[str, Any] = {}
     steps = flags.get("steps_are")
     if steps:
-        defaults = {setting.name: setting.default for setting in list_settings(method.settings)}
+        defaults = {setting.name: setting.default for setting in list_settings(method.load_settings())}
         values["max_steps"] = defaults[steps[0]] * defaults[steps[1]]
     else:
         values["num_train_epochs"] = 1

@@ -56,7 +56,7 @@ def diffusion_lines(recipe: Recipe) -> Iterator[str]:
 
 
 def likelihood_passes(recipe: Recipe) -> int:
-    settings = recipe.objective.model_dump()
+    settings = recipe.objective.values()
     return int(settings["samples"] if "samples" in settings else recipe.flags().get("passes", 1))
 
 

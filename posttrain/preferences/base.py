@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pydantic.dataclasses
 import torch
 from torch import Tensor
+
+from posttrain.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class PairBatch:
         return self.rejected_logps - self.ref_rejected_logps
 
 
-@dataclass(frozen=True)
-class PairLoss:
+@pydantic.dataclasses.dataclass(frozen=True)
+class PairLoss(Settings):
     """Base of every method that learns from pairs. Subclasses override what differs from the defaults."""
 
     needs_reference: ClassVar[bool] = True

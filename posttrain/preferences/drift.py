@@ -14,10 +14,10 @@ as published.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.preferences.base import PairBatch, PairLoss
@@ -41,18 +41,26 @@ class DRIFT(PairLoss):
         "sync_ref_model": "the reference of an iteration is the policy at its start"
     }
 
-    iterations: Annotated[int, Gt(0)] = 2  # K of the main table
-    nll_weight: Annotated[float, Ge(0)] = 0.001  # released configs' rpo_alpha; 0 is the paper's loss
-    guided: bool = True  # False: chosen ~ pi(. | x) without the complaint, the paper's ablation
-    compat: Literal["corrected", "reference"] = "corrected"  # "reference" repeats the released code's quirks
-    seed_data: str | None = None  # logged repairs for the warm start: a file with prompt, chosen, rejected
-    seed_epochs: Annotated[int, Gt(0)] = 3  # epochs over the seed pairs, when there are any
-    holdout_rows: Annotated[int, Ge(0)] = (
-        0  # first rows of the file kept out of training; the release holds out 100
-    )
-    drop_identical: bool = True  # pairs with equal answers; "reference" keeps them
-    drop_empty: bool = False  # sampled answers without text
-    drop_apologies: bool = False  # sampled answers that open by apologising, a trace of the hidden complaint
+    iterations: Annotated[int, Gt(0)] = 2
+    """K of the main table"""
+    nll_weight: Annotated[float, Ge(0)] = 0.001
+    """released configs' rpo_alpha; 0 is the paper's loss"""
+    guided: bool = True
+    """False: chosen ~ pi(. | x) without the complaint, the paper's ablation"""
+    compat: Literal["corrected", "reference"] = "corrected"
+    """"reference" repeats the released code's quirks"""
+    seed_data: str | None = None
+    """logged repairs for the warm start: a file with prompt, chosen, rejected"""
+    seed_epochs: Annotated[int, Gt(0)] = 3
+    """epochs over the seed pairs, when there are any"""
+    holdout_rows: Annotated[int, Ge(0)] = 0
+    """first rows of the file kept out of training; the release holds out 100"""
+    drop_identical: bool = True
+    """pairs with equal answers; "reference" keeps them"""
+    drop_empty: bool = False
+    """sampled answers without text"""
+    drop_apologies: bool = False
+    """sampled answers that open by apologising, a trace of the hidden complaint"""
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         loss = dpo_loss(

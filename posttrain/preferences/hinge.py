@@ -7,8 +7,7 @@ https://arxiv.org/abs/2309.06657, eq. 12) and in TRL, log-ratios to the referenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.preferences.base import PairBatch, PairLoss

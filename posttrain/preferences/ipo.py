@@ -8,8 +8,7 @@ writes sums, which make the target depend on length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.preferences.base import PairBatch, PairLoss

@@ -14,10 +14,10 @@ allows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.preferences.base import PairBatch, PairLoss
@@ -78,10 +78,14 @@ class RPO(PairLoss):
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("imitate",)
     reads_columns: ClassVar[tuple[str, ...]] = ("imitation", "imitation_prompt")
 
-    eta: Annotated[float, Ge(0)] = 0.005  # eta; the average form wants about 0.2
+    eta: Annotated[float, Ge(0)] = 0.005
+    """eta; the average form wants about 0.2"""
     form: Literal["cumulative", "average", "token_mean"] = "cumulative"
-    imitate: Literal["chosen", "reference", "dataset"] = "chosen"  # pi_base: whose answers are imitated
-    imitation_data: str | None = None  # for imitate "dataset": a file of rows with prompt and completion
+    """which of the three losses of this name"""
+    imitate: Literal["chosen", "reference", "dataset"] = "chosen"
+    """pi_base: whose answers are imitated"""
+    imitation_data: str | None = None
+    """for imitate "dataset": a file of rows with prompt and completion"""
 
     def __post_init__(self) -> None:
         if (self.imitate == "dataset") != (self.imitation_data is not None):

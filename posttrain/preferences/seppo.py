@@ -15,11 +15,11 @@ tie, and a sign of 0 would delete the sample's term); a dead-band around the tie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -76,11 +76,16 @@ class SePPO(PairLoss):
         "sync_ref_model": "the reference of a round is a checkpoint of the pool",
     }
 
-    rounds: Annotated[int, Gt(0)] = 7  # K
-    steps_per_round: Annotated[int, Gt(0)] = 30  # optimizer steps between two checkpoints of the pool
-    reference: Literal["initial", "latest", "random"] = "random"  # r ~ U{0, ..., k-1}
-    flip: Literal["sign", "indicator", "none"] = "sign"  # s in {+1, -1}, {1, 0} or always +1
-    deadband: Annotated[float, Ge(0)] = 0.0  # tau, nats: a winner margin this close to 0 is a tie
+    rounds: Annotated[int, Gt(0)] = 7
+    """K"""
+    steps_per_round: Annotated[int, Gt(0)] = 30
+    """optimizer steps between two checkpoints of the pool"""
+    reference: Literal["initial", "latest", "random"] = "random"
+    """r ~ U{0, ..., k-1}"""
+    flip: Literal["sign", "indicator", "none"] = "sign"
+    """s in {+1, -1}, {1, 0} or always +1"""
+    deadband: Annotated[float, Ge(0)] = 0.0
+    """tau, nats: a winner margin this close to 0 is a tie"""
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         return signed_pair_loss(

@@ -1,8 +1,16 @@
-"""Negative log-likelihoods: the imitation terms a pair loss may carry, named by what they divide by."""
+"""Supervised fine-tuning, and the negative log-likelihoods a pair loss may carry, named by what they divide by."""
 
 from __future__ import annotations
 
+from pydantic.dataclasses import dataclass
 from torch import Tensor
+
+from posttrain.settings import Settings
+
+
+@dataclass(frozen=True)
+class SFTSettings(Settings):
+    """Nothing to set beyond `train`: the loss is the mean negative log-likelihood of the completion's tokens."""
 
 
 def sequence_nll(logps: Tensor) -> Tensor:

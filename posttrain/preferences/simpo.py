@@ -7,10 +7,10 @@ Departures: none. The paper tunes beta and gamma for each model; `margin` is gam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -38,7 +38,8 @@ class SimPO(PairLoss):
 
     needs_reference: ClassVar[bool] = False
 
-    margin: Annotated[float, Ge(0)] = 1.0  # gamma
+    margin: Annotated[float, Ge(0)] = 1.0
+    """gamma"""
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         return simpo_loss(

@@ -105,7 +105,7 @@ def _line(section: str, place: Place, faults: list[dict[str, Any]], unknown: Unk
     depth = max((i for i, part in enumerate(place) if isinstance(part, str)), default=-1)
     where = spell((section, *place[: max(depth, 0)]))
     key = spell(place[depth:]) if depth >= 0 else ""
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: {unknown(place)}"
     if kind == "missing" and isinstance(place[-1], str):
         return f"{where}: key {key!r} is missing"
@@ -143,6 +143,7 @@ def _wanted(fault: dict[str, Any]) -> str:
         "list_type": "a list",
         "tuple_type": "a list",
         "dict_type": "a mapping (key: value)",
+        "dataclass_type": "a mapping (key: value)",
         "model_type": "a mapping (key: value)",
         "model_attributes_type": "a mapping (key: value)",
         "finite_number": "finite",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, suggest
-from posttrain.recipe.methods import METHODS, Family, not_here
+from posttrain.recipe.methods import METHODS, Family, Method, not_here
 from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
     INHERITED,
@@ -24,12 +25,14 @@ from posttrain.recipe.sections import (
     RolloutSection,
     run_name_fault,
 )
-from posttrain.recipe.settings import check_settings, read_flags, read_settings
+from posttrain.recipe.settings import read_flags
 from posttrain.recipe.strict_yaml import YAMLFault, parse, read_text
 from posttrain.recipe.train_options import ELSEWHERE, OWNED
+from posttrain.settings import Settings
 
 SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output", "evaluation")
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT")
+SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -52,7 +55,7 @@ class Loader:
     def __init__(self, file: str, families: Mapping[Family, FamilySections]) -> None:
         self.file, self.families = file, families
         self.problems: list[str] = []
-        self.models: dict[str, type[BaseModel]] = {}
+        self.models: dict[str, type] = {}
 
     def load(self, overrides: Sequence[str]) -> Recipe:
         try:
@@ -103,7 +106,7 @@ class Loader:
         self.models = {
             "model": ModelSection,
             "data": DataSection,
-            "objective": read_settings(settings_path),
+            "objective": METHODS[name].load_settings(),
             "train": family.train,
             "output": OutputSection,
         }
@@ -145,7 +148,7 @@ class Loader:
     def top_level(self, raw: dict[str, Any], name: str, family: FamilySections) -> None:
         for key in raw:
             if key not in SECTIONS:
-                homes = [section for section, model in self.models.items() if key in model.model_fields]
+                homes = [section for section, model in self.models.items() if key in _fields(model)]
                 hint = f"; it belongs in section {' or '.join(homes)}" if homes else suggest(key, SECTIONS)
                 self.problems.append(f"{key}: unknown section{hint}")
         absent = {"rewards": not family.rewards, "rollout": "rollout" not in self.models}
@@ -160,7 +163,7 @@ class Loader:
     def sections(self, raw: dict[str, Any], name: str, family: FamilySections) -> Recipe:
         """The recipe; a section with faults is None in it, and `problems` says why."""
         inherit_eval(raw)
-        objective = self.settings("objective", _given(raw, "objective"), METHODS[name].settings)
+        objective = self.settings("objective", _given(raw, "objective"), METHODS[name])
         found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": (), "evaluation": None}
         for section in ("model", "data", "train"):
             found[section] = self.validate(section, raw.get(section), self.models[section])
@@ -184,23 +187,19 @@ class Loader:
             found["output"] = found["output"].model_copy(update={"name": stem})
         return Recipe(path=self.file, method=name, **found)
 
-    def settings(self, section: str, raw: Any, path: str) -> BaseModel | None:
+    def settings(self, section: str, raw: Any, method: Method) -> Settings | None:
         """A method's settings: fields, the class's own checks, and those of a method they are the settings of."""
-        found = self.validate(section, raw, read_settings(path))
+        found: Settings | None = self.validate(section, raw, method.load_settings())
         if found is None:
             return None
         self.problems += [
             f"{section}: '{spell(place)}' must be at most {_LARGEST[type(value)]:g} in size, not {show(value)}"
-            for place, value in _numbers(found.model_dump())
+            for place, value in _numbers(found.values())
             if abs(value) > _LARGEST[type(value)]
         ]
-        try:
-            check_settings(path, found.model_dump())
-        except ValueError as error:
-            self.problems.append(f"{section}: {error}")
-        for key, chooser in read_flags(path).get("settings_of", {}).items():
+        for key, chooser in read_flags(method.settings).get("settings_of", {}).items():
             values = vars(found)
-            self.settings(f"{section}.{key}", values[key] or {}, METHODS[values[chooser]].settings)
+            self.settings(f"{section}.{key}", values[key] or {}, METHODS[values[chooser]])
         return found
 
     def rewards(self, raw: Any) -> tuple[RewardSection, ...]:
@@ -220,7 +219,7 @@ class Loader:
             return None
         try:
             # JSON mode is strict about types and still reads a list as a tuple, a whole number as a float.
-            return model.model_validate_json(json.dumps(raw), strict=True)
+            return TypeAdapter(model).validate_json(json.dumps(raw), strict=True)
         except ValidationError as error:
             found = explain(error, section, raw, lambda place: self.unknown(section, place, model))
             # What data.eval inherits, it inherits with its faults: said once, for data.
@@ -230,15 +229,15 @@ class Loader:
             self.problems += [fault for fault in found if fault not in inherited]
             return None
 
-    def unknown(self, section: str, place: Place, model: type[BaseModel]) -> str:
+    def unknown(self, section: str, place: Place, model: type) -> str:
         """What to say about an unknown key: TRL's, another family's, another section's, or a misspelling."""
         key = str(place[-1])
         if len(place) > 1:
             return f"unknown key '{key}'{suggest(key, _keys_at(model, place[:-1]))}"
         if section == "train" and (moved := self.moved(key)):
             return moved
-        near = suggest(key, model.model_fields)
-        homes = [name for name, other in self.models.items() if key in other.model_fields and name != section]
+        near = suggest(key, _fields(model))
+        homes = [name for name, other in self.models.items() if key in _fields(other) and name != section]
         if homes and not near:
             return f"'{key}' belongs in section {' or '.join(homes)}"
         if section.startswith("objective"):
@@ -257,11 +256,11 @@ class Loader:
             return f"'{key}' has no effect here, it belongs to {' and '.join(others)} methods; remove it"
         return None
 
-    def located(self, section: ModelT, *keys: str) -> ModelT:
+    def located(self, section: SectionT, *keys: str) -> SectionT:
         found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__[key] is not None}
         return section.model_copy(update=found)
 
-    def located_settings(self, objective: BaseModel, path: str) -> BaseModel:
+    def located_settings(self, objective: Settings, path: str) -> Settings:
         """Settings that name files or models, with the places found."""
         flags, found = read_flags(path), {}
         for key in (*flags.get("names_files", ()), *flags.get("names_models", ())):
@@ -269,7 +268,7 @@ class Loader:
             found[key] = (
                 [self.locate(v) for v in value] if isinstance(value, list) else value and self.locate(value)
             )
-        return objective.model_copy(update=found)
+        return replace(objective, **found)
 
     def located_data(self, data: DataSection) -> DataSection:
         if data.eval is not None:
@@ -357,17 +356,26 @@ def _numbers(value: Any, place: Place = ()) -> Iterator[tuple[Place, int | float
             yield from _numbers(item, (*place, position))
 
 
-def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str]:
+def _fields(model: type) -> Collection[str]:
+    """The keys of a section: of a pydantic model, or of a method's settings."""
+    return (
+        model.model_fields
+        if issubclass(model, BaseModel)
+        else [field.name for field in dataclasses.fields(model)]
+    )
+
+
+def _keys_at(model: type, place: Sequence[str | int]) -> Iterator[str]:
     """Field names of the model found under `place`, for did-you-mean in nested sections."""
     for part in place:
-        if isinstance(part, str) and part in model.model_fields:
+        if isinstance(part, str) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
             members = [annotation, *get_args(annotation)]
             nested = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
             if not nested:
                 return
             model = nested[0]
-    yield from model.model_fields
+    yield from _fields(model)
 
 
 def _samples(settings_path: str, raw: dict[str, Any]) -> bool:
@@ -384,6 +392,6 @@ def _given(raw: dict[str, Any], section: str) -> Any:
     return {} if raw.get(section) is None else raw[section]
 
 
-def _settings_of(model: type[BaseModel]) -> str:
-    names = ", ".join(model.model_fields)
+def _settings_of(model: type) -> str:
+    names = ", ".join(_fields(model))
     return f"; its settings are {names}" if names else "; it has none"

@@ -1,6 +1,6 @@
 """The one list of methods: the name in a recipe, what kind of learning it is, and where its parts live.
 
-No torch here: `posttrain plan` reads this table on a laptop. A new method is one line.
+No torch here: the table is read to list the methods. A new method is one line.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Method:
     summary: str
 
     def load_settings(self) -> Any:
-        return _load(self.settings)
+        return load(self.settings)
 
     def load_trainer(self) -> Any:
-        return _load(self.trainer)
+        return load(self.trainer)
 
 
-def _load(path: str) -> Any:
+def load(path: str) -> Any:
+    """The object at "module:name"."""
     module, name = path.split(":")
     return getattr(import_module(module), name)
 
@@ -71,7 +72,7 @@ METHODS: dict[str, Method] = {
         Method(
             "sft",
             "sft",
-            "posttrain.trainers.preference.sft:SFTSettings",
+            "posttrain.preferences.sft:SFTSettings",
             "posttrain.trainers.preference.sft:SFTTrainer",
             "supervised fine-tuning",
         ),
@@ -88,7 +89,7 @@ METHODS: dict[str, Method] = {
         Method(
             "mdlm_sft",
             "sft",
-            "posttrain.trainers.masked.sft:MaskedSFT",
+            "posttrain.objectives.mdlm_sft:MaskedSFT",
             "posttrain.trainers.masked.sft:MaskedSFTTrainer",
             "diffusion: supervised fine-tuning by the ELBO",
         ),

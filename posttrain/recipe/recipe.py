@@ -20,7 +20,7 @@ from posttrain.recipe.sections import (
     RewardSection,
     RolloutSection,
 )
-from posttrain.recipe.settings import check_settings, read_flags
+from posttrain.recipe.settings import read_flags
 from posttrain.recipe.train_options import (
     OWNED,
     DiffusionTrain,
@@ -29,6 +29,7 @@ from posttrain.recipe.train_options import (
     SFTTrain,
     TrainSection,
 )
+from posttrain.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ FAMILIES: dict[Family, FamilySections] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `objective` is the pydantic view of the method's settings, `settings()` the class."""
+    """A checked recipe. `objective` is the method's settings themselves."""
 
     path: str
     method: str
     model: ModelSection
     data: DataSection
     rewards: tuple[RewardSection, ...]
-    objective: BaseModel
+    objective: Settings
     rollout: RolloutSection | None
     train: TrainSection
     output: OutputSection
@@ -90,10 +91,6 @@ class Recipe:
     @property
     def spec(self) -> Method:
         return METHODS[self.method]
-
-    def settings(self) -> Any:
-        """The method's own frozen dataclass. Imports its module, and torch with it."""
-        return self.spec.load_settings()(**self.objective.model_dump())
 
     def flags(self) -> dict[str, Any]:
         """Literal class variables of the method's settings ("needs_answers"), read without importing it."""
@@ -124,7 +121,7 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default filled in; written as YAML it loads as the same recipe."""
         values = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in ("path", "overrides")}
-        values["objective"] = check_settings(self.spec.settings, self.objective.model_dump())
+        values["objective"] = self.objective.values()
         return {name: plain(value) for name, value in values.items() if value not in (None, (), {})}
 
 

@@ -13,12 +13,16 @@ models, and other objectives, are ours. The KL does not begin at 0: the policy s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from posttrain.settings import Settings
 
 
 @dataclass(frozen=True)
-class SALSA:
+class SALSA(Settings):
     """What the policy is pulled towards, and which objective pulls it. `beta` is the trainer's and must be above 0."""
 
     # So that a recipe checks both.
@@ -32,17 +36,18 @@ class SALSA:
     own_reference: ClassVar[bool] = True
     start_kept_by: ClassVar[str] = "kl_to_start"
 
-    others: list[str] = field(
-        default_factory=list
-    )  # theta_2, ...: folders or hub names of the further SFT models
-    weights: list[float] = field(
-        default_factory=lambda: [0.5, 0.5]
-    )  # alpha, 1 - alpha: the model's own first
+    others: list[str] = field(default_factory=list)
+    """theta_2, ...: folders or hub names of the further SFT models"""
+    weights: list[float] = field(default_factory=lambda: [0.5, 0.5])
+    """alpha, 1 - alpha: the model's own first"""
     objective: Literal[
         "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "bapo", "bnpo", "copo", "capo"
-    ] = "grpo"  # what optimises the reward; the paper has PPO
-    objective_settings: dict[str, Any] = field(default_factory=dict)  # of that objective
-    kl_to_start: bool = True  # also log the KL to the first SFT model, at the price of one more forward
+    ] = "grpo"
+    """what optimises the reward; the paper has PPO"""
+    objective_settings: dict[str, Any] = field(default_factory=dict)
+    """of that objective"""
+    kl_to_start: bool = True
+    """also log the KL to the first SFT model, at the price of one more forward"""
 
     def __post_init__(self) -> None:
         if not self.others:

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch.testing import assert_close
 from posttrain.objectives import OBJECTIVES, Groups, Objective, TokenBatch
 from posttrain.objectives.step import step_losses
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.settings import check_settings, read_settings
 
 P, G, T, V, H = 3, 4, 6, 15, 5
 LIMIT = 8
@@ -258,16 +257,6 @@ def test_metrics_are_scalars_without_gradient(name):
 def test_state_of_another_shape_is_refused(name):
     with pytest.raises(ValueError, match="checkpoint"):
         make(name).load_state_dict({"strange": 1})
-
-
-@pytest.mark.parametrize("name", POLICY)
-def test_settings_can_be_read_without_torch(name):
-    path = METHODS[name].settings
-    model = read_settings(path)()
-    check_settings(path, model.model_dump())
-    defaults = {f.name: f.default for f in fields(POLICY[name]) if f.init}
-    assert MISSING not in defaults.values()
-    assert model.model_dump() == defaults
 
 
 def test_no_setting_has_the_name_of_a_training_argument():

@@ -27,8 +27,8 @@ from posttrain.recipe.sections import (
     ScratchSection,
     VLLMSection,
 )
-from posttrain.recipe.settings import read_settings
 from posttrain.run.plan import make_plan
+from posttrain.settings.base import list_settings
 
 INF = float("inf")
 HOSTILE: list[Any] = [INF, 1e308, -1, 0, 10**18, "", [], [[]], {"": 0}, True, None]
@@ -140,8 +140,8 @@ def test_sections(family: str, place: tuple[str | int, ...], beside: dict[str, A
 @pytest.mark.parametrize("method", METHODS)
 def test_objectives(method: str) -> None:
     base = merged(BASES[METHODS[method].family], {"method": method, "objective": None})
-    for key in read_settings(METHODS[method].settings).model_fields:
-        place = ("objective", key)
+    for setting in list_settings(METHODS[method].load_settings()):
+        place = ("objective", setting.name)
         for value in HOSTILE:
             check(written(base, place, value, {}), place, value, plan=value in (0, True))
         for size in (1, 2, 3):  # tuples

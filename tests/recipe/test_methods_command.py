@@ -10,12 +10,12 @@ import yaml
 
 from posttrain.commands import methods
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.settings import REQUIRED, list_settings
+from posttrain.settings.base import REQUIRED, list_settings
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shown_defaults_are_the_settings_defaults(name: str) -> None:
-    for setting in list_settings(METHODS[name].settings):
+    for setting in list_settings(METHODS[name].load_settings()):
         shown = methods.spell_default(setting.default)
         if setting.default is REQUIRED:
             assert shown == "required"
@@ -29,7 +29,7 @@ def test_names_stay_whole_in_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", "80")
     assert methods.main(Namespace(name="capo")) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [setting.name for setting in list_settings(METHODS["capo"].settings)]
+    names = [setting.name for setting in list_settings(METHODS["capo"].load_settings())]
     assert [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "] == [
         "setting",
         *names,

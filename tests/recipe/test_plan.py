@@ -421,15 +421,20 @@ def test_a_warning_is_announced_beside_the_verdict(load: Load) -> None:
     assert lines[-1].startswith("  bfloat16 weights with learning rate")
 
 
-def test_plan_and_every_refusal_come_before_torch(load: Load) -> None:
+def test_what_needs_no_method_comes_before_torch_and_every_refusal_before_trl(load: Load) -> None:
     load(data={"eval": {"limit": 4}}, rewards=[{"name": "math_answer"}])
+    Path("broken.yaml").write_text("method: bapo\nmodel: {path: [\n")
+    Path("nameless.yaml").write_text("method: bappo\n")
     script = (
         "import sys; from posttrain.cli import main\n"
-        "codes = main(['plan', 'r.yaml']), main(['methods']), main(['methods', 'bapo']), "
+        "codes = main(['--help']), main(['methods']), main(['plan', 'broken.yaml']), main(['train', 'nameless.yaml'])\n"
+        "assert codes == (0, 0, 2, 2), codes\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "codes = main(['plan', 'r.yaml']), main(['methods', 'bapo']), "
         "main(['train', 'r.yaml', '--set', 'rollout.group_size=3'])\n"
-        "assert codes == (0, 0, 0, 2), codes\n"
-        "loaded = {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)\n"
-        "assert not loaded, loaded\n"
+        "assert codes == (0, 0, 2), codes\n"
+        "assert not heavy - {'torch'} & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

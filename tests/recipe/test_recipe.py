@@ -25,13 +25,13 @@ def test_sections_are_typed_and_defaults_filled(load: Load) -> None:
     assert recipe.rollout.top_p == 1.0
     assert recipe.rewards[0].name == "exact_match"
     assert recipe.output.run_dir == "runs/r"
-    assert recipe.objective.model_dump()["clip_high"] == 0.28
+    assert recipe.objective.values()["clip_high"] == 0.28
 
 
 def test_settings_is_the_methods_own_class(load: Load) -> None:
     from posttrain.objectives.dapo import DAPO
 
-    assert load().settings() == DAPO(clip_high=0.28)
+    assert load().objective == DAPO(clip_high=0.28)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_the_resolved_recipe_loads_as_itself(load: Load, changes: dict[str, Any]
     Path("again.yaml").write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False))
     again = load_recipe("again.yaml")
     assert again.resolved() == recipe.resolved()
-    assert again.settings() == recipe.settings()
+    assert again.objective == recipe.objective
     assert again.train == recipe.train
     assert again.data == recipe.data
 

@@ -12,13 +12,14 @@ settings that begin with calibration, and bases other than the paper's three, ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.bapo import BAPO
@@ -32,6 +33,7 @@ from posttrain.objectives.dr_grpo import DrGRPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.objectives.reinforce import REINFORCE
 from posttrain.ops.logprobs import top_candidates
+from posttrain.settings import Pair
 
 BASES: dict[str, type[Objective]] = {
     "grpo": GRPO,
@@ -171,25 +173,36 @@ class CAPO(Objective):
     models_optimizer: ClassVar[str] = "optimizer_model"
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("base", "optimizer_model", "calibrate")
 
-    base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = (
-        "grpo"  # whose loss the kept tokens have
-    )
-    base_settings: dict[str, Any] | None = None  # the base's own settings, e.g. {clip_high: 0.28}
-    objective_threshold: Annotated[float, Ge(0)] | None = None  # tau_H (delta_H); 0 = test off
-    policy_threshold: Annotated[float, Ge(0)] | None = None  # tau_F (delta_F); 0 = test off
-    symmetric: bool = True  # -tau_H < m_H; false: 0 <= m_H
-    num_candidates: Annotated[int, Ge(2)] = 50  # K, the candidate ids a token; one alone never moves
-    optimizer_model: Literal["adam", "sgd"] = "adam"  # Opt: what a token's own step is predicted with
-    cold_start: Literal["raw", "adam"] = "raw"  # Adam model before its first update: gradient, or Adam
-    moment_decay: tuple[float, float] = (0.9, 0.999)  # beta_1, beta_2 of the Adam model
-    moment_epsilon: Annotated[float, Gt(0)] = 1e-8  # epsilon of the Adam model
-    calibrate: bool = False  # first steps with the tests off, then the thresholds they propose
-    calibration_steps: Annotated[int, Ge(1)] = 2  # optimizer steps measured, once the Adam model acts
-    calibration_holds: bool = False  # no token counts while calibrating, so that the policy stays as it is
-    calibration_follows: bool = False  # thresholds rise where later steps would reject more than the target
-    target_rejection: Annotated[float, Gt(0), Lt(1)] = (
-        0.05  # share of the tokens with an advantage that the proposed thresholds reject
-    )
+    base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = "grpo"
+    """whose loss the kept tokens have"""
+    base_settings: dict[str, Any] | None = None
+    """the base's own settings, e.g. {clip_high: 0.28}"""
+    objective_threshold: Annotated[float, Ge(0)] | None = None
+    """tau_H (delta_H); 0 = test off"""
+    policy_threshold: Annotated[float, Ge(0)] | None = None
+    """tau_F (delta_F); 0 = test off"""
+    symmetric: bool = True
+    """-tau_H < m_H; false: 0 <= m_H"""
+    num_candidates: Annotated[int, Ge(2)] = 50
+    """K, the candidate ids a token; one alone never moves"""
+    optimizer_model: Literal["adam", "sgd"] = "adam"
+    """Opt: what a token's own step is predicted with"""
+    cold_start: Literal["raw", "adam"] = "raw"
+    """Adam model before its first update: gradient, or Adam"""
+    moment_decay: Pair = (0.9, 0.999)
+    """beta_1, beta_2 of the Adam model"""
+    moment_epsilon: Annotated[float, Gt(0)] = 1e-8
+    """epsilon of the Adam model"""
+    calibrate: bool = False
+    """first steps with the tests off, then the thresholds they propose"""
+    calibration_steps: Annotated[int, Ge(1)] = 2
+    """optimizer steps measured, once the Adam model acts"""
+    calibration_holds: bool = False
+    """no token counts while calibrating, so that the policy stays as it is"""
+    calibration_follows: bool = False
+    """thresholds rise where later steps would reject more than the target"""
+    target_rejection: Annotated[float, Gt(0), Lt(1)] = 0.05
+    """share of the tokens with an advantage that the proposed thresholds reject"""
 
     def __post_init__(self) -> None:
         given = self.objective_threshold is not None or self.policy_threshold is not None
@@ -217,9 +230,7 @@ class CAPO(Objective):
 
     @cached_property
     def base_objective(self) -> Objective:
-        cls = BASES.get(self.base)
-        if cls is None:
-            raise ValueError(f"CAPO: base is {self.base!r}; it must be one of {', '.join(BASES)}")
+        cls = BASES[self.base]
         known = [f.name for f in fields(cls)]
         for name in self.base_settings or {}:
             if name not in known:

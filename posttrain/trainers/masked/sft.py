@@ -1,22 +1,13 @@
-"""Supervised fine-tuning of a masked-diffusion model: the ELBO of given responses. LLaDA,
-https://arxiv.org/abs/2502.09992, eq. 5
-
-    loss = -(1/B) sum_b l(y_b; t_b, mask_b) / L_b,        one random t and mask a response and step
-
-The prompt is never hidden. As in LLaDA's fine-tuning the response is filled up with end tokens, which are hidden and
-scored like the rest: that is how the model learns to end within a canvas of fixed length. So `canvas_length` should
-be the rollout's max_new_tokens when reinforcement learning is to follow.
-"""
+"""Supervised fine-tuning of a masked-diffusion model: posttrain/objectives/mdlm_sft.py on `transformers.Trainer`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import trl
-from annotated_types import Ge, Lt
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
@@ -26,6 +17,7 @@ from trl.trainer.utils import pad
 from posttrain.data import RowCounts
 from posttrain.data.tokens import masked_ids, prompt_ids
 from posttrain.objectives.masked_base import ElboObjective
+from posttrain.objectives.mdlm_sft import MaskedSFT
 from posttrain.recipe import Recipe
 from posttrain.rollout.masked.canvas import Canvas, lay_canvas
 from posttrain.rollout.masked.predictor import (
@@ -46,23 +38,6 @@ from posttrain.trainers.seam.finite import FiniteSteps
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments, refuse_changed
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
-
-
-@dataclass(frozen=True)
-class MaskedSFT:
-    """The recipe's `objective` section."""
-
-    masked_diffusion: ClassVar[bool] = True
-    fixed_on_resume: ClassVar[tuple[str, ...]] = ("tail", "canvas_length")
-
-    noise: Literal["bernoulli", "count"] = "bernoulli"  # how t and the hidden tokens are drawn
-    t_floor: Annotated[float, Ge(0), Lt(1)] = 1e-3  # smallest t of bernoulli noise
-    tail: Literal["fill", "drop"] = "fill"  # what stands behind the first end token
-    canvas_length: Annotated[int, Ge(1)] | None = (
-        None  # response columns; None: the longest response of the batch
-    )
-    length_normalise: bool = True  # divide each response's term by its scored tokens
-
 
 _OF_TRL_ALONE: dict[str, str] = dict.fromkeys(
     (
@@ -146,7 +121,7 @@ class MaskedSFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> MaskedSFTTrainer:
         parts = mask_ingredients(recipe)
-        arguments = {**recipe.objective.model_dump(), **changes}
+        arguments = {**recipe.objective.values(), **changes}
         trainer = cls(
             parts.model,
             training_arguments(recipe, MaskedSFTConfig, **arguments),

@@ -125,7 +125,7 @@ class DiffusionTrainer(PolicyTrainer):
         """The trainer a recipe describes; `changes` win over its training arguments."""
         parts = mask_ingredients(recipe)
         arguments = {
-            **recipe.objective.model_dump(),
+            **recipe.objective.values(),
             **policy_arguments(recipe),
             **sampler_arguments(recipe),
             **changes,

@@ -155,7 +155,7 @@ class PolicyTrainer(
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> PolicyTrainer:
         """The trainer a recipe describes; `changes` win over its training arguments."""
         parts = ingredients(recipe)
-        arguments = {**recipe.objective.model_dump(), **policy_arguments(recipe), **changes}
+        arguments = {**recipe.objective.values(), **policy_arguments(recipe), **changes}
         trainer = cls(
             parts.model,
             reward_runner(recipe),

@@ -6,7 +6,6 @@ its answers, and takes columns of a data set for its own. Of rows with one answe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import trl
@@ -25,11 +24,6 @@ from posttrain.trainers.seam.finite import FiniteSteps
 from posttrain.trainers.seam.given_rows import require_columns
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
-
-
-@dataclass(frozen=True)
-class SFTSettings:
-    """Nothing to set beyond `train`: the loss is the mean negative log-likelihood of the completion's tokens."""
 
 
 class SFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, trl.SFTTrainer):

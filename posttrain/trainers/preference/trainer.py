@@ -174,7 +174,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> PreferenceTrainer:
         """The trainer a recipe describes; `changes` win over its training arguments."""
         parts = ingredients(recipe)
-        args = training_arguments(recipe, cls.config_class, **{**recipe.objective.model_dump(), **changes})
+        args = training_arguments(recipe, cls.config_class, **{**recipe.objective.values(), **changes})
         trainer = cls(
             parts.model,
             args=args,

@@ -10,9 +10,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pydantic.dataclasses import is_pydantic_dataclass
 from trl import GRPOConfig
 
-from posttrain.recipe.settings import check_values
+from posttrain.settings.base import checked
 from posttrain.trainers.seam.taken_over import refuse_changed
 
 ConfigT = TypeVar("ConfigT")
@@ -107,9 +108,6 @@ def flat_config(name: str, base: type[ConfigT], settings: type, module: str) -> 
 def settings_from(args: Any, settings: type[SettingsT]) -> SettingsT:
     """The method's settings, collected from a flat config. ValueError names a value that a recipe could not hold."""
     values = {f.name: vars(args)[f.name] for f in dataclasses.fields(settings) if f.init}  # type: ignore[arg-type]  # a dataclass
-    if settings.__module__.startswith("posttrain."):  # whose source can be read for its ranges
-        try:
-            check_values(f"{settings.__module__}:{settings.__name__}", values)
-        except ValueError as error:
-            raise ValueError(f"{settings.__name__}: {error}") from None
-    return settings(**values)
+    if is_pydantic_dataclass(settings):
+        return checked(settings, values, f"{settings.__name__}: ")
+    return settings(**values)  # an objective of someone's own, as a plain dataclass

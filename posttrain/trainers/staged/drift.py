@@ -79,7 +79,7 @@ class DRIFTTrainer(StagedTrainer):
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> DRIFTTrainer:
         """The run a recipe describes; `changes` win over its training arguments."""
         parts = ingredients(recipe)
-        args = training_arguments(recipe, DRIFTConfig, **{**recipe.objective.model_dump(), **changes})
+        args = training_arguments(recipe, DRIFTConfig, **{**recipe.objective.values(), **changes})
         log = feedback_log(parts.train_rows.to_list(), recipe.data.path or recipe.data.name or "data")  # type: ignore[arg-type]  # a list of mappings
         trainer = cls(
             parts.model,

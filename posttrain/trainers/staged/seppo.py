@@ -117,7 +117,7 @@ class SePPOTrainer(StagedTrainer):
                 f"{recipe.path}: train: SePPO runs rounds of steps: write max_steps, not epochs"
             )
         parts = ingredients(recipe)
-        args = training_arguments(recipe, SePPOConfig, **{**recipe.objective.model_dump(), **changes})
+        args = training_arguments(recipe, SePPOConfig, **{**recipe.objective.values(), **changes})
         trainer = cls(
             parts.model,
             parts.train_rows,
