@@ -24,8 +24,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+from places import ROOT
+from small_recipe import load, refused
 
-ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["load", "refused"]  # fixtures
 ON_GPU = os.environ.get("POSTTRAIN_TEST_DEVICE") == "cuda"
 
 

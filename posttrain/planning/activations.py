@@ -1,8 +1,8 @@
 """What a Llama-like layer and its head keep and need for a while, in bytes, by how the arithmetic is done.
 
 Counted from what autograd saves (torch.autograd.graph.saved_tensors_hooks on transformers' Llama under TRL's fused
-head; tests/recipe/test_activations.py counts again), so no constant here is fitted. Letters: D hidden, I intermediate,
-Hq and Hk the widths of all query and all key heads, V vocabulary, r the adapter's rank.
+head; tests/planning/test_activations.py counts again), so no constant here is fitted. Letters: D hidden,
+I intermediate, Hq and Hk the widths of all query and all key heads, V vocabulary, r the adapter's rank.
 """
 
 from __future__ import annotations

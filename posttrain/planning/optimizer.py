@@ -1,6 +1,6 @@
 """Options that upstream hands on by name: what each optimizer and schedule takes. What it does not take is refused.
 
-The tables are held to upstream's own signatures by tests/recipe/test_upstream_options.py.
+The tables are held to upstream's own signatures by tests/planning/test_insane_settings.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest_recipe import POLICY, SFT, Load, Refused
+from small_recipe import POLICY, SFT, Load, Refused
 
 from posttrain.recipe import FAMILIES, RecipeError, load_recipe
 from posttrain.recipe.errors import one_slip_apart, suggest

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import trl
-from conftest_recipe import POLICY, SFT, Load
+from small_recipe import POLICY, SFT, Load
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 

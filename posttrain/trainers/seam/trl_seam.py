@@ -1,6 +1,6 @@
 """Every private name of TRL that this project leans on, in one place, checked when it is imported.
 
-TRL is pinned to a minor version and tests/trainers/test_trl_parity.py proves the numbers; this check gives the
+TRL is pinned to a minor version and tests/trainers/policy/test_trl_parity.py proves the numbers; this check gives the
 better message when the ground moves: it names what is gone.
 """
 

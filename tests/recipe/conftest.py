@@ -1,5 +1,0 @@
-"""Fixtures of the recipe room."""
-
-from conftest_recipe import load, refused
-
-__all__ = ["load", "refused"]
