@@ -100,23 +100,29 @@ def trainer_of(way: str) -> type:
     from posttrain.objectives.masked_base import reduced_loss
     from posttrain.trainers.masked.bindings import BGPOTrainer, VRPOOLTrainer
     from posttrain.trainers.masked.likelihood import from_buffer, pass_terms
+    from posttrain.trainers.masked.metrics import DiffusionMetrics
+    from posttrain.trainers.masked.optimizer_step import DiffusionStep
 
     if way != "vrpo_ol_joint":
         return {"bgpo": BGPOTrainer, "vrpo_ol": VRPOOLTrainer}[way]
 
-    class Joint(VRPOOLTrainer):
-        """One backward through the graphs of all passes."""
-
-        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-            self._window = window = self._open_diffusion_window()
+    class JointStep(DiffusionStep):
+        def loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            totals = self.begin()
             canvas, noise = from_buffer(inputs)
             known = self._known_terms(inputs, canvas, slice(0, noise.num_passes))
-            predictor = self.predictor.with_model(model)
+            predictor = self.host.predictor.with_model(model)
             level = self.objective.level
             passes = [pass_terms(predictor, canvas, noise, j, level) for j in range(noise.num_passes)]
             whole = self._whole_batch(known, torch.cat(passes, dim=1))
-            self._close_window(window)
-            return reduced_loss(self.objective, whole, window.totals)
+            self.close()
+            return reduced_loss(self.objective, whole, totals)
+
+    class Joint(VRPOOLTrainer):
+        """One backward through the graphs of all passes."""
+
+        def make_step(self) -> DiffusionStep:
+            return JointStep(self, self.objective, self.method, DiffusionMetrics(self.accelerator))
 
     return Joint
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from posttrain.objectives.base import AllSum, TokenBatch
 from posttrain.objectives.capo import CAPO
 from posttrain.observe.signal import token_gradient
-from posttrain.trainers.forward.padded import model_inputs
+from posttrain.trainers.forward.base import Rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RandomRejection(WatchedCAPO):
 
 def watch_coverage(trainer: Any) -> None:
     """Logs lab/coverage: share of the step's responses with gradient on at least one token."""
-    account = trainer._account
+    account = trainer.step.account
 
     def accounted(batch: TokenBatch, inputs: Any, keep: Tensor | None, *rest: Any) -> Any:
         carries = (token_gradient(trainer.objective, batch) != 0) & (batch.mask > 0)
@@ -65,7 +65,7 @@ def watch_coverage(trainer: Any) -> None:
         trainer._metrics["train"]["lab/coverage"].append(carries.any(dim=1).float().mean().item())
         return account(batch, inputs, keep, *rest)
 
-    trainer._account = accounted
+    trainer.step.account = accounted
 
 
 class ShiftMeter(TrainerCallback):
@@ -114,9 +114,12 @@ class ShiftMeter(TrainerCallback):
     def _policy(self) -> Tensor:
         """Log-probs of the whole vocabulary at every completion token of the step. (B, T, V)."""
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        arguments = model_inputs(self.inputs)
-        length = arguments.pop("logits_to_keep")
-        hidden = model.base_model(**arguments).last_hidden_state[:, -length - 1 : -1]
+        rows = Rows.of_buffer(self.inputs)
+        ids, mask = rows.joined
+        length = rows.completion_ids.size(1)
+        hidden = model.base_model(input_ids=ids, attention_mask=mask, **rows.extras).last_hidden_state[
+            :, -length - 1 : -1
+        ]
         return model.get_output_embeddings()(hidden).div(self.trainer.temperature).log_softmax(dim=-1)
 
 

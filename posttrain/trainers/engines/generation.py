@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl.trainer.utils import pad
 
 from posttrain.process.phases import PHASES
 from posttrain.rewards.runner import RewardError
@@ -37,6 +36,8 @@ from posttrain.rollout.options import PROOF_LIMITS, check_ahead
 from posttrain.rollout.partial import Pool, from_plain, join, to_plain
 from posttrain.trainers.engines.rollout_plan import RolloutPlan, Round, Rows
 from posttrain.trainers.engines.weight_sync import WeightSync, marked_versions, together
+from posttrain.trainers.forward.base import Rows as ScoredRows
+from posttrain.trainers.forward.base import Scorer, Wanted
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         num_generations: int
         max_completion_length: int
         _tokenizer: Any
+        scorer: Scorer
         check_sampled: Callable[[Iterable[Iterable[float]]], None]  # FiniteSteps
 else:
     _Host = object
@@ -66,7 +68,6 @@ class EngineGeneration(_Host):
     _row_source: Peekable | None = None
     _pool: Pool | None = None
     _sampled: list[Completion]
-    _old_is_sampled = False
 
     def use_engine(self, engine: Engine, plan: RolloutPlan | None = None) -> None:
         """From now on `engine` generates. Raises ValueError when it cannot do what the plan asks."""
@@ -140,15 +141,10 @@ class EngineGeneration(_Host):
             self._send_weights(inputs)
             return super()._generate_and_score_completions(inputs)
         self._round = self._bring_round(inputs)
-        # TRL scores old log-probs where a rollout spans optimizer steps; the sampled ones make that forward needless.
-        # With an adapter the reference is scored by the same model, so there the two calls cannot be told apart.
-        spans_steps = self.args.gradient_accumulation_steps % self._round_length != 0
-        tells_apart = self.beta == 0.0 or self.ref_model is not None
-        self._old_is_sampled = self._uses_sampled_logprobs and spans_steps and tells_apart
         try:
             output = super()._generate_and_score_completions(self._round.rows)
         finally:
-            self._round, self._old_is_sampled = None, False
+            self._round = None
         return self._with_sampling_logprobs(output)
 
     def _generate_single_turn(
@@ -181,15 +177,21 @@ class EngineGeneration(_Host):
         self._sampled = completions
         return [one.token_ids for one in completions], [one.logprobs for one in completions]
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **named: Any) -> Any:
-        """As TRL's, but for the old log-probs of a batch whose sampling log-probs take their place."""
-        if self._old_is_sampled and model is self.model:
-            self._old_is_sampled = False
-            input_ids, _, logits_to_keep = arguments
-            rows = [torch.tensor(one.logprobs, device=input_ids.device) for one in self._sampled]
-            sampled = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            return torch.nn.functional.pad(sampled, (0, logits_to_keep - sampled.size(1))), None, None
-        return super()._get_per_token_logps_and_entropies(model, *arguments, **named)
+    @property
+    def replaces_old_logprobs(self) -> bool:
+        """Whether the rollout in hand needs no forward for its old log-probs: the sampler's take their place.
+
+        With an adapter the reference is scored by the same model, so there TRL's two questions cannot be told apart.
+        """
+        if self._round is None or not self._uses_sampled_logprobs:
+            return False
+        return self.beta == 0.0 or self.ref_model is not None
+
+    def sampled_logprobs(self, length: int) -> Tensor:
+        """The sampler's log-probs of the completions sampled last, padded to `length`. (B, T)."""
+        rows = [torch.tensor(one.logprobs, device=self.accelerator.device) for one in self._sampled]
+        sampled = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return torch.nn.functional.pad(sampled, (0, length - sampled.size(1)))
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """As TRL's; when the engine is lost or a reward fails, the run stops at a saved checkpoint."""
@@ -338,24 +340,14 @@ class EngineGeneration(_Host):
 
     def _score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
         """The trainer's log-probs of the completions' tokens, as it would score them for the loss. (B, T)."""
-        device, filler = self.accelerator.device, self._tokenizer.pad_token_id
-        left = [torch.tensor(ids, device=device) for ids in prompts]
-        right = [torch.tensor(ids, device=device) for ids in completions]
-
-        def joined(parts: tuple[list[Tensor], list[Tensor]], value: int) -> Tensor:
-            sides = zip(parts, ("left", "right"), strict=True)
-            return torch.cat(
-                [pad(part, padding_value=value, padding_side=side) for part, side in sides], dim=1
-            )
-
-        ids = joined((left, right), filler)
-        mask = joined(([torch.ones_like(x) for x in left], [torch.ones_like(x) for x in right]), 0)
+        rows = ScoredRows.of_lists(
+            prompts, completions, filler=self._tokenizer.pad_token_id, device=self.accelerator.device
+        )
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                length = max(len(one) for one in completions)
-                return self._get_per_token_logps_and_entropies(self.model, ids, mask, length)[0]
+                return self.scorer.score(self.model, rows).logprobs
         finally:
             self.model.train(training)
 
@@ -387,16 +379,9 @@ class EngineGeneration(_Host):
         """The ratio starts from the trainer's own log-probs; their distance to the sampling ones becomes a weight."""
         old = output.get("old_per_token_logps")
         if old is None:
-            ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-            attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+            wanted = Wanted(rows_at_once=self.args.per_device_train_batch_size)
             with torch.no_grad():
-                old = self._get_per_token_logps_and_entropies(
-                    self.model,
-                    ids,
-                    attention,
-                    output["completion_ids"].size(1),
-                    batch_size=self.args.per_device_train_batch_size,
-                )[0]
+                old = self.scorer.score(self.model, ScoredRows.of_buffer(output), wanted).logprobs
             output["old_per_token_logps"] = old
         sampling = output["sampling_per_token_logps"]
         plan = self.rollout_plan

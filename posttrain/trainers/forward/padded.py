@@ -1,4 +1,4 @@
-"""The scorer: log-probs of a micro-batch, through TRL's padded forward with its fused LM head.
+"""The padded layout: rows are scored through TRL's own forward with its fused LM head.
 
 Objectives do not know this file. What they ask for beyond log-probs (`Objective.needs`) is taken from the same
 forward: the hidden states that feed the LM head, and the best candidate tokens of each position, found in the tiles
@@ -8,27 +8,15 @@ of logits the log-probs are made of, so that the (B, T, V) logits never exist.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from posttrain.trainers.forward.base import LOGPROBS_ONLY, Rows, Scored, Wanted
 from posttrain.trainers.forward.head_tiles import TileCandidates, reading_tiles
 
-VISION_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
 IGNORED = -100
 """The label of a position that is not scored."""
 
@@ -39,14 +27,32 @@ def loss_mask(inputs: Mapping[str, Any]) -> Tensor:
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
-def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A slice of the rollout buffer as arguments of TRL's `_get_per_token_logps_and_entropies`."""
-    return {
-        "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-        "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-        "logits_to_keep": inputs["completion_ids"].size(1),
-        **{key: inputs[key] for key in VISION_KEYS if key in inputs},
-    }
+class PaddedScorer:
+    """TRL's layout: every row padded to the longest prompt and the longest completion, scored by TRL's own forward.
+
+    forward  TRL's `_get_per_token_logps_and_entropies`
+    probe    reads what the objective needs out of that forward; None where it needs nothing
+    """
+
+    def __init__(self, forward: Callable[..., Any], probe: ForwardProbe | None = None) -> None:
+        self._forward = forward
+        self._probe = probe
+
+    def score(self, model: Any, rows: Rows, wanted: Wanted = LOGPROBS_ONLY) -> Scored:
+        ids, mask = rows.joined
+        probe = self._probe if wanted.for_method else None
+        with nullcontext({}) if probe is None else probe.taking(rows.completion_ids) as outputs:
+            logprobs, entropy, aux_loss = self._forward(
+                model,
+                ids,
+                mask,
+                rows.completion_ids.size(1),
+                batch_size=wanted.rows_at_once,
+                compute_entropy=wanted.entropy,
+                compute_aux_loss=wanted.aux_loss,
+                **rows.extras,
+            )
+        return Scored(logprobs, entropy, aux_loss, outputs)
 
 
 class ForwardProbe:

@@ -1,11 +1,7 @@
 """The trainer of masked-diffusion methods: TRL's loop, our sampler, and one backward for each forward pass.
 
-    rollout (masked_diffusion engine) -> rewards, advantages (as every PolicyTrainer) -> canvas and noise, stored in
-    TRL's buffer with the terms of the old policy and the reference -> for each pass: forward, term, backward
-
-A joint graph over n passes would need n times the memory. Here each pass's graph is freed by its own backward before
-the next begins. All but the last run with gradients held back, so that ranks exchange them once; the last one's loss
-is returned, and transformers' training step does the backward that ends the micro-batch, as it always does.
+rollout (masked_diffusion engine) -> rewards, advantages (as every PolicyTrainer) -> canvas and noise, stored in
+TRL's buffer with the terms of the old policy and the reference -> the step (optimizer_step.py)
 """
 
 from __future__ import annotations
@@ -14,18 +10,13 @@ import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-import torch
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from posttrain.objectives.base import StepTotals
 from posttrain.objectives.masked_base import (
-    DiffusionBatch,
     DiffusionObjective,
-    reduced_loss,
-    term_coefficients,
 )
 from posttrain.ops.masked_elbo import Noise
 from posttrain.recipe import Recipe
@@ -45,14 +36,11 @@ from posttrain.trainers.masked.build import mask_ingredients, sampler_arguments
 from posttrain.trainers.masked.likelihood import (
     all_terms,
     draw_noise,
-    from_buffer,
-    gradients_held_back,
-    pass_terms,
     to_buffer,
 )
-from posttrain.trainers.masked.metrics import DiffusionMetrics, signal_of
+from posttrain.trainers.masked.metrics import DiffusionMetrics
+from posttrain.trainers.masked.optimizer_step import DiffusionStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
-from posttrain.trainers.policy.whole_step import StepWindow
 from posttrain.trainers.seam.build import policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.seam.taken_over import own_arguments
@@ -118,7 +106,6 @@ class DiffusionTrainer(PolicyTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             dtype=base.dtype,
         )
-        self.loss_metrics = DiffusionMetrics(self.accelerator)  # type: ignore[assignment]  # other data, same `flush`
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> DiffusionTrainer:
@@ -183,17 +170,13 @@ class DiffusionTrainer(PolicyTrainer):
         self.check_sampled(completion.logprobs for completion in completions)
         return [completion.token_ids for completion in completions], None
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, None, None]:
-        """TRL asks for left-to-right log-probs of old policy and reference; there are none. Placeholders, dropped."""
-        return input_ids.new_zeros(input_ids.shape[0], logits_to_keep, dtype=torch.float32), None, None
+    def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> tuple[None, None, None]:
+        """TRL asks for left-to-right log-probs of old policy and reference. There are none, and TRL carries none."""
+        return None, None, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Adds canvas and noise, and the terms of the old policy and the reference, to TRL's buffer."""
         output = super()._generate_and_score_completions(inputs)
-        off_policy = output.pop("old_per_token_logps", None) is not None
-        output.pop("ref_per_token_logps", None)
         if not self.model.training:
             return output
         objective = self.objective
@@ -217,7 +200,10 @@ class DiffusionTrainer(PolicyTrainer):
             step=self.state.global_step,
         )
         output |= to_buffer(canvas, noise)
-        if off_policy:
+        spans_steps = self.args.gradient_accumulation_steps % (
+            self.args.steps_per_generation * self.num_iterations
+        )
+        if spans_steps:  # later steps train on it too, and by then the policy has moved
             output["old_terms"] = self._fixed_terms(self._own_predictor(), canvas, noise)
         if self.beta != 0.0:
             output["ref_terms"] = self._reference_terms(canvas, noise)
@@ -236,143 +222,8 @@ class DiffusionTrainer(PolicyTrainer):
 
     # Loss
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Runs all backwards but the last, and returns the last pass's loss plus the others' values, so that the
-        logged loss is the whole one. As in PolicyTrainer: this rank's share of the step's loss, times the ranks."""
-        accumulation, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
-        position = self._step % accumulation
-        if position == 0:
-            self._window = self._open_diffusion_window()
-        window = self._window
-        if window is None:
-            raise RuntimeError(
-                "DiffusionTrainer: a micro-batch arrived before the first one of its optimizer step"
-            )
-        canvas, noise = from_buffer(inputs)
-        passes = self._passes_of_this_iteration(noise)
-        noise = noise.passes(passes.start, passes.stop)
-        known = self._known_terms(inputs, canvas, passes)
-        predictor = self.predictor.with_model(model)
-        coefficients = self._coefficients(predictor, canvas, noise, known, window.totals)
-
-        seen: list[Tensor] = []
-        value, loss = 0.0, torch.zeros(())
-        for j in range(noise.num_passes):
-            last = j == noise.num_passes - 1
-            with nullcontext() if last else gradients_held_back(self.accelerator, model):
-                terms = pass_terms(predictor, canvas, noise, j, self.objective.level)
-                seen.append(terms.detach())
-                loss = ranks * self._pass_loss(terms, j, known, coefficients, window.totals)
-                if not last:
-                    self._backward(loss)
-                    value = value + loss.detach()
-        whole = self._whole_batch(known, torch.cat(seen, dim=1))
-        for name, terms in (
-            ("the old policy's terms", known["old_terms"]),
-            ("the reference's terms", known["ref_terms"]),
-            ("the policy's terms", whole.terms),
-        ):
-            self.step_notes.note(name, terms)
-        exact = ranks * reduced_loss(self.objective, whole, window.totals, self.beta).detach()
-        self._note(whole, noise, inputs, exact * accumulation)
-        if position == accumulation - 1:
-            self._close_window(window)
-        return loss + (exact - loss.detach())
-
-    def _backward(self, loss: Tensor) -> None:
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
-
-    def _passes_of_this_iteration(self, noise: Noise) -> slice:
-        """The passes one estimate reads: all, or those of the current pass over the rollout."""
-        if not self.objective.fresh_noise:
-            return slice(0, noise.num_passes)
-        iteration = (self._step // self.args.steps_per_generation) % self.num_iterations
-        n = self.objective.num_passes
-        return slice(iteration * n, (iteration + 1) * n)
-
-    def _known_terms(self, inputs: dict[str, Any], canvas: Canvas, passes: slice) -> dict[str, Any]:
-        """What a batch holds apart from the policy's own terms."""
-        old, ref = inputs.get("old_terms"), inputs.get("ref_terms")
-        return {
-            "old_terms": None if old is None else old[:, passes],
-            "ref_terms": None if ref is None else ref[:, passes],
-            "advantages": inputs["advantages"],
-            "mask": canvas.scored.float(),
-            "num_passes": self.objective.num_passes,
-            "canvas_length": self.max_completion_length,
-        }
-
-    def _whole_batch(self, known: dict[str, Any], terms: Tensor) -> DiffusionBatch:
-        """Without stored old terms the policy is the one that sampled."""
-        old = known["old_terms"]
-        return DiffusionBatch(
-            **{**known, "terms": terms, "old_terms": terms.detach() if old is None else old}
-        )
-
-    def _coefficients(
-        self,
-        predictor: MaskPredictor,
-        canvas: Canvas,
-        noise: Noise,
-        known: dict[str, Any],
-        totals: StepTotals,
-    ) -> Tensor | None:
-        """For an objective that needs all terms at once: the loss's derivative with respect to each. None where a
-        pass's own graph says it: separable objectives, and a single pass."""
-        if self.objective.separable or noise.num_passes == 1:
-            return None
-        if known["old_terms"] is None and self.beta == 0.0:
-            # On-policy the terms enter by their difference to the old ones alone, which is zero: no first pass.
-            shape = noise.weights.shape if self.objective.level == "sequence" else noise.masks.shape
-            terms = torch.zeros(shape, device=noise.weights.device)
-        else:
-            terms = all_terms(predictor, canvas, noise, self.objective.level, rows_at_once=len(noise.weights))
-        return term_coefficients(self.objective, self._whole_batch(known, terms), totals, self.beta)
-
-    def _pass_loss(
-        self, terms: Tensor, j: int, known: dict[str, Any], coefficients: Tensor | None, totals: StepTotals
-    ) -> Tensor:
-        """What pass j adds to the gradient of the step's loss. ()."""
-        if coefficients is not None:
-            return (coefficients[:, j : j + 1] * terms).sum()
-        own = {
-            **known,
-            **{
-                k: v[:, j : j + 1]
-                for k, v in known.items()
-                if k in ("old_terms", "ref_terms") and v is not None
-            },
-        }
-        return reduced_loss(self.objective, self._whole_batch(own, terms), totals, self.beta)
-
-    # The optimizer step as a whole
-
-    def _open_diffusion_window(self) -> StepWindow:
-        """Counts over all micro-batches and ranks of the optimizer step that begins now."""
-        per_rollout = self.args.steps_per_generation
-        slices = [
-            self._buffered_inputs[(self._step + i) % per_rollout]
-            for i in range(self.current_gradient_accumulation_steps)
-        ]
-        tokens = torch.stack([part["canvas_scored"].sum() for part in slices]).sum()
-        responses = tokens.new_tensor(sum(len(part["canvas_scored"]) for part in slices))
-        counts = self._all_sum(torch.stack([tokens, responses]).float())
-        return StepWindow(StepTotals(counts[0], counts[1], self.max_completion_length), step={}, before=None)
-
-    def _note(self, whole: DiffusionBatch, noise: Noise, inputs: dict[str, Any], loss: Tensor) -> None:
-        signal = signal_of(
-            self.objective,
-            whole,
-            noise,
-            generated=inputs["generated_mask"],
-            unjudged=inputs["unjudged"],
-            truncated=inputs["completion_mask"].sum(1) == 0,
-        )
-        kl = self.objective.penalty(whole) if self.beta != 0.0 else None
-        self.loss_metrics.add(
-            self.objective, self.method, whole, noise=noise, loss=loss, kl=kl, signal=signal
-        )  # type: ignore[call-arg]  # DiffusionMetrics
+    def make_step(self) -> DiffusionStep:
+        return DiffusionStep(self, self.objective, self.method, DiffusionMetrics(self.accelerator))
 
 
 def _refuse_reloaded_reference(model: Any, args: Any, named: dict[str, Any]) -> None:

@@ -16,9 +16,11 @@ from posttrain.recipe.errors import suggest
 from posttrain.recipe.methods import METHODS
 from posttrain.references.salsa import SALSA
 from posttrain.rollout.model_folder import tokenizer_of
-from posttrain.trainers.forward.padded import model_inputs
+from posttrain.trainers.forward.base import Rows, Wanted
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.models.soups import check_vocabulary, soup_with
+from posttrain.trainers.policy.loss_metrics import LossMetrics
+from posttrain.trainers.policy.optimizer_step import PolicyStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.seam.trl_seam import use_adapter
@@ -80,24 +82,30 @@ class SALSATrainer(PolicyTrainer):
     @torch.no_grad()
     def _start_logprobs(self, rollout: dict[str, Any]) -> Tensor:
         """Log-probs of the sampled tokens under the policy as it started. (B, T)."""
-        arguments = {**model_inputs(rollout), "batch_size": self.args.per_device_train_batch_size}
+        rows, wanted = Rows.of_buffer(rollout), Wanted(rows_at_once=self.args.per_device_train_batch_size)
         if self._start_model is not None:
-            return self._get_per_token_logps_and_entropies(self._start_model, **arguments)[0]
+            return self.scorer.score(self._start_model, rows, wanted).logprobs
         policy: Any = self.accelerator.unwrap_model(self.model)
         if not is_peft_model(policy):
             raise RuntimeError("SALSA: the policy's start was not kept, and it has no adapter to take off")
         with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-            return self._get_per_token_logps_and_entropies(self.model, **arguments)[0]
+            return self.scorer.score(self.model, rows, wanted).logprobs
 
-    def _account(self, batch: TokenBatch, inputs: Any, *more: Any) -> Any:
-        """Also logs two KL estimates (k3, nats a token): to the soup, and to the policy as it started."""
+    def make_step(self) -> PolicyStep:
+        return SALSAStep(self, self.objective, self.method, LossMetrics(self.accelerator), self._read)
+
+
+class SALSAStep(PolicyStep):
+    """Also logs two KL estimates (k3, nats per token): to the soup, and to the policy as it started."""
+
+    def account(self, batch: TokenBatch, inputs: Any, *more: Any) -> Any:
         others = {"salsa/kl_to_soup": batch.ref_logprobs, "salsa/kl_to_start": inputs.get(_START)}
         for name, logprobs in others.items():
             if logprobs is not None:
                 kl = k3(batch.logprobs.detach(), logprobs) * batch.mask
-                total, tokens = self._all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double()).tolist()
-                self._metrics["train"][name].append(total / max(tokens, 1.0))
-        return super()._account(batch, inputs, *more)
+                total, tokens = self.all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double()).tolist()
+                self.log(name, total / max(tokens, 1.0))
+        return super().account(batch, inputs, *more)
 
 
 def _check_vocabularies(tokenizer: Any, others: list[str]) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,18 +26,20 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from posttrain.data import RowCounts
 from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.ops.groups import degenerate_groups
-from posttrain.ops.kl import k3
 from posttrain.recipe import Recipe
 from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.engines.attach import attach_engine
 from posttrain.trainers.engines.generation import EngineGeneration
-from posttrain.trainers.forward.padded import ForwardProbe, loss_mask, model_inputs
+from posttrain.trainers.forward.base import Rows, Scorer, Wanted
+from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.policy.judging import GroupScoring, Rollout
 from posttrain.trainers.policy.loss_metrics import LossMetrics
-from posttrain.trainers.policy.whole_step import StepWindow, WholeStep, without_gradient
+from posttrain.trainers.policy.optimizer_step import PolicyStep
+from posttrain.trainers.policy.step_in_hand import StepInHand
+from posttrain.trainers.policy.token_batch import buffer_key, token_batch
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import POLICY_EVALUATION, check_best_metric
 from posttrain.trainers.seam.build import ingredients, policy_arguments, reward_runner, training_arguments
@@ -52,7 +52,6 @@ from posttrain.trainers.seam.trl_seam import GRPOTrainer
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
 
 _NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
-_STREAM = "stream/"  # prefix of an objective's per-response streams in TRL's buffer
 
 
 class PolicyTrainer(
@@ -61,7 +60,6 @@ class PolicyTrainer(
     WholeCheckpoint,
     GroupScoring,
     EngineGeneration,
-    WholeStep,
     ExactResume,
     GRPOTrainer,
 ):
@@ -107,8 +105,6 @@ class PolicyTrainer(
         check_adapter(model, trl_arguments.get("peft_config"))
         if not isinstance(model, str):
             without_router_logits(model)
-        self._window: StepWindow | None = None
-        self._groups: Groups | None = None
         self.held_out: list[Rollout] = []
         self.row_counts: RowCounts | None = None
         beta, sync = args.beta, args.sync_ref_model
@@ -140,8 +136,8 @@ class PolicyTrainer(
             self.generation_config.remove_invalid_values = True
         self._set_reference(ref_model)
         check_best_metric(self.args, self._evaluation_names())
-        self.loss_metrics = LossMetrics(self.accelerator)
-        self._probe = self._make_probe()
+        self.scorer = self.make_scorer()
+        self.step: StepInHand = self.make_step()
 
     def _evaluation_names(self) -> set[str] | None:
         """What an evaluation logs; None where rewards may log names of their own."""
@@ -168,6 +164,10 @@ class PolicyTrainer(
         trainer.row_counts = parts.train_counts
         attach_engine(trainer, recipe)
         return trainer
+
+    def make_step(self) -> StepInHand:
+        """The part that turns micro-batches into losses; a method with terms of its own in the loss makes another."""
+        return PolicyStep(self, self.objective, self.method, LossMetrics(self.accelerator), self._read)
 
     @staticmethod
     def _check_window(args: PolicyConfig) -> None:
@@ -230,7 +230,7 @@ class PolicyTrainer(
         if not self.model.training:
             return output
         groups = self.scored_groups(self.num_generations)
-        self._groups = groups
+        self.step.groups = groups
         streams = self.objective.advantages(groups)
         self._check_rewards(groups, streams)
         rows = slice(
@@ -239,12 +239,12 @@ class PolicyTrainer(
         for name, value in self.objective.rollout_metrics(groups).items():
             self._metrics["train"][f"{self.method}/{name}"].append(float(value))
         for name, values in streams.items():
-            key = name if name == "advantages" else _STREAM + name
-            output[key] = values.reshape(-1)[rows].to(output["advantages"])
+            output[buffer_key(name)] = values.reshape(-1)[rows].to(output["advantages"])
         if "weight_version" in output and self.rollout is not None:
             self.rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
         self.record_advantages(streams["advantages"].reshape(-1))
         output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
+        output["group"] = output["row"] // self.num_generations
         equal = degenerate_groups(groups.rewards).unsqueeze(1).expand_as(groups.rewards)
         output["equal_rewards"] = equal.reshape(-1)[rows]
         output["unjudged"] = groups.rewards.reshape(-1)[rows].isnan()
@@ -298,124 +298,40 @@ class PolicyTrainer(
         return super().evaluate(*arguments, **named)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Replaces TRL's loss body. Returns this rank's share of the step's loss times the number of ranks,
-        because the engines average gradients over ranks."""
-        accumulation, ranks = self.current_gradient_accumulation_steps, self.accelerator.num_processes
-        position = self._step % accumulation
-        batch, entropies, aux_loss = self._forward(model, inputs)
-        if position == 0:
-            self._window = self._open_window(model, batch)
-        window = self._window
-        if window is None:
-            raise RuntimeError(
-                "PolicyTrainer: a micro-batch arrived before the first one of its optimizer step"
-            )
-        self._note_logprobs(batch, inputs)
-        batch = self.objective.prepare(replace(batch, step=window.step, index=position))
-        window.batches.append(without_gradient(batch))
-        window.rows.append(inputs["row"])
-        keep = self.objective.keep(batch)
-        mask = batch.mask if keep is None else batch.mask * keep
+        """Replaces TRL's loss body."""
+        return self.step.loss(model, inputs)
 
-        weights = self._token_weights(batch, inputs, entropies)
-        losses, kl = self._token_losses(batch, weights)
-        loss = self.objective.reduce(losses.expand_as(mask), mask, window.totals) * ranks
-        policy_loss = loss.detach() * accumulation  # as if the step were one micro-batch
-        if self._entropy_bonus_enabled:
-            bonus = (entropies * mask).sum() / window.totals.num_tokens.clamp(min=1.0) * ranks
-            loss = loss - self.entropy_coef * bonus
-        if aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
+    # Scoring
 
-        self.loss_metrics.add(
-            self.objective,
-            self.method,
-            batch,
-            keep=keep,
-            kl=kl,
-            entropies=entropies.detach(),
-            policy_loss=policy_loss,
-            aux_loss=aux_loss,
-            signal=self._account(batch, inputs, keep, weights),
-        )
-        if position == accumulation - 1:
-            self._close_window(window)
-        return loss
+    def make_scorer(self) -> Scorer:
+        """Every log-prob of the run comes from here."""
+        return PaddedScorer(super()._get_per_token_logps_and_entropies, self._make_probe())
 
-    def _note_logprobs(self, batch: TokenBatch, inputs: Mapping[str, Any]) -> None:
-        """A clipped ratio can hide an infinity from the loss: the log-probs are looked at themselves."""
-        sampled = inputs.get("sampling_per_token_logps")
-        for name, logprobs in (
-            ("the sampler's log-probs", sampled),
-            ("the old policy's log-probs", batch.old_logprobs),
-            ("the reference's log-probs", batch.ref_logprobs),
-            ("the policy's log-probs", batch.logprobs),
-        ):
-            self.step_notes.note(name, logprobs, batch.mask)
-
-    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
+    def _read(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
         """One micro-batch scored: the batch, the entropies (with gradient) and the router's auxiliary loss."""
-        arguments = model_inputs(inputs)
-        actions = inputs["completion_ids"]
-        with nullcontext({}) if self._probe is None else self._probe.taking(actions) as read:
-            scored = self._get_per_token_logps_and_entropies(
-                model, **arguments, compute_entropy=True, compute_aux_loss=self.aux_loss_enabled
-            )
-        logprobs, entropies, aux_loss = scored
-        old = inputs.get("old_per_token_logps")
-        advantages = inputs["advantages"]
-        batch = TokenBatch(
-            logprobs=logprobs,
-            old_logprobs=logprobs.detach() if old is None else old,
-            mask=loss_mask(inputs).to(logprobs.dtype),
-            advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
-            ref_logprobs=inputs.get("ref_per_token_logps"),
-            entropy=entropies.detach(),
-            streams={
-                key.removeprefix(_STREAM): value.unsqueeze(1)
-                for key, value in inputs.items()
-                if key.startswith(_STREAM)
-            },
-            forward={"actions": actions, **read},
-        )
-        return batch, entropies, aux_loss
+        wanted = Wanted(entropy=True, aux_loss=self.aux_loss_enabled, for_method=True)
+        scored = self.scorer.score(model, Rows.of_buffer(inputs), wanted)
+        if scored.entropy is None:
+            raise RuntimeError(f"{type(self.scorer).__name__} gave no entropies, which were asked for")
+        return token_batch(scored, inputs), scored.entropy, scored.aux_loss
 
-    def _token_losses(self, batch: TokenBatch, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The objective's token losses, weighted, plus beta times the KL; and the KL (B, T), if any."""
-        losses = self.objective.token_loss(batch)
-        if weights is not None:
-            losses = losses * weights
-        if self.beta == 0.0 or batch.ref_logprobs is None:
-            return losses, None
-        kl = k3(batch.logprobs, batch.ref_logprobs)
-        if self.args.use_bias_correction_kl:
-            kl = kl * self.objective.ratio(batch)
-        return losses + self.beta * kl, kl
-
-    def _token_weights(
-        self, batch: TokenBatch, inputs: Mapping[str, Any], entropies: Tensor
-    ) -> Tensor | None:
-        """TRL's factors on the token losses: off-policy mask, high-entropy tokens, importance. (B, T), (B, 1) or
-        None."""
-        factors: list[Tensor] = []
-        if self.off_policy_mask_threshold is not None:
-            factors.append(
-                self.get_off_policy_mask(
-                    advantages=batch.advantages,
-                    per_token_logps=batch.logprobs,
-                    sampling_per_token_logps=inputs.get("sampling_per_token_logps", batch.old_logprobs),
-                    mask=batch.mask,
-                    off_policy_threshold=self.off_policy_mask_threshold,
-                )
-            )
-        if self.top_entropy_quantile < 1.0:
-            factors.append(self.get_high_entropy_mask(entropies, batch.mask, 1 - self.top_entropy_quantile))
-        if "importance_sampling_ratio" in inputs:
-            factors.append(inputs["importance_sampling_ratio"])
-        weights = None
-        for factor in factors:
-            weights = factor.to(batch.logprobs.dtype) if weights is None else weights * factor
-        return weights
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **extras: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL asks, for the old policy and the reference of a rollout. Hands over to the scorer."""
+        if model is self.model and self.replaces_old_logprobs:
+            return self.sampled_logprobs(logits_to_keep), None, None
+        rows = Rows.of_joined(input_ids, attention_mask, logits_to_keep, extras)
+        scored = self.scorer.score(model, rows, Wanted(compute_entropy, compute_aux_loss, False, batch_size))
+        return scored.logprobs, scored.entropy, scored.aux_loss
 
     # Resume
 

@@ -174,19 +174,15 @@ def test_the_end_of_an_epoch_starts_the_next_one_afresh(tmp_path: Path) -> None:
 def test_a_rollout_over_several_steps_needs_no_forward_for_its_old_logprobs(tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, steps_per_generation=2, per_device_train_batch_size=4)
     calls: list[int] = []
-    score = type(trainer).__mro__[[c.__name__ for c in type(trainer).__mro__].index("GRPOTrainer")]
-    original = score._get_per_token_logps_and_entropies
+    score = trainer.scorer.score
 
-    def counted(self, *arguments, **named):
+    def counted(*arguments, **named):
         calls.append(int(torch.is_grad_enabled()))
-        return original(self, *arguments, **named)
+        return score(*arguments, **named)
 
     trainer.use_engine(CopyEngine(trainer.model))
-    score._get_per_token_logps_and_entropies = counted
-    try:
-        trainer.train()
-    finally:
-        score._get_per_token_logps_and_entropies = original
+    trainer.scorer.score = counted
+    trainer.train()
     assert calls.count(1) == STEPS
     assert calls.count(0) == STEPS // 2  # the proof's own, one a sync
     for output in trainer.outputs:

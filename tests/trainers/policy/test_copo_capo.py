@@ -20,7 +20,7 @@ from posttrain.observe.signal import account_objective
 from posttrain.recipe import load_recipe
 from posttrain.rewards.hooks import yields_answers
 from posttrain.run.plan import make_plan
-from posttrain.trainers.forward.padded import model_inputs
+from posttrain.trainers.forward.base import Rows
 from posttrain.trainers.policy import bindings
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 
@@ -49,8 +49,8 @@ def spied(name: str, model: Any, tokenizer: Any, folder: Path, reward: Any = jud
     seen: list[tuple[dict[str, Any], Any]] = []
 
     class Spied(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
-        def _forward(self, model: Any, inputs: Any):
-            batch, *rest = super()._forward(model, inputs)
+        def _read(self, model: Any, inputs: Any):
+            batch, *rest = super()._read(model, inputs)
             if batch.logprobs.requires_grad:
                 batch.logprobs.retain_grad()
             seen.append((dict(inputs), batch))
@@ -81,10 +81,12 @@ def test_the_probe_reads_the_position_that_predicts_the_token(peft_config, tiny_
     inputs, batch = seen[0]
     policy = trainer.accelerator.unwrap_model(trainer.model)
     causal_lm = policy.get_base_model() if peft_config is not None else policy
-    given = model_inputs(inputs)
-    length = given.pop("logits_to_keep")
+    ids, mask = Rows.of_buffer(inputs).joined
+    length = inputs["completion_ids"].size(1)
     with torch.no_grad():
-        whole = type(causal_lm).forward(causal_lm, **given).logits  # the class's own, without any fused head
+        whole = (
+            type(causal_lm).forward(causal_lm, input_ids=ids, attention_mask=mask).logits
+        )  # the class's own, without any fused head
         again = causal_lm.lm_head(batch.forward["hidden"])
     logits = whole[:, -length - 1 : -1] / TEMPERATURE
     tokens = batch.mask > 0

@@ -21,6 +21,7 @@ from posttrain.trainers.masked.likelihood import draw_noise
 from posttrain.trainers.masked.trainer import DiffusionTrainer
 from posttrain.trainers.policy.bindings import GRPOConfig
 from posttrain.trainers.policy.loss_metrics import LossMetrics
+from posttrain.trainers.policy.token_weights import token_weights
 from posttrain.trainers.policy.trainer import PolicyTrainer
 
 SEEN: list[dict] = []
@@ -106,7 +107,7 @@ def test_factors_on_the_token_losses_multiply():
             get_off_policy_mask=lambda **_: off,
             get_high_entropy_mask=lambda *_: entropy,
         )
-        return PolicyTrainer._token_weights(host, batch, inputs, torch.zeros(2, 2))
+        return token_weights(host, batch, inputs, torch.zeros(2, 2))
 
     sampled = {"importance_sampling_ratio": ratio}
     assert weights(None, 1.0, {}) is None
