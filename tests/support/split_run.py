@@ -73,10 +73,6 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
             offset = self.accelerator.process_index * len(prompt_ids)
             return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
 
-        def record_advantages(self, advantages: torch.Tensor) -> None:
-            super().record_advantages(advantages)
-            seen.append(advantages.clone())
-
     config = vars(bindings)[f"{name}Config"](
         **arguments(
             folder,
@@ -91,6 +87,13 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
     )
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
     trainer = Fixed(model, partly_right, config, rows(24), processing_class=tokenizer)
+    record = trainer.judge.record_advantages
+
+    def recorded(advantages: torch.Tensor) -> None:
+        record(advantages)
+        seen.append(advantages.clone())
+
+    trainer.judge.record_advantages = recorded
     trainer.train()
     return {
         "weights": [p.detach() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()],

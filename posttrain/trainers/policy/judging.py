@@ -6,17 +6,15 @@ scores. A failure on one rank is raised on all of them, so that none waits for e
 own reward judge single responses, so these are left to TRL (reward_sources.py says which).
 """
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
-# Upstream annotates its trainers more widely than what their attributes hold once they are built.
-
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -25,11 +23,10 @@ from posttrain.objectives.base import Groups
 from posttrain.process.phases import PHASES
 from posttrain.rewards.messages import text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
-from posttrain.trainers.policy.reward_sources import judged_by_trl, reward_sources
+from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl
 from posttrain.trainers.seam.config import PolicyConfig
 
 log = logging.getLogger(__name__)
-RewardLike = Callable[..., Any] | str
 _LOGS_KEPT = 100  # entries of trainer_state.log_history that a reward in another process is given
 
 
@@ -49,37 +46,57 @@ class Rollout:
     weight_versions: list[int] | None = None  # the latest weights a response was sampled with, where known
 
 
-class GroupScoring:
-    """Mixin before `trl.GRPOTrainer`: replaces how rewards are computed."""
+class JudgeHost(Protocol):
+    """What judging reads of its trainer, and where it leaves what rewards log. The names are TRL's."""
 
-    _runner: RewardRunner | None = None
-    rollout: Rollout | None = None
-    _told_of_unjudged = False
+    accelerator: Accelerator
+    state: Any
+    environments: Any
+    reward_funcs: list[Any]
+    reward_func_names: list[str]
+    reward_weights: Tensor
+    _metrics: Any
+    _logs: Any
 
-    def _prepare_rewards(self, reward_funcs: Any, args: PolicyConfig, *, has_environments: bool) -> list[Any]:
-        """What TRL's constructor gets: reward models as they are, functions as named stand-ins it never calls."""
-        sources = reward_sources(reward_funcs, args, has_environments=has_environments)
-        self._runner = sources.runner
-        if sources.weights is not None:
-            if args.reward_weights is None:
-                args.reward_weights = sources.weights
-            elif list(args.reward_weights) != sources.weights:
-                raise ValueError(
-                    f"reward_weights are {args.reward_weights}, and the rewards themselves say {sources.weights}; "
-                    "give the weights in one place"
-                )
-        return sources.functions
+    def _log_completion_extra(self, column: str, values: list[Any]) -> None: ...
 
-    def _calculate_rewards(
+    def _log_metric(self, name: str, value: float) -> None: ...
+
+
+AskTRL = Callable[[list[int], list[Any], list[Any], list[Any], list[Any]], Tensor]
+"""Which of the trainer's rewards, and TRL's arguments of a rollout, to scores (B, positions) over all ranks."""
+
+
+class Judge:
+    """Rewards of whole groups.
+
+    runner   scores the reward functions in processes of their own; None where there are none
+    ask_trl  judges the others, reward models and what needs an environment
+    rollout  the rollout that was judged last
+    """
+
+    def __init__(self, host: JudgeHost, runner: RewardRunner | None, ask_trl: AskTRL) -> None:
+        self.host = host
+        self.runner = runner
+        self.ask_trl = ask_trl
+        self.rollout: Rollout | None = None
+        self._told_of_unjudged = False
+
+    def judge(
         self,
         inputs: list[dict[str, Any]],
         prompts: list[Any],
         completions: list[Any],
-        completion_ids_list: list[Any],
+        completion_ids: list[Any],
+        *,
+        group_size: int,
+        mode: str,
     ) -> Tensor:
-        """Replaces TRL's per-rank call. (B, K) over all ranks, NaN where a response could not be judged."""
-        training = self.model.training
-        group_size = self.num_generations if training else self.num_generations_eval
+        """(B, K) over all ranks, NaN where a response could not be judged; leaves `rollout`.
+
+        mode  "train" or "eval": whose metrics the counts go to
+        """
+        host = self.host
         columns = reward_columns(inputs[0], own=("prompt", "completion", "completion_ids"))
         local = [
             {
@@ -89,15 +106,13 @@ class GroupScoring:
                 "ids": list(ids),
                 "columns": {name: row[key] for name, key in columns.items()},
             }
-            for row, prompt, completion, ids in zip(
-                inputs, prompts, completions, completion_ids_list, strict=True
-            )
+            for row, prompt, completion, ids in zip(inputs, prompts, completions, completion_ids, strict=True)
         ]
         rows = gather_object(local)
         scores = Scores(values=[], answers=None, counts={})
-        rewards = torch.full((len(rows), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
-        by_trl = judged_by_trl(self.reward_funcs)
-        by_runner = [k for k in range(len(self.reward_funcs)) if k not in by_trl]
+        rewards = torch.full((len(rows), len(host.reward_funcs)), torch.nan, device=host.accelerator.device)
+        by_trl = judged_by_trl(host.reward_funcs)
+        by_runner = [k for k in range(len(host.reward_funcs)) if k not in by_trl]
         if by_runner:
             with PHASES.within("scoring", len(rows)):
                 scores = self._score_groups(rows, list(columns), group_size)
@@ -105,9 +120,9 @@ class GroupScoring:
             self._pass_on_logs(scores, len(local))
         if by_trl:
             with PHASES.within("scoring with reward models", len(local)):
-                judged = self._judge_as_trl(by_trl, inputs, prompts, completions, completion_ids_list)
+                judged = self.ask_trl(by_trl, inputs, prompts, completions, completion_ids)
             rewards[:, by_trl] = judged
-        require_judged(rewards, self.reward_func_names, self._models_among(by_trl))
+        require_judged(rewards, host.reward_func_names, self._models_among(by_trl))
         self.rollout = Rollout(
             prompts=[row["prompt"] for row in rows],
             completions=[row["completion"] for row in rows],
@@ -119,7 +134,7 @@ class GroupScoring:
             extra=scores.extra,
         )
         self._tell_of_unjudged(self.rollout)
-        metrics = self._metrics["train" if training else "eval"]
+        metrics = host._metrics[mode]
         for name, reasons in scores.counts.items():
             for reason, count in reasons.items():
                 metrics[f"reward_failures/{name}/{reason}"].append(float(count))
@@ -128,35 +143,27 @@ class GroupScoring:
             metrics["accuracy"].append(first.mean().item())
         return rewards
 
-    def _judge_as_trl(self, positions: list[int], *batch: list[Any]) -> Tensor:
-        """TRL's own way for some of the rewards. (B, len(positions)) over all ranks."""
-        whole = self.reward_funcs, self.reward_processing_classes, self.reward_func_names
-        # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
-        self.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
-        self.reward_processing_classes = [*(whole[1][k] for k in positions), None]
-        self.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
-        try:
-            return super()._calculate_rewards(*batch)[:, :-1]
-        finally:
-            self.reward_funcs, self.reward_processing_classes, self.reward_func_names = whole
-
     def _models_among(self, positions: list[int]) -> list[int]:
-        return [k for k in positions if isinstance(self.reward_funcs[k], nn.Module)]
+        return [k for k in positions if isinstance(self.host.reward_funcs[k], nn.Module)]
 
     def _pass_on_logs(self, scores: Scores, count: int) -> None:
         """Hands what rewards logged to TRL, which gathers it over ranks: each rank gives its own responses."""
-        start = self.accelerator.process_index * count
+        start = self.host.accelerator.process_index * count
         for column, values in scores.extra.items():
-            self._log_completion_extra(column, values[start : start + count])
+            self.host._log_completion_extra(column, values[start : start + count])
         for name, values in scores.metrics.items():  # the same on all ranks, so their mean is this one's
             for value in values:
-                self._log_metric(name, value)
+                self.host._log_metric(name, value)
 
     def _tell_of_unjudged(self, rollout: Rollout) -> None:
         """Responses that no reward judged teach nothing: said when it first happens, and whenever it is all of them."""
         unjudged = rollout.rewards_per_function.isnan().all(dim=1)
         count, total = int(unjudged.sum()), len(unjudged)
-        if count == 0 or (self._told_of_unjudged and count < total) or not self.accelerator.is_main_process:
+        if (
+            count == 0
+            or (self._told_of_unjudged and count < total)
+            or not self.host.accelerator.is_main_process
+        ):
             return
         self._told_of_unjudged = True
         row = int(unjudged.nonzero()[0])
@@ -171,24 +178,24 @@ class GroupScoring:
         self, rows: Sequence[dict[str, Any]], columns: Sequence[str], group_size: int
     ) -> Scores:
         """This rank scores every `num_processes`-th group; then all ranks put the scores together."""
-        if self._runner is None:
-            raise RuntimeError("GroupScoring: no reward function to call")
-        accelerator = self.accelerator
+        if self.runner is None:
+            raise RuntimeError("Judge: no reward function to call")
+        accelerator = self.host.accelerator
         groups = [list(range(start, start + group_size)) for start in range(0, len(rows), group_size)]
         mine = groups[accelerator.process_index :: accelerator.num_processes]
         picked = [rows[i] for group in mine for i in group]
         messages = [row["messages"] for row in picked]
         failure, scores = None, Scores(values=[], answers=None, counts={})
         try:
-            scores = self._runner.score(
+            scores = self.runner.score(
                 [row["completion"] for row in picked],
                 columns={key: [row["columns"][key] for row in picked] for key in columns},
                 group_size=group_size,
                 prompts=[row["prompt"] for row in picked],
                 completion_ids=[row["ids"] for row in picked],
                 messages=None if any(one is None for one in messages) else messages,
-                trainer_state=state_snapshot(self.state),
-                has_environments=self.environments is not None,
+                trainer_state=state_snapshot(self.host.state),
+                has_environments=self.host.environments is not None,
             )
         except Exception as error:  # any failure of a reward must reach the other ranks before it is raised
             failure = error
@@ -201,12 +208,12 @@ class GroupScoring:
             raise RewardError(f"on rank {rank}: {message}")
         return _in_order(gather_object([(mine, scores)]), len(rows))
 
-    def scored_groups(self, group_size: int) -> Groups:
+    def groups(self, group_size: int) -> Groups:
         """The last rollout as the objective wants it: (P, G) rewards over all ranks."""
         if self.rollout is None:
-            raise RuntimeError("GroupScoring: no rollout has been scored yet")
+            raise RuntimeError("Judge: no rollout has been scored yet")
         per_function = self.rollout.rewards_per_function
-        weights = self.reward_weights.to(per_function)
+        weights = self.host.reward_weights.to(per_function)
         total = (per_function * weights).nansum(dim=1)
         total[per_function.isnan().all(dim=1)] = torch.nan
         answers = self.rollout.answers
@@ -224,10 +231,24 @@ class GroupScoring:
         values = advantages.tolist()
         if self.rollout is not None:
             self.rollout.advantages = values
-        logged = self._logs["advantages"]
+        logged = self.host._logs["advantages"]
         for _ in range(min(len(values), len(logged))):
             logged.pop()
         logged.extend(values)
+
+
+def reward_arguments(sources: RewardSources, args: PolicyConfig) -> list[Any]:
+    """What TRL's constructor gets: reward models as they are, functions as named stand-ins it never calls. The
+    weights that rewards say themselves go to `args`; ValueError where these have others."""
+    if sources.weights is not None:
+        if args.reward_weights is None:
+            args.reward_weights = sources.weights
+        elif list(args.reward_weights) != sources.weights:
+            raise ValueError(
+                f"reward_weights are {args.reward_weights}, and the rewards themselves say {sources.weights}; "
+                "give the weights in one place"
+            )
+    return sources.functions
 
 
 def require_judged(rewards: Tensor, names: Sequence[str], models: Sequence[int]) -> None:
@@ -247,10 +268,6 @@ def state_snapshot(state: Any) -> dict[str, Any]:
     plain = (bool, int, float, str, type(None))
     values = {name: value for name, value in vars(state).items() if isinstance(value, plain)}
     return {**values, "log_history": [dict(entry) for entry in state.log_history[-_LOGS_KEPT:]]}
-
-
-def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:
-    return [0.0] * len(completions)
 
 
 def _shortened(value: Any, length: int = 200) -> str:

@@ -12,7 +12,7 @@ What a method is stands in posttrain/objectives; this file only carries tensors 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,9 +35,10 @@ from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
-from posttrain.trainers.policy.judging import GroupScoring, Rollout
+from posttrain.trainers.policy.judging import Judge, Rollout, reward_arguments
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.optimizer_step import PolicyStep
+from posttrain.trainers.policy.reward_sources import reward_sources
 from posttrain.trainers.policy.step_in_hand import StepInHand
 from posttrain.trainers.policy.token_batch import buffer_key, token_batch
 from posttrain.trainers.reporting.announced import AnnouncedSteps
@@ -58,7 +59,6 @@ class PolicyTrainer(
     AnnouncedSteps,
     FiniteSteps,
     WholeCheckpoint,
-    GroupScoring,
     EngineGeneration,
     ExactResume,
     GRPOTrainer,
@@ -105,6 +105,9 @@ class PolicyTrainer(
         check_adapter(model, trl_arguments.get("peft_config"))
         if not isinstance(model, str):
             without_router_logits(model)
+        has_environments = trl_arguments.get("environment_factory") is not None
+        sources = reward_sources(reward_funcs, args, has_environments=has_environments)
+        self.judge = Judge(self, sources.runner, self._judge_as_trl)
         self.held_out: list[Rollout] = []
         self.row_counts: RowCounts | None = None
         beta, sync = args.beta, args.sync_ref_model
@@ -119,11 +122,7 @@ class PolicyTrainer(
         try:
             super().__init__(
                 model,
-                self._prepare_rewards(
-                    reward_funcs,
-                    args,
-                    has_environments=trl_arguments.get("environment_factory") is not None,
-                ),
+                reward_arguments(sources, args),
                 args,
                 train_dataset,
                 eval_dataset,
@@ -141,7 +140,7 @@ class PolicyTrainer(
 
     def _evaluation_names(self) -> set[str] | None:
         """What an evaluation logs; None where rewards may log names of their own."""
-        signatures = [] if self._runner is None else self._runner.signatures
+        signatures = [] if self.judge.runner is None else self.judge.runner.signatures
         if any("log_metric" in one.objects or not one.known for one in signatures):
             return None
         each = [f"rewards/{name}/{what}" for name in self.reward_func_names for what in ("mean", "std")]
@@ -229,7 +228,7 @@ class PolicyTrainer(
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        groups = self.scored_groups(self.num_generations)
+        groups = self.judge.groups(self.num_generations)
         self.step.groups = groups
         streams = self.objective.advantages(groups)
         self._check_rewards(groups, streams)
@@ -242,7 +241,7 @@ class PolicyTrainer(
             output[buffer_key(name)] = values.reshape(-1)[rows].to(output["advantages"])
         if "weight_version" in output and self.rollout is not None:
             self.rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
-        self.record_advantages(streams["advantages"].reshape(-1))
+        self.judge.record_advantages(streams["advantages"].reshape(-1))
         output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
         output["group"] = output["row"] // self.num_generations
         equal = degenerate_groups(groups.rewards).unsqueeze(1).expand_as(groups.rewards)
@@ -251,6 +250,41 @@ class PolicyTrainer(
         # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
         output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
         return output
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The rollout that was scored last, of all ranks."""
+        return self.judge.rollout
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[Any],
+    ) -> Tensor:
+        """Replaces TRL's per-rank call. (B, K) over all ranks, NaN where a response could not be judged."""
+        training = self.model.training
+        return self.judge.judge(
+            inputs,
+            prompts,
+            completions,
+            completion_ids,
+            group_size=self.num_generations if training else self.num_generations_eval,
+            mode="train" if training else "eval",
+        )
+
+    def _judge_as_trl(self, positions: list[int], *batch: list[Any]) -> Tensor:
+        """TRL's own way for some of the rewards. (B, len(positions)) over all ranks."""
+        whole = self.reward_funcs, self.reward_processing_classes, self.reward_func_names
+        # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
+        self.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
+        self.reward_processing_classes = [*(whole[1][k] for k in positions), None]
+        self.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
+        try:
+            return super()._calculate_rewards(*batch)[:, :-1]
+        finally:
+            self.reward_funcs, self.reward_processing_classes, self.reward_func_names = whole
 
     def _check_rewards(self, groups: Groups, streams: Mapping[str, Tensor]) -> None:
         """NotFinite for rewards that advantages in float32 cannot be made of; the same rewards are on every rank."""
@@ -360,3 +394,7 @@ class PolicyTrainer(
             ]
         self.objective.load_state_dict(state["objective"])
         self.load_engine_state(state["engine"])
+
+
+def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:
+    return [0.0] * len(completions)

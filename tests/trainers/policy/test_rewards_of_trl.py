@@ -187,7 +187,7 @@ def test_a_reward_model_beside_functions(tiny_model, tokenizer, tmp_path, half, 
     assert values[:, 0].isnan().tolist() == [True, False] * 6
     assert values[:, 2].tolist() == [1.0] * 12
     assert made.reward_func_names == ["half", "tiny-judge", "format_regex"]
-    total = made.scored_groups(4).rewards.reshape(-1)
+    total = made.judge.groups(4).rewards.reshape(-1)
     assert torch.allclose(total, values[:, 0].nan_to_num(0.0) + 2 * values[:, 1] + 4.0)
     assert "returned None" not in caplog.text
 
@@ -245,7 +245,7 @@ def test_an_environment_s_own_reward_beside_functions(tiny_model, chat_tokenizer
     assert values[:, 0].isnan().tolist() == [True, False] * 6
     assert values[:, 1].tolist() == [1.0] * 12
     assert values[:, 2].tolist() == [float(len(prompt[0]["content"])) for prompt in made.rollout.prompts]
-    assert made.scored_groups(4).weights.tolist() == [1.0, 0.5, 1.0]
+    assert made.judge.groups(4).weights.tolist() == [1.0, 0.5, 1.0]
     assert [entry["played"] for entry in made.state.log_history if "played" in entry] == [12.0]
     assert "'with_environments' reads the environments, so it runs in the training process" in caplog.text
     assert "returned None" not in caplog.text
@@ -295,7 +295,7 @@ def test_weights_of_the_specs_count(tiny_model, tokenizer, tmp_path, half):
     specs = [{"name": "format_regex", "args": {"pattern": "^"}, "weight": 3.0}, half]
     made = train(tiny_model, tokenizer, tmp_path, specs)
     assert made.reward_weights.tolist() == [3.0, 1.0]
-    assert made.scored_groups(4).rewards.reshape(-1).tolist() == [3.0, 3.5] * 6
+    assert made.judge.groups(4).rewards.reshape(-1).tolist() == [3.0, 3.5] * 6
     with pytest.raises(ValueError, match="give the weights in one place"):
         train(tiny_model, tokenizer, tmp_path, specs, reward_weights=[1.0, 1.0])
 

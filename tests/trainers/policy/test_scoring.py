@@ -1,4 +1,4 @@
-"""Scores of all ranks, weighted and put in order, without a model: the mixin on a stand-in for TRL's trainer."""
+"""Scores of all ranks, weighted and put in order, without a model: the judge of a stand-in for TRL's trainer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 
 from posttrain.rewards.runner import RewardError, Scores
 from posttrain.trainers.policy import judging
-from posttrain.trainers.policy.judging import GroupScoring, Rollout, _in_order, require_judged, state_snapshot
+from posttrain.trainers.policy.judging import Judge, Rollout, _in_order, require_judged, state_snapshot
 
 NAN = float("nan")
 
 
-class Stub(GroupScoring):
+class Host:
+    """A trainer's names that judging reads."""
+
     def __init__(self, rank: int = 0, ranks: int = 1, **attributes: Any) -> None:
         self.accelerator = SimpleNamespace(
             process_index=rank, num_processes=ranks, device=torch.device("cpu"), is_main_process=rank == 0
@@ -30,17 +32,21 @@ class Stub(GroupScoring):
         self.logged.setdefault(name, []).append(value)
 
 
+def judge_of(host: Host, runner: Any = None, last: Rollout | None = None) -> Judge:
+    judge = Judge(host, runner, lambda *_: pytest.fail("nothing here is TRL's to judge"))
+    judge.rollout = last
+    return judge
+
+
 def rollout(per_function: list[list[float]], answers: list[str | None] | None = None) -> Rollout:
     size = len(per_function)
     return Rollout(["p"] * size, ["c"] * size, [[1]] * size, {}, torch.tensor(per_function), answers, {})
 
 
 def test_two_weighted_rewards_of_which_some_are_missing():
-    stub = Stub(
-        rollout=rollout([[1.0, 10.0], [NAN, 10.0], [2.0, NAN], [NAN, NAN]], ["a", None, "b", "c"]),
-        reward_weights=torch.tensor([2.0, -0.5]),
-    )
-    groups = stub.scored_groups(2)
+    last = rollout([[1.0, 10.0], [NAN, 10.0], [2.0, NAN], [NAN, NAN]], ["a", None, "b", "c"])
+    judge = judge_of(Host(reward_weights=torch.tensor([2.0, -0.5])), last=last)
+    groups = judge.groups(2)
     assert groups.rewards.shape == (2, 2)
     # 2*1 - 0.5*10, -0.5*10 alone, 2*2 alone, and nothing at all: that is no reward, not a reward of 0
     assert groups.rewards[0].tolist() == [-3.0, -5.0]
@@ -50,8 +56,8 @@ def test_two_weighted_rewards_of_which_some_are_missing():
     assert groups.rewards_per_function.shape == (2, 2, 2)
     assert groups.rewards_per_function[1, 0].nan_to_num(-1.0).tolist() == [2.0, -1.0]
     assert groups.answers == [["a", None], ["b", "c"]]
-    stub.rollout = rollout([[1.0, 1.0]])
-    assert stub.scored_groups(1).answers is None
+    judge.rollout = rollout([[1.0, 1.0]])
+    assert judge.groups(1).answers is None
 
 
 def test_ranks_scores_come_back_in_the_order_of_the_responses():
@@ -91,19 +97,20 @@ def test_each_rank_scores_every_second_group_and_hands_on_its_own_logs(monkeypat
 
     monkeypatch.setattr(judging, "gather_object", gather)
     state = SimpleNamespace(global_step=4, log_history=[])
-    stub = Stub(rank, 2, _runner=Runner(), state=state, environments=None)
+    host = Host(rank, 2, state=state, environments=None)
+    judge = judge_of(host, Runner())
     rows = [
         {"prompt": f"p{i}", "completion": str(i), "messages": None, "ids": [i], "columns": {"gold": i * 10}}
         for i in range(8)
     ]
-    scores = stub._score_groups(rows, ["gold"], 2)
+    scores = judge._score_groups(rows, ["gold"], 2)
     mine = [0, 1, 4, 5] if rank == 0 else [2, 3, 6, 7]
     assert asked == [
         [[str(i) for i in mine], [i * 10 for i in mine], [f"p{i}" for i in mine], [[i] for i in mine], 2]
     ]
     assert scores.values == [[float(i)] for i in range(8)]
-    stub._pass_on_logs(Scores([], None, {}, extra={"x": list("abcdefgh")}, metrics={"m": [1.0, 3.0]}), 4)
-    assert stub.logged == {"x": list("abcd" if rank == 0 else "efgh"), "m": [1.0, 3.0]}
+    judge._pass_on_logs(Scores([], None, {}, extra={"x": list("abcdefgh")}, metrics={"m": [1.0, 3.0]}), 4)
+    assert host.logged == {"x": list("abcd" if rank == 0 else "efgh"), "m": [1.0, 3.0]}
 
 
 def test_a_failure_elsewhere_is_raised_here_with_its_rank(monkeypatch):
@@ -115,10 +122,10 @@ def test_a_failure_elsewhere_is_raised_here_with_its_rank(monkeypatch):
         judging, "gather_object", lambda parts: [None, "KeyError: x"] if parts == [None] else parts
     )
     state = SimpleNamespace(log_history=[])
-    stub = Stub(0, 2, _runner=Runner(), state=state, environments=None)
+    judge = judge_of(Host(0, 2, state=state, environments=None), Runner())
     rows = [{"prompt": "p", "completion": "c", "messages": None, "ids": [1], "columns": {}}]
     with pytest.raises(RewardError, match="on rank 1: KeyError: x"):
-        stub._score_groups(rows, [], 1)
+        judge._score_groups(rows, [], 1)
 
 
 def test_nan_is_not_judged_of_a_function_and_a_fault_of_a_model():
@@ -144,7 +151,9 @@ def test_the_state_s_snapshot_holds_plain_values_and_the_latest_logs():
 
 
 def test_advantages_take_the_place_of_those_that_were_logged():
-    stub = Stub(rollout=rollout([[0.0]] * 2), _logs={"advantages": [9.0, 7.0, 8.0]})
-    stub.record_advantages(torch.tensor([1.0, -1.0]))
-    assert stub._logs["advantages"] == [9.0, 1.0, -1.0]
-    assert stub.rollout.advantages == [1.0, -1.0]
+    host = Host(_logs={"advantages": [9.0, 7.0, 8.0]})
+    judge = judge_of(host, last=rollout([[0.0]] * 2))
+    judge.record_advantages(torch.tensor([1.0, -1.0]))
+    assert host._logs["advantages"] == [9.0, 1.0, -1.0]
+    assert judge.rollout is not None
+    assert judge.rollout.advantages == [1.0, -1.0]

@@ -120,8 +120,8 @@ def huge(completions, **_):
 
 def test_a_huge_reward_is_named_with_its_step(tmp_path):
     trainer = made("policy", tmp_path)
-    runner = trainer._runner
-    trainer._runner = type(
+    runner = trainer.judge.runner
+    trainer.judge.runner = type(
         "Huge",
         (),
         {
