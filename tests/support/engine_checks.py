@@ -13,7 +13,7 @@ from torch import nn
 from posttrain.objectives.bapo import BAPO
 from posttrain.rollout.base import Completion, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.models.load import character_tokenizer, load_pretrained
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig
@@ -52,7 +52,7 @@ class Recording(PolicyTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
-        self.sampled.append(self._sampled)
+        self.sampled.append(self.rollouts._sampled)
         return output
 
 

@@ -22,7 +22,7 @@ from posttrain.rollout.base import EngineError
 from posttrain.rollout.partial import to_plain
 from posttrain.rollout.vllm.server import VLLMServer, servers_of
 from posttrain.rollout.vllm.transfer import make_transfer
-from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.models.load import character_tokenizer
 from posttrain.trainers.seam.config import PolicyConfig
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -22,11 +22,19 @@ from posttrain.rollout.model_folder import dense_folder
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm.server import VLLMServer, servers_of
 from posttrain.rollout.vllm.transfer import Sync, make_transfer
-from posttrain.trainers.engines.generation import EngineGeneration, RolloutPlan
+from posttrain.trainers.engines.rollout_plan import RolloutPlan
+from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.engines.weight_sync import together
 
 
-def attach_engine(trainer: EngineGeneration, recipe: Recipe) -> None:
+class EngineUser(Protocol):
+    """A trainer that generates with an engine."""
+
+    args: Any
+    rollouts: Rollouts
+
+
+def attach_engine(trainer: EngineUser, recipe: Recipe) -> None:
     """Gives the trainer the engine its recipe names. Where `train.cache_implementation` asks for a cache of
     transformers' own `generate`, TRL's generation stays, which needs none.
 
@@ -45,14 +53,14 @@ def attach_engine(trainer: EngineGeneration, recipe: Recipe) -> None:
     )
     try:
         PHASES.say(f"starting the rollout engine ({rollout.engine})")
-        trainer.use_engine(_engine(trainer, recipe, rollout), plan)
+        trainer.rollouts.use_engine(_engine(trainer, recipe, rollout), plan)
     except ValueError as error:
         raise RecipeError(f"{recipe.path}: {error}") from error
 
 
-def _engine(trainer: EngineGeneration, recipe: Recipe, rollout: RolloutSection) -> Engine:
+def _engine(trainer: EngineUser, recipe: Recipe, rollout: RolloutSection) -> Engine:
     settings = rollout.vllm if rollout.vllm is not None else VLLMSection()
-    dtype = settings.dtype or trainer.compute_dtype
+    dtype = settings.dtype or trainer.rollouts.compute_dtype
     if rollout.engine == "transformers":
         return own_model_engine(trainer)
     if rollout.engine == "vllm_server":

@@ -12,7 +12,8 @@ What a method is stands in posttrain/objectives; this file only carries tensors 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -26,16 +27,21 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from posttrain.data import RowCounts
 from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.ops.groups import degenerate_groups
+from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe
+from posttrain.rewards.runner import RewardError
+from posttrain.rollout.base import Engine, EngineError
 from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.engines.attach import attach_engine
-from posttrain.trainers.engines.generation import EngineGeneration
+from posttrain.trainers.engines.rollout_plan import RolloutPlan
+from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.forward.base import Rows, Scorer, Wanted
 from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.policy.judging import Judge, Rollout, reward_arguments
+from posttrain.trainers.policy.keeper import Keeper
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.optimizer_step import PolicyStep
 from posttrain.trainers.policy.reward_sources import reward_sources
@@ -59,7 +65,6 @@ class PolicyTrainer(
     AnnouncedSteps,
     FiniteSteps,
     WholeCheckpoint,
-    EngineGeneration,
     ExactResume,
     GRPOTrainer,
 ):
@@ -107,6 +112,8 @@ class PolicyTrainer(
             without_router_logits(model)
         has_environments = trl_arguments.get("environment_factory") is not None
         sources = reward_sources(reward_funcs, args, has_environments=has_environments)
+        self.rollouts = Rollouts(self)
+        self.keeper = Keeper(self, self.objective, self.rollouts)
         self.judge = Judge(self, sources.runner, self._judge_as_trl)
         self.held_out: list[Rollout] = []
         self.row_counts: RowCounts | None = None
@@ -208,7 +215,20 @@ class PolicyTrainer(
         causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
         return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates)
 
-    # Rollout: the order of prompts, advantages
+    # Rollout: the order of prompts, the engine, advantages
+
+    @property
+    def engine(self) -> Engine | None:
+        """What generates, where it is not TRL."""
+        return self.rollouts.engine
+
+    def use_engine(self, engine: Engine, plan: RolloutPlan | None = None) -> None:
+        """From now on `engine` generates. Raises ValueError when it cannot do what the plan asks."""
+        self.rollouts.use_engine(engine, plan)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Lets the rows of later rounds be seen before their turn."""
+        return super().get_batch_samples(self.rollouts.readable_ahead(epoch_iterator), num_batches, device)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         """Replaces TRL's sampler by one that knows the epoch it is in."""
@@ -225,9 +245,11 @@ class PolicyTrainer(
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""
-        output = super()._generate_and_score_completions(inputs)
+        with self.rollouts.round_for(inputs) as rows_in_hand:
+            output = super()._generate_and_score_completions(rows_in_hand)
         if not self.model.training:
             return output
+        self.rollouts.mark(output)
         groups = self.judge.groups(self.num_generations)
         self.step.groups = groups
         streams = self.objective.advantages(groups)
@@ -301,17 +323,35 @@ class PolicyTrainer(
         )
         return torch.arange(completion_ids.size(1), device=completion_ids.device) < lengths.unsqueeze(1)
 
-    def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
+    def _generate_single_turn(
+        self,
+        prompt_ids: Any,
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[Any, Any]:
+        """Replaces TRL's choice between vLLM and transformers where an engine is in use."""
+        if self.rollouts.engine is not None:
+            return self.rollouts.single_turn(prompt_ids, images)
+        with self._held_out_sampling(), PHASES.within("generating", len(prompt_ids)):
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+
+    @contextmanager
+    def _held_out_sampling(self) -> Iterator[None]:
         """Evaluation samples at its own temperature; 0 is greedy."""
         temperature = self.args.eval_temperature
         if self.model.training or temperature is None or self.use_vllm:
-            return super()._generate_single_turn(*arguments, **named)
+            yield
+            return
         training_config = self.generation_config
         self.generation_config = copy.deepcopy(training_config)
         changes = {"temperature": temperature} if temperature > 0 else {"do_sample": False, **_NO_SAMPLING}
         self.generation_config.update(**changes)
         try:
-            return super()._generate_single_turn(*arguments, **named)
+            yield
         finally:
             self.generation_config = training_config
 
@@ -361,8 +401,8 @@ class PolicyTrainer(
         **extras: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """TRL asks, for the old policy and the reference of a rollout. Hands over to the scorer."""
-        if model is self.model and self.replaces_old_logprobs:
-            return self.sampled_logprobs(logits_to_keep), None, None
+        if model is self.model and self.rollouts.replaces_old_logprobs:
+            return self.rollouts.sampled_logprobs(logits_to_keep), None, None
         rows = Rows.of_joined(input_ids, attention_mask, logits_to_keep, extras)
         scored = self.scorer.score(model, rows, Wanted(compute_entropy, compute_aux_loss, False, batch_size))
         return scored.logprobs, scored.entropy, scored.aux_loss
@@ -370,30 +410,17 @@ class PolicyTrainer(
     # Resume
 
     def rollout_state(self) -> dict[str, Any]:
-        return {
-            "step": self._step,
-            "buffer": self._buffered_inputs,
-            "objective": self.objective.state_dict(),
-            "shape": [self.args.steps_per_generation, self.num_iterations],
-            "engine": self.engine_state(),
-        }
+        return self.keeper.state()
 
     def load_rollout_state(self, state: dict[str, Any]) -> None:
-        shape = [self.args.steps_per_generation, self.num_iterations]
-        if state["shape"] != shape:
-            raise ValueError(
-                f"the checkpoint was written with steps_per_generation, num_iterations = {state['shape']}, this run "
-                f"has {shape}: its rollout buffer does not fit. Resume with the same values."
-            )
-        device = self.accelerator.device
-        self._step = state["step"]
-        if state["buffer"] is not None:
-            self._buffered_inputs = [
-                {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.items()}
-                for part in state["buffer"]
-            ]
-        self.objective.load_state_dict(state["objective"])
-        self.load_engine_state(state["engine"])
+        self.keeper.load_state(state)
+
+    def _inner_training_loop(self, *arguments: Any, **named: Any) -> Any:
+        """As upstream's; when the engine is lost or a reward fails, the run stops at a saved checkpoint."""
+        try:
+            return super()._inner_training_loop(*arguments, **named)
+        except (EngineError, RewardError) as error:
+            raise type(error)(f"{error}\n{self.keeper.save_before_stopping()}") from error
 
 
 def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:

@@ -37,6 +37,7 @@ _GRPO_METHODS = (
     "_generate_and_score_completions",
     "_generate_single_turn",
     "_get_per_token_logps_and_entropies",
+    "_inner_training_loop",
     "_log_completion_extra",
     "_log_metric",
     "_prepare_inputs",

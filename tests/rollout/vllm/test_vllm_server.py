@@ -21,7 +21,7 @@ from rollout_fakes import nudge
 from posttrain.rollout.base import EngineLost, EngineRefused, WeightsDiffer
 from posttrain.rollout.vllm.server import VLLMServer, servers_of
 from posttrain.rollout.vllm.transfer import make_transfer
-from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.engines.rollout_plan import RolloutPlan
 
 pytestmark = pytest.mark.vllm
 

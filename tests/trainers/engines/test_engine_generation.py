@@ -16,7 +16,7 @@ from rollout_fakes import CopyEngine, small_model
 from posttrain.objectives.bapo import BAPO
 from posttrain.rollout.base import EngineLost, WeightsDiffer, WeightsLost
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.engines.generation import RolloutPlan
+from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.models.load import character_tokenizer
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig

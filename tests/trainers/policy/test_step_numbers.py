@@ -16,7 +16,7 @@ from posttrain.objectives.grpo import GRPO
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.rollout.base import Completion, Sampling
 from posttrain.rollout.masked.canvas import lay_canvas
-from posttrain.trainers.engines.generation import EngineGeneration
+from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.masked.likelihood import draw_noise
 from posttrain.trainers.masked.trainer import DiffusionTrainer
 from posttrain.trainers.policy.bindings import GRPOConfig
@@ -158,17 +158,18 @@ def test_ranks_sample_further_turns_from_seeds_apart(monkeypatch):
 
     def first_seed(rank: int) -> int:
         host = SimpleNamespace(
-            engine=object(),
-            _round=None,
+            scorer=None,
             model=SimpleNamespace(training=True),
             args=SimpleNamespace(seed=7),
             state=SimpleNamespace(global_step=2),
             accelerator=SimpleNamespace(process_index=rank),
-            _sampling=lambda training: Sampling(max_new_tokens=4),
-            _generate_now=lambda prompts, sampling: asked.append(sampling) or [],
             check_sampled=lambda _: None,
         )
-        EngineGeneration._generate_single_turn(host, [[5, 6]] * 3, None, {}, 1)
+        rollouts = Rollouts(host)
+        rollouts.engine = Recorder()
+        rollouts._sampling = lambda training: Sampling(max_new_tokens=4)
+        rollouts._generate_now = lambda prompts, sampling: asked.append(sampling) or []
+        rollouts.single_turn([[5, 6]] * 3, None)
         return asked[-1].seed
 
     assert first_seed(1) - first_seed(0) == 3  # row i draws from seed + i
