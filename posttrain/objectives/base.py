@@ -29,12 +29,14 @@ class Groups:
     rewards_per_function  (P, G, K)  raw values, NaN where that function could not judge
     weights               (K,)       the recipe's reward weights
     answers               P lists of G final answers (None = none found), or None when no reward yields them
+    lengths               (P, G)     tokens of each response, or None where they are not known
     """
 
     rewards: Tensor
     rewards_per_function: Tensor
     weights: Tensor
     answers: Sequence[Sequence[str | None]] | None = None
+    lengths: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class TokenBatch:
     advantages    (B, 1) or (B, T)
     ref_logprobs  (B, T)  frozen reference, or None
     entropy       (B, T)  policy entropy in nats, no gradient, or None
-    streams       further per-response (B, 1) tensors that `advantages` returned under other names
+    streams       further (B, 1) or (B, T) tensors that `advantages` returned under other names
     forward       further per-token outputs of the forward pass, as asked for by `Objective.needs`
     step          what the trainer knows of the optimizer step ("learning_rate": of the LM head's parameter
                   group, "peak_learning_rate": the highest of the schedule) and what `observe_step` returned
@@ -115,7 +117,8 @@ class Objective(Settings):
     """Whether `reduce` reads `StepTotals.num_tokens`."""
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
-        """Streams of shape (P, G), "advantages" among them. Unjudged (NaN) responses get 0."""
+        """Streams, "advantages" among them: (P, G), one number per response, or (P, G, T), one per token, zero
+        behind a response's end (`Groups.lengths`). Unjudged (NaN) responses get 0."""
         raise NotImplementedError  # every method defines its own
 
     def rollout_metrics(self, groups: Groups) -> dict[str, Tensor]:

@@ -87,6 +87,8 @@ def record_step(
         tensors["groups/rewards"] = groups.rewards
         tensors["groups/rewards_per_function"] = groups.rewards_per_function
         tensors["groups/weights"] = groups.weights
+        if groups.lengths is not None:
+            tensors["groups/lengths"] = groups.lengths
     state_tensors, state_json = _split_state(state or {})
     tensors |= state_tensors
     left_out = _too_large(tensors)
@@ -192,7 +194,11 @@ def _groups_from(tensors: Mapping[str, Tensor], answers: list[list[str | None]] 
     if "groups/rewards" not in tensors:
         return None
     return Groups(
-        tensors["groups/rewards"], tensors["groups/rewards_per_function"], tensors["groups/weights"], answers
+        tensors["groups/rewards"],
+        tensors["groups/rewards_per_function"],
+        tensors["groups/weights"],
+        answers,
+        lengths=tensors.get("groups/lengths"),
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
 from posttrain.objectives.step import StepResult, step_losses
+from posttrain.objectives.streams import column, stream_rows
 from posttrain.observe.reasons import CARRIED, REASONS
 from posttrain.observe.recorder import Record, load_record
 from posttrain.observe.signal import SignalCounts, account_objective
@@ -218,10 +219,14 @@ def _with_advantages(record: Record, objective: Objective, notes: list[str]) -> 
         raise ValueError(
             f"{type(objective).__name__} needs final answers, but no reward of the recorded run yields them"
         )
-    streams = {name: value.flatten() for name, value in objective.advantages(groups).items()}
+    streams = objective.advantages(groups)
     batches = []
     for batch, row in zip(record.batches, rows, strict=True):
-        own = {name: value[row].unsqueeze(1).to(batch.logprobs.dtype) for name, value in streams.items()}
+        width = batch.logprobs.size(1)
+        own = {
+            name: column(stream_rows(value, row, width)).to(batch.logprobs.dtype)
+            for name, value in streams.items()
+        }
         advantages = own.pop("advantages")
         batches.append(replace(batch, advantages=advantages, streams={**batch.streams, **own}))
     return batches

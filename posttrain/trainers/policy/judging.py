@@ -221,6 +221,9 @@ class Judge:
             rewards=total.view(-1, group_size),
             rewards_per_function=per_function.view(-1, group_size, per_function.size(1)),
             weights=weights,
+            lengths=torch.tensor([len(ids) for ids in self.rollout.completion_ids], device=total.device).view(
+                -1, group_size
+            ),
             answers=None
             if answers is None
             else [answers[i : i + group_size] for i in range(0, len(answers), group_size)],

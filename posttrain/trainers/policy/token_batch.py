@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from posttrain.objectives.base import TokenBatch
+from posttrain.objectives.streams import column
 from posttrain.trainers.forward.base import Scored
 from posttrain.trainers.forward.padded import loss_mask
 
@@ -27,18 +26,13 @@ def token_batch(scored: Scored, inputs: Mapping[str, Any]) -> TokenBatch:
         logprobs=logprobs,
         old_logprobs=logprobs.detach() if old is None else old,
         mask=loss_mask(inputs).to(logprobs.dtype),
-        advantages=_column(inputs["advantages"]),
+        advantages=column(inputs["advantages"]),
         ref_logprobs=inputs.get("ref_per_token_logps"),
         entropy=None if entropy is None else entropy.detach(),
         streams={
-            key.removeprefix(_STREAM): _column(value)
+            key.removeprefix(_STREAM): column(value)
             for key, value in inputs.items()
             if key.startswith(_STREAM)
         },
         forward={"actions": inputs["completion_ids"], **scored.outputs},
     )
-
-
-def _column(values: Tensor) -> Tensor:
-    """(B,) to (B, 1); (B, T) as it is."""
-    return values.unsqueeze(1) if values.dim() == 1 else values

@@ -26,6 +26,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
 from posttrain.objectives.base import Groups, Objective, TokenBatch
+from posttrain.objectives.streams import response_means, stream_rows
 from posttrain.ops.groups import degenerate_groups
 from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe
@@ -260,10 +261,11 @@ class PolicyTrainer(
         for name, value in self.objective.rollout_metrics(groups).items():
             self._metrics["train"][f"{self.method}/{name}"].append(float(value))
         for name, values in streams.items():
-            output[buffer_key(name)] = values.reshape(-1)[rows].to(output["advantages"])
+            share = stream_rows(values, rows, output["completion_ids"].size(1))
+            output[buffer_key(name)] = share.to(output["advantages"])
         if "weight_version" in output and self.rollout is not None:
             self.rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
-        self.judge.record_advantages(streams["advantages"].reshape(-1))
+        self.judge.record_advantages(response_means(streams["advantages"], groups.lengths).reshape(-1))
         output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
         output["group"] = output["row"] // self.num_generations
         equal = degenerate_groups(groups.rewards).unsqueeze(1).expand_as(groups.rewards)
