@@ -4,47 +4,38 @@ rollout (masked_diffusion engine) -> rewards, advantages (as every PolicyTrainer
 TRL's buffer with the terms of the old policy and the reference -> the step (optimizer_step.py)
 """
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from accelerate.utils import is_peft_model
-from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from posttrain.objectives.masked_base import (
     DiffusionObjective,
 )
-from posttrain.ops.masked_elbo import Noise
 from posttrain.recipe import Recipe
-from posttrain.rollout.base import Sampling, stable_seed
-from posttrain.rollout.masked.canvas import Canvas, lay_canvas
-from posttrain.rollout.masked.engine import MaskedDiffusionEngine
 from posttrain.rollout.masked.options import DiffusionSampling, schedule
 from posttrain.rollout.masked.predictor import (
     MaskPredictor,
-    check_mask_predictor,
     load_mask_model,
     mask_id_of,
-    whole_on_this_rank,
     with_generation_config,
 )
 from posttrain.trainers.masked.build import mask_ingredients, sampler_arguments
-from posttrain.trainers.masked.likelihood import (
-    all_terms,
-    draw_noise,
-    to_buffer,
-)
+from posttrain.trainers.masked.elbo_scorer import ElboScorer
 from posttrain.trainers.masked.metrics import DiffusionMetrics
 from posttrain.trainers.masked.optimizer_step import DiffusionStep
+from posttrain.trainers.masked.rollouts import MaskedRollouts
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.build import policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.seam.taken_over import own_arguments
-from posttrain.trainers.seam.trl_seam import use_adapter
 
 DiffusionConfig = flat_config("DiffusionConfig", PolicyConfig, DiffusionSampling, __name__)
 
@@ -94,14 +85,13 @@ class DiffusionTrainer(PolicyTrainer):
         args.disable_dropout = True
         _refuse_reloaded_reference(model, args, named)
         super().__init__(with_generation_config(model), reward_funcs, args, *datasets, **named)
-        base = self.accelerator.unwrap_model(self.model)
+        base: Any = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if is_peft_model(base) else base
         self.predictor = MaskPredictor.of(base, mask_id_of(self._tokenizer))
-        self._probed = False
-        if whole_on_this_rank():
-            self._probe_model()
-        self.mask_engine = MaskedDiffusionEngine(
-            self._predicting,
+        self.elbo_scorer = ElboScorer(self, self.objective, self.predictor)
+        self.masked_rollouts = MaskedRollouts(
+            self,
+            self.elbo_scorer,
             self.sampler_options,
             pad_token_id=self._tokenizer.pad_token_id,
             dtype=base.dtype,
@@ -129,46 +119,11 @@ class DiffusionTrainer(PolicyTrainer):
         trainer.row_counts = parts.train_counts
         return trainer
 
-    def _probe_model(self) -> None:
-        """Refuses a model that looks to the left only. Every rank must come here."""
-        self._probed = True
-        if check_mask_predictor(self._own_predictor()) == "attended":
-            self.accelerator.print(
-                f"{type(self.predictor.model).__name__} attends to padding: an ELBO depends on how far its prompt is "
-                "padded. Old and new policy see the same padding, the sampler may see another; prompts of equal "
-                "length have none."
-            )
-
     # Rollout
 
-    def _own_predictor(self) -> MaskPredictor:
-        """The policy on this rank, without the wrapper that exchanges gradients."""
-        return self.predictor.with_model(self.accelerator.unwrap_model(self.model))
-
-    def _predicting(self) -> AbstractContextManager[MaskPredictor]:
-        if not self._probed:  # the first rollout, before any step
-            self._probe_model()
-        return nullcontext(self._own_predictor())
-
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
-        """Replaces TRL's generation by the masked-diffusion engine. Returns completions cut behind their end."""
-        training, rank, count = self.model.training, self.accelerator.process_index, len(prompt_ids)
-        temperature = self.temperature if training else self.args.eval_temperature
-        # An evaluation must not depend on how many came before it, nor training on any of them.
-        key = ("train", self.state.global_step) if training else ("eval", len(self.held_out))
-        seed = stable_seed(self.args.seed, "rollout", *key)
-        sampling = [
-            Sampling(
-                temperature=self.temperature if temperature is None else temperature,
-                max_new_tokens=self.max_completion_length,
-                stop_token_ids=tuple(self.eos_token_ids),
-                seed=seed + rank * count + i,
-            )
-            for i in range(count)
-        ]
-        completions = self.mask_engine.generate(prompt_ids, sampling)
-        self.check_sampled(completion.logprobs for completion in completions)
-        return [completion.token_ids for completion in completions], None
+        """Replaces TRL's generation by the masked-diffusion engine."""
+        return self.masked_rollouts.single_turn(prompt_ids), None
 
     def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> tuple[None, None, None]:
         """TRL asks for left-to-right log-probs of old policy and reference. There are none, and TRL carries none."""
@@ -177,48 +132,9 @@ class DiffusionTrainer(PolicyTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Adds canvas and noise, and the terms of the old policy and the reference, to TRL's buffer."""
         output = super()._generate_and_score_completions(inputs)
-        if not self.model.training:
-            return output
-        objective = self.objective
-        canvas = lay_canvas(
-            output["prompt_ids"],
-            output["prompt_mask"],
-            output["completion_ids"],
-            output["completion_mask"],
-            tail=objective.tail,
-            length=self.max_completion_length,
-            mask_id=self.predictor.mask_id,
-            end_id=self._tokenizer.eos_token_id,
-        )
-        iterations = self.num_iterations if objective.fresh_noise else 1
-        noise = draw_noise(
-            objective,
-            canvas,
-            output["row"],
-            iterations=iterations,
-            seed=self.args.seed,
-            step=self.state.global_step,
-        )
-        output |= to_buffer(canvas, noise)
-        spans_steps = self.args.gradient_accumulation_steps % (
-            self.args.steps_per_generation * self.num_iterations
-        )
-        if spans_steps:  # later steps train on it too, and by then the policy has moved
-            output["old_terms"] = self._fixed_terms(self._own_predictor(), canvas, noise)
-        if self.beta != 0.0:
-            output["ref_terms"] = self._reference_terms(canvas, noise)
+        if self.model.training:
+            self.elbo_scorer.add_terms(output)
         return output
-
-    def _fixed_terms(self, predictor: MaskPredictor, canvas: Canvas, noise: Noise) -> Tensor:
-        rows = self.args.per_device_train_batch_size
-        return all_terms(predictor, canvas, noise, self.objective.level, rows_at_once=rows)
-
-    def _reference_terms(self, canvas: Canvas, noise: Noise) -> Tensor:
-        if self.ref_model is not None:
-            return self._fixed_terms(self.predictor.with_model(self.ref_model), canvas, noise)
-        policy = self.accelerator.unwrap_model(self.model)
-        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-            return self._fixed_terms(self.predictor.with_model(policy), canvas, noise)
 
     # Loss
 

@@ -208,20 +208,25 @@ class Judge:
             raise RewardError(f"on rank {rank}: {message}")
         return _in_order(gather_object([(mine, scores)]), len(rows))
 
-    def groups(self, group_size: int) -> Groups:
-        """The last rollout as the objective wants it: (P, G) rewards over all ranks."""
+    def last(self) -> Rollout:
+        """The rollout that was judged last; RuntimeError before the first."""
         if self.rollout is None:
             raise RuntimeError("Judge: no rollout has been scored yet")
-        per_function = self.rollout.rewards_per_function
+        return self.rollout
+
+    def groups(self, group_size: int) -> Groups:
+        """The last rollout as the objective wants it: (P, G) rewards over all ranks."""
+        last = self.last()
+        per_function = last.rewards_per_function
         weights = self.host.reward_weights.to(per_function)
         total = (per_function * weights).nansum(dim=1)
         total[per_function.isnan().all(dim=1)] = torch.nan
-        answers = self.rollout.answers
+        answers = last.answers
         return Groups(
             rewards=total.view(-1, group_size),
             rewards_per_function=per_function.view(-1, group_size, per_function.size(1)),
             weights=weights,
-            lengths=torch.tensor([len(ids) for ids in self.rollout.completion_ids], device=total.device).view(
+            lengths=torch.tensor([len(ids) for ids in last.completion_ids], device=total.device).view(
                 -1, group_size
             ),
             answers=None

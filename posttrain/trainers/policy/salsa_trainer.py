@@ -1,5 +1,8 @@
 """SALSA's trainer: a policy objective whose KL reference is a soup. See posttrain/references/salsa.py."""
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+# Upstream annotates its trainers more widely than what their attributes hold once they are built.
+
 from __future__ import annotations
 
 import logging

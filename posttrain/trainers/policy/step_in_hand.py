@@ -100,6 +100,10 @@ class StepInHand:
         )
         return self._open
 
+    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The loss of the next micro-batch of TRL's buffer: this rank's share of the step's loss times the ranks."""
+        raise NotImplementedError  # every kind of method scores its own way
+
     def current(self) -> OptimizerStep:
         if self._open is None:
             raise RuntimeError(

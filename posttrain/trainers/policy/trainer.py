@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,9 +24,8 @@ from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
-from posttrain.objectives.base import Groups, Objective, TokenBatch
-from posttrain.objectives.streams import response_means, stream_rows
-from posttrain.ops.groups import degenerate_groups
+from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.objectives.streams import response_means
 from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe
 from posttrain.rewards.runner import RewardError
@@ -46,8 +44,9 @@ from posttrain.trainers.policy.keeper import Keeper
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.optimizer_step import PolicyStep
 from posttrain.trainers.policy.reward_sources import reward_sources
+from posttrain.trainers.policy.rollout_batch import add_to_buffer
 from posttrain.trainers.policy.step_in_hand import StepInHand
-from posttrain.trainers.policy.token_batch import buffer_key, token_batch
+from posttrain.trainers.policy.token_batch import token_batch
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import POLICY_EVALUATION, check_best_metric
 from posttrain.trainers.seam.build import ingredients, policy_arguments, reward_runner, training_arguments
@@ -212,7 +211,7 @@ class PolicyTrainer(
     def _make_probe(self) -> ForwardProbe | None:
         if not self.objective.needs:
             return None
-        policy = self.accelerator.unwrap_model(self.model)
+        policy: Any = self.accelerator.unwrap_model(self.model)
         causal_lm = policy.get_base_model() if is_peft_model(policy) else policy
         return ForwardProbe(causal_lm, self.objective.needs, self.objective.num_candidates)
 
@@ -251,29 +250,24 @@ class PolicyTrainer(
         if not self.model.training:
             return output
         self.rollouts.mark(output)
-        groups = self.judge.groups(self.num_generations)
+        self._add_advantages(output, len(inputs))
+        return output
+
+    def _add_advantages(self, output: dict[str, Any], count: int) -> None:
+        """The objective's advantages for this rank's `count` responses of the rollout that was just judged."""
+        rollout, groups = self.judge.last(), self.judge.groups(self.num_generations)
         self.step.groups = groups
         streams = self.objective.advantages(groups)
-        self._check_rewards(groups, streams)
-        rows = slice(
-            self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
-        )
+        fault = reward_fault(groups, streams, self.reward_func_names)
+        if fault is not None:  # on every rank: all have the same rewards
+            self.stop_not_finite(fault, f"the rollout of step {self.state.global_step + 1}")
         for name, value in self.objective.rollout_metrics(groups).items():
             self._metrics["train"][f"{self.method}/{name}"].append(float(value))
-        for name, values in streams.items():
-            share = stream_rows(values, rows, output["completion_ids"].size(1))
-            output[buffer_key(name)] = share.to(output["advantages"])
-        if "weight_version" in output and self.rollout is not None:
-            self.rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
+        if "weight_version" in output:
+            rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
         self.judge.record_advantages(response_means(streams["advantages"], groups.lengths).reshape(-1))
-        output["row"] = torch.arange(rows.start, rows.stop, device=output["advantages"].device)
-        output["group"] = output["row"] // self.num_generations
-        equal = degenerate_groups(groups.rewards).unsqueeze(1).expand_as(groups.rewards)
-        output["equal_rewards"] = equal.reshape(-1)[rows]
-        output["unjudged"] = groups.rewards.reshape(-1)[rows].isnan()
-        # TRL zeroes the mask of a truncated response; the account wants every token that was generated.
-        output["generated_mask"] = self._generated_mask(output["completion_ids"], rows)
-        return output
+        rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        add_to_buffer(output, groups, streams, rows, rollout.completion_ids[rows])
 
     @property
     def rollout(self) -> Rollout | None:
@@ -309,21 +303,6 @@ class PolicyTrainer(
             return super()._calculate_rewards(*batch)[:, :-1]
         finally:
             self.reward_funcs, self.reward_processing_classes, self.reward_func_names = whole
-
-    def _check_rewards(self, groups: Groups, streams: Mapping[str, Tensor]) -> None:
-        """NotFinite for rewards that advantages in float32 cannot be made of; the same rewards are on every rank."""
-        fault = reward_fault(groups, streams, self.reward_func_names)
-        if fault is not None:
-            self.stop_not_finite(fault, f"the rollout of step {self.state.global_step + 1}")
-
-    def _generated_mask(self, completion_ids: Tensor, rows: slice) -> Tensor:
-        """1 where the rollout has a token, whatever the loss does with it. (B, T)."""
-        if self.rollout is None:
-            raise RuntimeError("PolicyTrainer: no rollout has been scored yet")
-        lengths = torch.tensor(
-            [len(ids) for ids in self.rollout.completion_ids[rows]], device=completion_ids.device
-        )
-        return torch.arange(completion_ids.size(1), device=completion_ids.device) < lengths.unsqueeze(1)
 
     def _generate_single_turn(
         self,

@@ -18,7 +18,7 @@ from posttrain.rollout.base import Completion, Sampling
 from posttrain.rollout.masked.canvas import lay_canvas
 from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.masked.likelihood import draw_noise
-from posttrain.trainers.masked.trainer import DiffusionTrainer
+from posttrain.trainers.masked.rollouts import sampling_of
 from posttrain.trainers.policy.bindings import GRPOConfig
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.token_weights import token_weights
@@ -128,7 +128,6 @@ class Recorder:
 
 
 def diffusion_seeds(rank: int, *, step: int = 0, training: bool = True, count: int = 3) -> list[int]:
-    engine = Recorder()
     host = SimpleNamespace(
         model=SimpleNamespace(training=training),
         accelerator=SimpleNamespace(process_index=rank),
@@ -138,11 +137,8 @@ def diffusion_seeds(rank: int, *, step: int = 0, training: bool = True, count: i
         temperature=1.0,
         max_completion_length=4,
         eos_token_ids=[1],
-        mask_engine=engine,
-        check_sampled=lambda _: None,
     )
-    DiffusionTrainer._generate_single_turn(host, [[5]] * count)
-    return [one.seed for one in engine.asked]
+    return [one.seed for one in sampling_of(host, count)]
 
 
 def test_every_row_of_every_rank_draws_from_a_seed_of_its_own():
