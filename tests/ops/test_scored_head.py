@@ -86,7 +86,8 @@ def test_candidates_are_the_most_likely_with_the_target_among_them() -> None:
         hidden, weight, targets, bias=bias, shape=shape, num_candidates=5, tile_elements=16 * 50
     )
     ids, logits = top_candidates(plain(hidden, weight, bias, shape), targets, 5)
-    assert found.candidate_ids is not None and found.candidate_logits is not None
+    assert found.candidate_ids is not None
+    assert found.candidate_logits is not None
     assert torch.equal(found.candidate_ids, ids)
     assert_close(found.candidate_logits, logits.detach(), rtol=0, atol=1e-12)
     assert not found.candidate_logits.requires_grad
@@ -105,7 +106,8 @@ def test_half_precision_is_scored_in_float32() -> None:
     logits = (hidden @ weight.t()).float()  # the product itself in bfloat16
     assert_close(found.logprobs, token_logprobs(logits, targets), rtol=0, atol=1e-5)
     found.logprobs.sum().backward()
-    assert hidden.grad is not None and weight.grad is not None
+    assert hidden.grad is not None
+    assert weight.grad is not None
     assert (hidden.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
@@ -121,7 +123,8 @@ def test_no_position_and_a_frozen_head() -> None:
     hidden, weight, _, targets = inputs()
     empty = scored_tokens(hidden[:0], weight, targets[:0], entropy=True)
     empty.logprobs.sum().backward()
-    assert hidden.grad is not None and not hidden.grad.any()
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
     frozen = weight.detach()
     scored_tokens(hidden, frozen, targets).logprobs.sum().backward()
     assert hidden.grad.any()

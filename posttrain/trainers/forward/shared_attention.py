@@ -1,0 +1,118 @@
+"""Attention within a packed row of prompt groups, as an attention implementation of transformers.
+
+The rows travel with the call (`shared_rows=`, a keyword that models hand on to every layer), so gradient checkpointing
+recomputes a layer with the rows it had, and a call without them is plain scaled-dot-product attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from posttrain.trainers.forward.shared_rows import SharedRows
+
+NAME = "posttrain_shared"
+
+
+def shared_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    shared_rows: SharedRows | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """(1, heads, N, size) each, keys and values perhaps with fewer heads -> (1, N, heads, size)."""
+    if shared_rows is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return output, None
+    repeats = query.size(1) // key.size(1)
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    parts = []
+    for group in shared_rows.groups:
+        start, end = group.prompt
+        # causal needs no mask, and runs without one, unless a window cuts the past off
+        seen = None
+        if sliding_window is not None and end - start > sliding_window:
+            seen = shared_rows.mask(end - start, 0, sliding_window)
+        asked, known = key[:, :, start:end], value[:, :, start:end]
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, start:end],
+                asked,
+                known,
+                attn_mask=seen,
+                is_causal=seen is None,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+        for begin, stop in group.completions:
+            if stop > begin:
+                parts.append(
+                    scaled_dot_product_attention(
+                        query[:, :, begin:stop],
+                        torch.cat([asked, key[:, :, begin:stop]], 2),
+                        torch.cat([known, value[:, :, begin:stop]], 2),
+                        attn_mask=shared_rows.mask(stop - begin, end - start, sliding_window),
+                        dropout_p=dropout,
+                        scale=scaling,
+                    )
+                )
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, shared_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def why_not_shared(model: PreTrainedModel) -> str | None:
+    """Why this model cannot take packed prompt groups; None where it can."""
+    config = model.config.get_text_config()
+    settings = vars(config)
+    if config is not model.config:
+        return "it reads more than text"
+    if not model._supports_attention_backend:
+        return "its attention cannot be replaced"
+    kinds = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
+    if settings.get("attn_logit_softcapping") is not None:
+        return "it caps its attention's logits"
+    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        return "it has attention sinks"
+    if settings.get("output_router_logits"):
+        return "its router's auxiliary loss counts the tokens of prompts once per completion"
+    if settings.get("use_cache") is False and settings.get("is_decoder") is False:
+        return "it is no decoder"
+    return None
+
+
+def take_shared_rows(model: PreTrainedModel) -> None:
+    """From now on the model takes `shared_rows`; calls without them compute what they did with "sdpa"."""
+    model.set_attn_implementation(NAME)
+
+
+def shared_inputs(rows: SharedRows) -> dict[str, Any]:
+    """Keyword arguments for the model's backbone."""
+    return {
+        "input_ids": rows.ids,
+        "position_ids": rows.positions,
+        # a mask that is made already: four dimensions tell transformers to make none
+        "attention_mask": rows.ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
+        "shared_rows": rows,
+        "use_cache": False,
+    }
