@@ -1,14 +1,15 @@
 """Generation with the model in training itself, in this process: no second copy, no sync, no other package.
 
-Against `model.generate`: equal prompts are read once, rows that have ended leave the batch, the log-prob of each
-token comes out with it, and row i draws from its own seed, so that a completion does not depend on its neighbours.
+Against `model.generate`: equal prompts are read once, the cache has room from the start, rows that have ended leave the
+batch, the log-prob of each token comes out with it, and row i draws from its own seed, so that a completion does not
+depend on its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from posttrain.process.phases import PHASES, Open
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
+from posttrain.rollout.preallocated import preallocated
+from posttrain.rollout.sampler import Sampler, uniform_draws
 
 _LEAVE_SHARE = (
     0.125  # rows are taken out of the cache once this share of them has ended: each removal copies it
@@ -29,7 +32,8 @@ class _Batch:
 
     index: Tensor  # (R,) which row of the call each one is
     logits: Tensor  # (R, V) of the next token
-    mask: Tensor  # (R, L)
+    mask: Tensor | None  # (R, L); None where no prompt is padded
+    length: int  # L
     cache: Any
     ended: Tensor  # (R,) bool
 
@@ -125,9 +129,9 @@ class _Writing:
         self.device = next(model.parameters()).device
         self.tokens: list[list[int]] = [[] for _ in wanted]
         self.logprobs: list[list[float]] = [[] for _ in wanted]
-        self.draws = _uniform_draws([one for _, one in wanted]).to(self.device)
+        self.draws = uniform_draws([one for _, one in wanted]).to(self.device)
         self.writing = len(wanted)  # rows that have not ended
-        self.sampler = _Sampler([one for _, one in wanted], self.device)
+        self.sampler = Sampler([one for _, one in wanted], self.device)
 
     def run(self, phase: Open, done_before: int) -> list[Completion]:
         phase.at(done_before, "reading prompts")
@@ -185,10 +189,12 @@ class _Writing:
             logits_to_keep=1,
         )
         rows_of = torch.tensor(of_row, device=self.device)
-        out.past_key_values.batch_select_indices(rows_of)
+        longest = max(one.max_new_tokens for _, one in self.wanted)
+        cache = preallocated(out.past_key_values, rows_of, width + longest)
         ended = torch.zeros(len(of_row), dtype=torch.bool, device=self.device)
         index = torch.arange(len(of_row), device=self.device)
-        return _Batch(index, out.logits[rows_of, -1], mask[rows_of], out.past_key_values, ended)
+        padded = any(len(prompt) < width for prompt in distinct)
+        return _Batch(index, out.logits[rows_of, -1], mask[rows_of] if padded else None, width, cache, ended)
 
     def _forward(self, batch: _Batch, chosen: Tensor) -> _Batch:
         """Feeds the chosen tokens; ended rows leave first, once there are enough of them."""
@@ -196,18 +202,26 @@ class _Writing:
         if _LEAVE_SHARE <= share < 1.0:
             stay = (~batch.ended).nonzero().squeeze(1)
             batch.cache.batch_select_indices(stay)
-            batch = _Batch(batch.index[stay], batch.logits, batch.mask[stay], batch.cache, batch.ended[stay])
+            mask = None if batch.mask is None else batch.mask[stay]
+            batch = replace(batch, index=batch.index[stay], mask=mask, ended=batch.ended[stay])
             chosen = chosen[stay]
-        mask = torch.cat([batch.mask, batch.mask.new_ones(batch.index.numel(), 1)], dim=1)
+        rows, mask = batch.index.numel(), batch.mask
+        if mask is None:
+            positions = torch.full((rows, 1), batch.length, device=self.device)
+        else:
+            mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+            positions = mask.sum(1, keepdim=True) - 1
         out = self.model(
             input_ids=chosen.unsqueeze(1),
             attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,
+            position_ids=positions,
             past_key_values=batch.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return _Batch(batch.index, out.logits[:, -1], mask, out.past_key_values, batch.ended)
+        return replace(
+            batch, logits=out.logits[:, -1], mask=mask, length=batch.length + 1, cache=out.past_key_values
+        )
 
     def _seen_tokens(self, vocabulary: int) -> Tensor | None:
         """(R, V) bool: tokens of the prompt and the completion so far, when a repetition penalty reads them."""
@@ -217,73 +231,6 @@ class _Writing:
         for row, (prompt, _) in enumerate(self.wanted):
             seen[row, torch.tensor(prompt, device=self.device)] = True
         return seen
-
-
-class _Sampler:
-    """The sampling options of all rows as columns, so that one call shapes the whole batch."""
-
-    def __init__(self, sampling: Sequence[Sampling], device: torch.device) -> None:
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        self.temperature = column([one.temperature for one in sampling])
-        self.penalty = column([one.repetition_penalty for one in sampling])
-        self.min_p = column([one.min_p for one in sampling])
-        self.top_p = column([one.top_p for one in sampling])
-        self.top_k = torch.tensor([one.top_k for one in sampling], device=device)
-        self.greedy = self.temperature == 0
-        self.shapes = any(one.min_p > 0 or one.top_p < 1 or one.top_k > 0 for one in sampling)
-
-    def choose(
-        self, logits: Tensor, index: Tensor, draws: Tensor, seen: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The next token of each row and its log-prob under the distribution it was drawn from. (R,), (R,)."""
-        logits = logits.float()
-        if seen is not None:
-            penalty = self.penalty[index].unsqueeze(1)
-            punished = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits = torch.where(seen[index], punished, logits)
-        greedy = self.greedy[index].unsqueeze(1)
-        logits = logits / torch.where(greedy, 1.0, self.temperature[index].unsqueeze(1))
-        if self.shapes:
-            logits = torch.where(greedy, logits, self._truncate(logits, index))
-        logprobs = logits.log_softmax(-1)
-        chosen = torch.where(greedy.squeeze(1), logprobs.argmax(-1), _inverse_cdf(logprobs, draws))
-        return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
-
-    def _truncate(self, logits: Tensor, index: Tensor) -> Tensor:
-        """min-p, then top-k, then top-p: vLLM's order. Dropped tokens get -inf."""
-        probs = logits.softmax(-1)
-        floor = probs.amax(-1, keepdim=True) * self.min_p[index].unsqueeze(1)
-        logits = logits.masked_fill(probs < floor, -torch.inf)
-        ordered, order = logits.sort(-1, descending=True)
-        rank = torch.arange(logits.size(-1), device=logits.device).unsqueeze(0)
-        top_k = self.top_k[index].unsqueeze(1)
-        ordered = ordered.masked_fill((top_k > 0) & (rank >= top_k), -torch.inf)
-        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)  # mass of the likelier tokens
-        before[:, 0] = 0.0
-        ordered = ordered.masked_fill(before >= self.top_p[index].unsqueeze(1), -torch.inf)
-        return torch.empty_like(logits).scatter_(1, order, ordered)
-
-
-def _inverse_cdf(logprobs: Tensor, draws: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes the draw. (R, V), (R,) in [0, 1) -> (R,)."""
-    cumulative = (
-        logprobs.double().exp().cumsum(-1)
-    )  # float64: a large vocabulary's tail would drown in float32
-    target = (draws * cumulative[:, -1]).unsqueeze(1)
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    return chosen.clamp(max=logprobs.size(-1) - 1)
-
-
-def _uniform_draws(sampling: Sequence[Sampling]) -> Tensor:
-    """(R, T) in [0, 1), float64: all that the rows will need, each from its own seed."""
-    longest = max(one.max_new_tokens for one in sampling)
-    draws = torch.empty(len(sampling), longest, dtype=torch.float64)
-    for row, one in enumerate(sampling):
-        generator = None if one.seed is None else torch.Generator().manual_seed(one.seed)
-        draws[row] = torch.rand(longest, dtype=torch.float64, generator=generator)
-    return draws
 
 
 def _stop_table(stops: Sequence[Sequence[int]], device: torch.device) -> Tensor:
