@@ -58,12 +58,26 @@ class PairBatch:
         return self.rejected_logps - self.ref_rejected_logps
 
 
+@dataclass(frozen=True)
+class Imitation:
+    """Answers to imitate other than the chosen ones.
+
+    file  of rows with prompt and completion; None: the reference's own, sampled once before training
+    """
+
+    file: str | None = None
+
+
 @pydantic.dataclasses.dataclass(frozen=True)
 class PairLoss(Settings):
     """Base of every method that learns from pairs. Subclasses override what differs from the defaults."""
 
     needs_reference: ClassVar[bool] = True
     """False: reference log-probs are not computed, and the batch carries zeros in their place."""
+
+    def imitates(self) -> Imitation | None:
+        """Whose answers `PairBatch.imitation_logps` are to be of; None: nobody's, it stays empty."""
+        return None
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         """The loss of each pair, to be averaged over the pairs of the optimizer step. (B,)."""

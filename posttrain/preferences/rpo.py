@@ -20,7 +20,7 @@ from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from posttrain.preferences.base import PairBatch, PairLoss
+from posttrain.preferences.base import Imitation, PairBatch, PairLoss
 from posttrain.preferences.dpo import dpo_loss
 from posttrain.preferences.sft import length_mean_nll, sequence_nll, token_mean_nll
 
@@ -90,6 +90,9 @@ class RPO(PairLoss):
     def __post_init__(self) -> None:
         if (self.imitate == "dataset") != (self.imitation_data is not None):
             raise ValueError("RPO: imitate 'dataset' and imitation_data go together; set both or neither")
+
+    def imitates(self) -> Imitation | None:
+        return None if self.imitate == "chosen" else Imitation(file=self.imitation_data)
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         loss = dpo_loss(

@@ -29,6 +29,9 @@ _FSDP_MAIN_RANK_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 Prompt = str | list[dict[str, Any]]
 EngineOf = Callable[[Path], Engine]
 """Makes an engine that generates with the policy in a folder; the caller closes it."""
+Answer = Callable[[list[list[int]], list[Sampling]], list[str]]
+"""Prompts as tokens and how to sample each -> answers as text. Every rank calls it once, one without a prompt too: it
+may hold collectives."""
 
 
 class Generator(Protocol):

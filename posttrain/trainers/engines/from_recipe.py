@@ -14,9 +14,14 @@ from posttrain.recipe import Recipe, RecipeError
 from posttrain.recipe.sections import RolloutSection, VLLMSection
 from posttrain.rollout.base import Engine, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.engines.answers import EngineGenerator, EngineOf, pad_id, whole_weights_everywhere
+from posttrain.trainers.engines.answers import (
+    Answer,
+    EngineGenerator,
+    EngineOf,
+    pad_id,
+    whole_weights_everywhere,
+)
 from posttrain.trainers.models.folder import holds_adapter, load_dense
-from posttrain.trainers.preference.imitation import Answer
 from posttrain.trainers.seam.build import model_and_tokenizer
 
 _LOOKAHEAD = ("staleness", "partial_budget", "importance_correction")

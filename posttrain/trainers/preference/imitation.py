@@ -1,4 +1,4 @@
-"""Answers to imitate beside the pairs, for RPO with another baseline than the chosen answers.
+"""Answers to imitate beside the pairs, for a method that imitates others than the chosen ones.
 
 A row of pairs carries them in the column `imitation` (text, or messages) and, where they answer another
 prompt than the pair's, `imitation_prompt`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,17 +20,62 @@ from trl.data_utils import common_prefix_length
 
 from posttrain.data import DataError, load_rows
 from posttrain.data.layout import Needs
+from posttrain.preferences.base import Imitation
 from posttrain.recipe.sections import DataSection
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.engines.answers import answer_text, pad_id, prompt_ids, stop_ids
+from posttrain.trainers.engines.answers import Answer, answer_text, pad_id, prompt_ids, stop_ids
 from posttrain.trainers.models.reference import share_from_main
 
-Answer = Callable[[list[list[int]], list[Sampling]], list[str]]
-"""Prompts as tokens and how to sample each -> answers as text. Every rank calls it once, one without a prompt too: it
-may hold collectives."""
-
 logger = logging.getLogger(__name__)
+
+
+class ImitatedAnswers:
+    """A run's answers to imitate, put beside its pairs while the rows are prepared.
+
+    wanted    whose answers the method imitates (`PairLoss.imitates`)
+    model     the reference, or the model before training: it is sampled where nothing else answers
+    answer    samples in its place; None: `model` does it itself, in this process
+    sampling  how; None: up to half of max_length new tokens
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wanted: Imitation | None,
+        model: Any,
+        answer: Answer | None,
+        sampling: Sampling | None,
+    ) -> None:
+        self.wanted = wanted
+        sampled = wanted is not None and wanted.file is None
+        for option, value in (("answer", answer), ("sampling", sampling)):
+            if value is not None and not sampled:
+                raise ValueError(
+                    f"{name}: {option} has no effect: with these settings the reference's answers are not "
+                    "imitated; leave it out"
+                )
+        if sampled and answer is None and not isinstance(model, nn.Module):
+            raise ValueError(
+                f"{name}: imitate 'reference' samples before training: pass the model itself, not its path"
+            )
+        self._model, self._answer, self._sampling = model, answer, sampling
+
+    def beside(
+        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: Any, *, training: bool
+    ) -> Dataset:
+        """`rows` with a column `imitation`, where the method wants one and they have none."""
+        if self.wanted is None or "imitation" in rows.column_names:
+            return rows
+        seed = args.seed + (not training)
+        if self.wanted.file is not None:
+            talks = isinstance(rows[0]["prompt"], list)
+            return pair_with_dataset(rows, read_imitation_rows(self.wanted.file, chat=talks), seed)
+        limit = args.max_length
+        sampling = self._sampling or Sampling(max_new_tokens=(limit or 1024) // 2)
+        sampling = with_stops(sampling, self._model, tokenizer)
+        answer = self._answer or answers_of(self._model, tokenizer, on_cpu=args.use_cpu)
+        return sample_imitation(rows, tokenizer, answer, sampling, seed, limit)
 
 
 def sample_imitation(

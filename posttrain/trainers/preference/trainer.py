@@ -27,11 +27,14 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.recipe import Recipe
+from posttrain.rollout.base import Sampling
 from posttrain.rollout.model_folder import without_router_logits
+from posttrain.trainers.engines.answers import Answer
+from posttrain.trainers.engines.from_recipe import answers_of_start, sampling_of
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import share_from_main
 from posttrain.trainers.preference.collator import PairCollator, take_imitation
-from posttrain.trainers.preference.imitation import tokenize_imitation
+from posttrain.trainers.preference.imitation import ImitatedAnswers, tokenize_imitation
 from posttrain.trainers.preference.rows import (
     PROMPT_FILLS,
     PairCounts,
@@ -101,6 +104,13 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
     ref_model   the frozen reference. Without it: a copy of the model as it is now, or, with an adapter, TRL's
                 rule (a new adapter: the base model; an adapter that came with the model: a frozen copy of it)
     row_counts  what became of the training rows
+
+    A method may imitate other answers than the chosen ones (RPO's `imitate`): those of the rows' own column
+    `imitation`, of a file, or of the reference, sampled once before training.
+
+    sampling    how the reference is sampled
+    answer      samples in its place, see `engines.answers.Answer`; otherwise the reference, or the model, does it
+                itself, in this process
     """
 
     loss_is_scaled_for_ga = (
@@ -122,6 +132,8 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         eval_dataset: Any = None,
         *,
         method: PairLoss | None = None,
+        sampling: Sampling | None = None,
+        answer: Answer | None = None,
         **trl_arguments: Any,
     ) -> None:
         learner = type(method) if method is not None else self.method_class
@@ -143,6 +155,9 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         if not isinstance(model, str):
             without_router_logits(model)
         self.method = method
+        self._imitated = ImitatedAnswers(
+            learner.__name__, method.imitates(), model if ref_model is None else ref_model, answer, sampling
+        )
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
         if ref_model is None and not isinstance(model, str) and _needs_a_copy(model, config, trl_arguments):
@@ -162,6 +177,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
             max_length=config.max_length,
             pad_to_multiple_of=config.pad_to_multiple_of,
         )
+        del self._imitated  # the engine and the model it holds are not kept
         if not method.needs_reference:
             self.ref_model = None  # TRL makes one in any case
         own = {f"{self.method_name}/{name}" for name in _metric_names(method)}
@@ -189,14 +205,12 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
 
     @classmethod
     def recipe_options(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: Any) -> dict[str, Any]:
-        """Further keyword arguments that the method's trainer takes from a recipe."""
-        return {}
+        """The recipe's sampling and engine, where the method samples answers to imitate."""
+        if recipe.rollout is None:
+            return {}
+        return {"sampling": sampling_of(recipe), "answer": answers_of_start(recipe, tokenizer, args)}
 
     # Rows
-
-    def with_imitation(self, rows: Dataset, args: Any, dataset_name: str) -> Dataset:
-        """`rows`, with the answers to imitate beside the pairs where the method wants any."""
-        return rows
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """TRL's tokenisation between our shortening of conversations and our account of the rows."""
@@ -215,7 +229,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
             before = len(dataset)
             if args.max_length is not None:
                 dataset = shorten_prompts(dataset, self._tokenizer, args.max_length, counts)
-            dataset = self.with_imitation(dataset, args, dataset_name)
+            dataset = self._imitated.beside(dataset, self._tokenizer, args, training=dataset_name == "train")
             if "imitation" in dataset.column_names:
                 dataset = tokenize_imitation(dataset, self._tokenizer)
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
