@@ -64,7 +64,7 @@ def measure(name: str, model: LlamaForCausalLM, tokenizer: Any, args: argparse.N
     ends: list[tuple[float, float]] = []
     generating: list[tuple[float, ...]] = []
 
-    class Timed(vars(bindings)[f"{method}Trainer"]):
+    class Timed(getattr(bindings, f"{method}Trainer")):
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             begun = clocks()
             output = super()._generate_and_score_completions(inputs)
@@ -77,7 +77,7 @@ def measure(name: str, model: LlamaForCausalLM, tokenizer: Any, args: argparse.N
             return loss
 
     with tempfile.TemporaryDirectory() as folder:
-        config = vars(bindings)[f"{method}Config"](
+        config = getattr(bindings, f"{method}Config")(
             output_dir=folder,
             use_cpu=True,
             bf16=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from posttrain.recipe.errors import suggest
 from posttrain.recipe.methods import METHODS
 
 _HOMES = {
@@ -20,8 +21,9 @@ __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]  # the o
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; methods: {', '.join(METHODS)}")
-    return vars(import_module(_HOMES[name]))[name]
+        hint = suggest(name, _HOMES) or f"; methods: {', '.join(METHODS)}"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -56,11 +56,11 @@ def config(method: str, folder: Path, **extra: Any) -> Any:
         "max_steps": 2,
         "seed": 3,
     }
-    return vars(diffusion_bindings)[f"{method}Config"](**arguments | extra)
+    return getattr(diffusion_bindings, f"{method}Config")(**arguments | extra)
 
 
 def trainer_class(method: str) -> Any:
-    return vars(diffusion_bindings)[f"{method}Trainer"]
+    return getattr(diffusion_bindings, f"{method}Trainer")
 
 
 def fixed(method: str) -> Any:

@@ -56,14 +56,14 @@ def shard_on_cpus() -> None:
 def train(method: str, folder: Path) -> dict[str, Any]:
     """The whole weights at the end and each step's loss and gradient norm."""
     tokenizer = character_tokenizer()
-    trainer_class = vars(bindings)[f"{method}Trainer"]
+    trainer_class = getattr(bindings, f"{method}Trainer")
 
     class Fixed(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
         def _generate_single_turn(self, prompt_ids, *_: Any, **__: Any):
             offset = self.accelerator.process_index * len(prompt_ids)
             return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
 
-    config = vars(bindings)[f"{method}Config"](
+    config = getattr(bindings, f"{method}Config")(
         **arguments(
             folder,
             use_cpu=KIND == "ddp",

@@ -64,7 +64,7 @@ def fixed_completion(prompt: list[int], place: int) -> list[int]:
 def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str, Any]:
     tokenizer = character_tokenizer()
     name = method.partition(",")[0]
-    trainer_class = vars(bindings)[f"{name}Trainer"]
+    trainer_class = getattr(bindings, f"{name}Trainer")
     seen: list[torch.Tensor] = []
 
     class Fixed(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
@@ -73,7 +73,7 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
             offset = self.accelerator.process_index * len(prompt_ids)
             return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
 
-    config = vars(bindings)[f"{name}Config"](
+    config = getattr(bindings, f"{name}Config")(
         **arguments(
             folder,
             per_device_train_batch_size=batch,

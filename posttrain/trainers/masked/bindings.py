@@ -1,4 +1,4 @@
-"""The trainers of the masked-diffusion methods: each binds one objective to `DiffusionTrainer`.
+"""The trainers of the masked-diffusion methods: each line of METHODS binds one objective to `DiffusionTrainer`.
 
 `BGPOTrainer(model, reward_funcs, args=BGPOConfig(output_dir=..., samples=16), train_dataset=...)` works like any TRL
 trainer; the config holds TRL's arguments, the sampler's (posttrain/rollout/masked/options.py), and the settings of
@@ -7,42 +7,17 @@ the objective, which its docstring explains.
 
 from __future__ import annotations
 
-from posttrain.objectives.bgpo import BGPO
-from posttrain.objectives.coupled_grpo import CoupledGRPO
-from posttrain.objectives.diffu_grpo import DiffuGRPO
-from posttrain.objectives.vrpo_ol import VRPOOL
+from typing import Any
+
 from posttrain.trainers.masked.trainer import DiffusionConfig, DiffusionTrainer
-from posttrain.trainers.seam.config import flat_config
+from posttrain.trainers.seam.binding import Binding
 
-BGPOConfig = flat_config("BGPOConfig", DiffusionConfig, BGPO, __name__)
-VRPOOLConfig = flat_config("VRPOOLConfig", DiffusionConfig, VRPOOL, __name__)
-DiffuGRPOConfig = flat_config("DiffuGRPOConfig", DiffusionConfig, DiffuGRPO, __name__)
-CoupledGRPOConfig = flat_config("CoupledGRPOConfig", DiffusionConfig, CoupledGRPO, __name__)
+_bound = Binding(__name__, DiffusionTrainer, DiffusionConfig, "objective_class")
 
 
-class BGPOTrainer(DiffusionTrainer):
-    """BGPO, see posttrain/objectives/bgpo.py."""
-
-    objective_class = BGPO
-    config_class = BGPOConfig
+def __getattr__(name: str) -> Any:
+    return _bound(name)
 
 
-class VRPOOLTrainer(DiffusionTrainer):
-    """VRPO-OL, see posttrain/objectives/vrpo_ol.py."""
-
-    objective_class = VRPOOL
-    config_class = VRPOOLConfig
-
-
-class DiffuGRPOTrainer(DiffusionTrainer):
-    """diffu-GRPO, see posttrain/objectives/diffu_grpo.py."""
-
-    objective_class = DiffuGRPO
-    config_class = DiffuGRPOConfig
-
-
-class CoupledGRPOTrainer(DiffusionTrainer):
-    """coupled-GRPO, see posttrain/objectives/coupled_grpo.py."""
-
-    objective_class = CoupledGRPO
-    config_class = CoupledGRPOConfig
+def __dir__() -> list[str]:
+    return _bound.names()

@@ -45,7 +45,7 @@ def judged_with_answers(completions, **_):
 
 def spied(name: str, model: Any, tokenizer: Any, folder: Path, reward: Any = judged, **settings: Any):
     """A trainer that keeps, for each micro-batch, (inputs, TokenBatch) as its forward made them."""
-    trainer_class = vars(bindings)[f"{name}Trainer"]
+    trainer_class = getattr(bindings, f"{name}Trainer")
     seen: list[tuple[dict[str, Any], Any]] = []
 
     class Spied(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
@@ -57,7 +57,7 @@ def spied(name: str, model: Any, tokenizer: Any, folder: Path, reward: Any = jud
             return batch, *rest
 
     peft_config = settings.pop("peft_config", None)
-    config = vars(bindings)[f"{name}Config"](**arguments(folder, **settings))
+    config = getattr(bindings, f"{name}Config")(**arguments(folder, **settings))
     trainer = Spied(
         copy.deepcopy(model), reward, config, rows(24), processing_class=tokenizer, peft_config=peft_config
     )

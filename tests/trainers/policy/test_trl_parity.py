@@ -61,8 +61,8 @@ def both(pair: Pair, model, tokenizer, tmp_path, **extra: Any):
     """A PolicyTrainer and TRL's trainer on copies of one model."""
     model.config._name_or_path = str(tmp_path / "start")
     model.save_pretrained(tmp_path / "start")
-    config = vars(bindings)[f"{pair.ours}Config"](**arguments(tmp_path, **extra), **pair.settings)
-    ours = vars(bindings)[f"{pair.ours}Trainer"](
+    config = getattr(bindings, f"{pair.ours}Config")(**arguments(tmp_path, **extra), **pair.settings)
+    ours = getattr(bindings, f"{pair.ours}Trainer")(
         copy.deepcopy(model), judged, config, rows(), processing_class=tokenizer
     )
     theirs = trl.GRPOTrainer(
