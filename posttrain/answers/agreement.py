@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from posttrain.answers.compare import agree, real_of
-from posttrain.answers.shape import Either, Expr, Group, Named, Shape
+from posttrain.answers.shape import Either, Expr, Named, Several, Shape
 from posttrain.answers.value import Number, lift, mp
 
 _DECIMAL = re.compile(
@@ -32,7 +32,7 @@ def converted(left: Expr, right: Expr) -> bool:
 def rounded(left: Shape, right: Shape) -> bool:
     """Whether one side is the other cut off or rounded at its last decimal; of tuples and lists, item by item."""
     left, right = _innermost(left), _innermost(right)
-    if isinstance(left, Group) and isinstance(right, Group):
+    if isinstance(left, Several) and isinstance(right, Several):
         return len(left.items) == len(right.items) and all(map(rounded, left.items, right.items))
     if not isinstance(left, Expr) or not isinstance(right, Expr):
         return False

@@ -10,12 +10,12 @@ from posttrain.answers.shape import (
     Either,
     Equation,
     Expr,
-    Group,
     Inequality,
     Matrix,
     Named,
     Ratio,
     Region,
+    Several,
     Shape,
     Words,
     merged,
@@ -47,7 +47,7 @@ def _canonical(shape: Shape) -> str:
             f"{'(' if p.low_open else '['}{_canonical(p.low)},{_canonical(p.high)}{')' if p.high_open else ']'}"
             for p in merged(shape.pieces)
         )
-    if isinstance(shape, Group):
+    if isinstance(shape, Several):
         if shape.number is not None:
             return _canonical(shape.number)
         items = [_canonical(item) for item in shape.items]

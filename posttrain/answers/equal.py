@@ -23,12 +23,12 @@ from posttrain.answers.shape import (
     Either,
     Equation,
     Expr,
-    Group,
     Inequality,
     Matrix,
     Named,
     Ratio,
     Region,
+    Several,
     Shape,
     Words,
     as_region,
@@ -120,7 +120,7 @@ class _Comparison:
             return self.inequalities(gold, answer)
         if isinstance(gold, Region) or isinstance(answer, Region):
             return self.regions(as_region(gold), as_region(answer))
-        if isinstance(gold, Group) or isinstance(answer, Group):
+        if isinstance(gold, Several) or isinstance(answer, Several):
             return self.groups(gold, answer)
         return isinstance(gold, Expr) and isinstance(answer, Expr) and self.expressions(gold, answer)
 
@@ -169,16 +169,16 @@ class _Comparison:
 
     def groups(self, gold: Shape, answer: Shape) -> bool:
         gold, answer = _one_number(gold, answer), _one_number(answer, gold)
-        if not isinstance(gold, Group) or not isinstance(answer, Group):
-            group, other = (gold, answer) if isinstance(gold, Group) else (answer, gold)
-            if not isinstance(group, Group):
+        if not isinstance(gold, Several) or not isinstance(answer, Several):
+            group, other = (gold, answer) if isinstance(gold, Several) else (answer, gold)
+            if not isinstance(group, Several):
                 return self.same(gold, answer)
             if _distinctly_named(group):
                 return False  # angle A = 90, angle B = 90: two answers
             alike = group.kind == "list" or group.kind == "set" and len(group.items) == 1
             return alike and bool(group.items) and all(self.same(item, other) for item in group.items)
         gold, answer = _only_item(gold, answer), _only_item(answer, gold)
-        if not isinstance(gold, Group) or not isinstance(answer, Group):
+        if not isinstance(gold, Several) or not isinstance(answer, Several):
             return self.same(gold, answer)
         kinds = {gold.kind, answer.kind}
         if "set" in kinds and kinds <= {"set", "list"}:
@@ -196,7 +196,7 @@ class _Comparison:
             return ordered  # x = 1, y = 2 against 1, 2
         return ordered or self.matching(list(gold.items), list(answer.items))
 
-    def covers(self, first: Group, second: Group) -> bool:
+    def covers(self, first: Several, second: Several) -> bool:
         return all(any(self.same(b, a) for b in second.items) for a in first.items)
 
     def matching(self, golds: list[Shape], answers: list[Shape]) -> bool:
@@ -223,7 +223,7 @@ class _Comparison:
         if len(cells) == 1:
             return self.same(cells[0], other)
         vector = len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows)
-        if not vector or not isinstance(other, Group) or other.kind not in ("tuple", "bracket"):
+        if not vector or not isinstance(other, Several) or other.kind not in ("tuple", "bracket"):
             return False
         return len(cells) == len(other.items) and all(map(self.same, cells, other.items))
 
@@ -379,7 +379,7 @@ def _spelt_out(shape: Words | Expr) -> Words | Expr:
 
 def _named_entries(shape: Shape, other: Shape) -> Shape:
     """b = 3, a = 2 in the order of the other side's (a, b) = (2, 3)."""
-    if not isinstance(shape, Group) or not _distinctly_named(shape) or not isinstance(other, Named):
+    if not isinstance(shape, Several) or not _distinctly_named(shape) or not isinstance(other, Named):
         return shape
     names = re.sub(r"[()\s{}]", "", other.name).split(",")
     entries = {
@@ -387,7 +387,7 @@ def _named_entries(shape: Shape, other: Shape) -> Shape:
     }
     if sorted(names) != sorted(entries):
         return shape
-    return Group("tuple", tuple(entries[name] for name in names))
+    return Several("tuple", tuple(entries[name] for name in names))
 
 
 def _same_name(a: str, b: str) -> bool:
@@ -402,13 +402,13 @@ def _argument(name: str) -> str | None:
 
 def _one_number(shape: Shape, other: Shape) -> Shape:
     """ "100,200" is one number, unless the other side is a list beyond doubt."""
-    if isinstance(shape, Group) and shape.number is not None:
-        listed = isinstance(other, Group) and other.number is None and other.kind in ("list", "set")
+    if isinstance(shape, Several) and shape.number is not None:
+        listed = isinstance(other, Several) and other.number is None and other.kind in ("list", "set")
         return shape if listed else shape.number
     return shape
 
 
-def _only_item(shape: Group, other: Group) -> Shape:
+def _only_item(shape: Several, other: Several) -> Shape:
     """{(1, 2)} beside (1, 2): the one item of a set or list."""
     return (
         shape.items[0]
@@ -419,12 +419,12 @@ def _only_item(shape: Group, other: Group) -> Shape:
 
 def _nested_rows(shape: Shape) -> Shape:
     """[[1, 2], [3, 4]] as a matrix; anything else as it is."""
-    if not isinstance(shape, Group) or not all(isinstance(row, Group) for row in shape.items):
+    if not isinstance(shape, Several) or not all(isinstance(row, Several) for row in shape.items):
         return shape
-    return Matrix(tuple(row.items for row in shape.items if isinstance(row, Group)))
+    return Matrix(tuple(row.items for row in shape.items if isinstance(row, Several)))
 
 
-def _distinctly_named(group: Group) -> bool:
+def _distinctly_named(group: Several) -> bool:
     names = {item.name for item in group.items if isinstance(item, Named)}
     return len(names) == len(group.items) > 1
 

@@ -14,11 +14,11 @@ from posttrain.answers.relations import RELATIONS, VARIABLE, region, relation
 from posttrain.answers.shape import (
     Either,
     Expr,
-    Group,
     Matrix,
     Named,
     Ratio,
     Region,
+    Several,
     Shape,
     Words,
     combined,
@@ -143,9 +143,9 @@ def _words(text: str, depth: int) -> Shape | None:
     connected = re.split(r"\s*(?:,| and | or )\s*", _connectors(text).strip())
     labels = [re.fullmatch(r"\(?([A-Za-z]{1,2}|[IVX]+)\)?", part) for part in connected]
     if len(connected) > 1 and all(labels):  # "A and C", "I and III": a list of choices
-        return Group("list", tuple(Words(label[1].lower()) for label in labels if label))
+        return Several("list", tuple(Words(label[1].lower()) for label in labels if label))
     if len(connected) > 1 and all(re.fullmatch(r"[A-Za-z][A-Za-z' -]+", part) for part in connected):
-        return Group("list", tuple(Words(_plain(part)) for part in connected))
+        return Several("list", tuple(Words(_plain(part)) for part in connected))
     return Words(plain)
 
 
@@ -171,7 +171,7 @@ def _choice(text: str, depth: int) -> Shape | None:
     content = _read(match[2].strip(), depth)
     chosen = [label for item in _flatten(content) if (label := _label(item))]
     if set(chosen) - {letter.text}:  # (A) (B): two choices
-        return Group("list", _flatten(content) if letter.text in chosen else (letter, *_flatten(content)))
+        return Several("list", _flatten(content) if letter.text in chosen else (letter, *_flatten(content)))
     return letter if chosen else Either((letter, content))
 
 
@@ -236,7 +236,7 @@ def _unit_vectors(text: str, depth: int) -> Shape | None:
     for axis in axes:
         entry = re.sub(rf"\\unit{axis}(?![A-Za-z])", "(1)", text)
         entries.append(read_expression(re.sub(r"\\unit[ijk](?![A-Za-z])", "(0)", entry)))
-    return Group("tuple", tuple(entries))
+    return Several("tuple", tuple(entries))
 
 
 def _compound(text: str, depth: int) -> Shape | None:
@@ -265,7 +265,7 @@ def _point(text: str, depth: int) -> Shape | None:
     if match is None or closing(text, match.start(2)) != len(text) - 1:
         return None
     inner = _bracketed(match[2], depth)
-    if not isinstance(inner, Group):
+    if not isinstance(inner, Several):
         return None
     if match[1] == "C" and len(inner.items) == 2:
         n, k = (piece for piece, _ in split_top(match[2][1:-1], (",", ";")))
@@ -296,7 +296,7 @@ def _listed(text: str, depth: int) -> Shape | None:
         if not joined or joined == text.strip():
             return None
         if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
-            return Group(
+            return Several(
                 "list", tuple(read_expression(part) for part in text.split(",")), read_expression(joined)
             )
         return _read(joined, depth)
@@ -307,7 +307,7 @@ def _listed(text: str, depth: int) -> Shape | None:
     if len(regions) == len(items) and one_variable and not _are_intervals(pieces):
         return combined(regions, intersect="\x02" in separators, either=bool(separators & {",", ";"}))
     flat = [leaf for item in items for leaf in _flatten(item)]
-    return Group("list", tuple(flat))
+    return Several("list", tuple(flat))
 
 
 def _solutions(text: str, depth: int) -> Shape | None:
@@ -323,7 +323,7 @@ def _solutions(text: str, depth: int) -> Shape | None:
     tuples = []
     for one in found:
         if (
-            not isinstance(one, Group)
+            not isinstance(one, Several)
             or one.kind != "list"
             or not all(isinstance(i, Named) for i in one.items)
         ):
@@ -332,15 +332,15 @@ def _solutions(text: str, depth: int) -> Shape | None:
         names = names or list(entries)
         if len(entries) != len(one.items) or set(entries) != set(names):
             return None
-        tuples.append(Named(f"({','.join(names)})", Group("tuple", tuple(entries[name] for name in names))))
-    return Group("list", tuple(tuples))
+        tuples.append(Named(f"({','.join(names)})", Several("tuple", tuple(entries[name] for name in names))))
+    return Several("list", tuple(tuples))
 
 
 def _flatten(item: Shape) -> tuple[Shape, ...]:
     """1 \\pm 2 inside a list is two of its items, and so is x = 1 \\pm 2."""
-    if isinstance(item, Named) and isinstance(item.inner, Group) and item.inner.kind == "list":
+    if isinstance(item, Named) and isinstance(item.inner, Several) and item.inner.kind == "list":
         return tuple(Named(item.name, inner) for inner in item.inner.items)
-    return item.items if isinstance(item, Group) and item.kind == "list" else (item,)
+    return item.items if isinstance(item, Several) and item.kind == "list" else (item,)
 
 
 def _are_intervals(pieces: list[tuple[str, str]]) -> bool:
@@ -388,8 +388,8 @@ def _bracketed(text: str, depth: int) -> Shape | None:
         if len(pieces) < 2:
             return None
         items = tuple(_read(piece, depth) for piece in pieces)
-        points = kind == "bracket" and all(isinstance(i, Group) and i.kind == "tuple" for i in items)
-        return Group("list" if points else kind, items)  # [(1, 2), (3, 4)]: several points
+        points = kind == "bracket" and all(isinstance(i, Several) and i.kind == "tuple" for i in items)
+        return Several("list" if points else kind, items)  # [(1, 2), (3, 4)]: several points
     return None
 
 
@@ -400,9 +400,9 @@ def _set(inner: str, pieces: list[str], depth: int) -> Shape:
     if built:
         return _read(tidy(built[2]), depth)
     if not inner.strip():
-        return Group("set", ())
+        return Several("set", ())
     items = [_read(piece, depth) for piece in pieces if piece]
-    return Group("set", tuple(leaf for item in items for leaf in _flatten(item)))
+    return Several("set", tuple(leaf for item in items for leaf in _flatten(item)))
 
 
 def _plus_minus(text: str, depth: int) -> Shape | None:
@@ -410,7 +410,7 @@ def _plus_minus(text: str, depth: int) -> Shape | None:
         return None
     plus = re.sub(r"\\pm(?![A-Za-z])", "+", re.sub(r"\\mp(?![A-Za-z])", "-", text))
     minus = re.sub(r"\\pm(?![A-Za-z])", "-", re.sub(r"\\mp(?![A-Za-z])", "+", text))
-    return Group("list", (_read(plus, depth), _read(minus, depth)))
+    return Several("list", (_read(plus, depth), _read(minus, depth)))
 
 
 def _ratio(text: str, depth: int) -> Shape | None:

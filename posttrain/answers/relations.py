@@ -16,12 +16,12 @@ from posttrain.answers.shape import (
     Either,
     Equation,
     Expr,
-    Group,
     Inequality,
     Named,
     Piece,
     Ratio,
     Region,
+    Several,
     Shape,
     Words,
     as_region,
@@ -64,7 +64,7 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
     named = re.fullmatch(rf"({VARIABLE.pattern})\s*\\in(?![A-Za-z])\s*(.*)", text, re.DOTALL)
     if named:
         inner = read(named[2], depth)
-        region = None if isinstance(inner, Group) and inner.kind == "set" else as_region(inner)
+        region = None if isinstance(inner, Several) and inner.kind == "set" else as_region(inner)
         return replace(region, name=named[1].strip()) if region else Named(named[1].strip(), inner)
     point = re.fullmatch(
         r"(\([A-Za-z\d_{}\\\s]+(?:,[A-Za-z\d_{}\\\s]+)+\))\s*\\in(?![A-Za-z])\s*(.*)", text, re.DOTALL
@@ -98,7 +98,7 @@ def relation(text: str, depth: int, read: Read) -> Shape | None:
     if unequal:
         holes = read(unequal[2], depth)
         pieces = (REALS,)
-        for hole in holes.items if isinstance(holes, Group) else (holes,):
+        for hole in holes.items if isinstance(holes, Several) else (holes,):
             pieces = without(pieces, hole if isinstance(hole, Expr) else read_expression(unequal[2]))
         return Region(pieces, unequal[1].strip())
     sides = [piece.strip() for piece, _ in split_top(text, (r"\approx",))]
@@ -198,7 +198,7 @@ def region(text: str, depth: int, read: Read) -> Shape | None:
     if text in (r"\R", r"(-\infty,\infty)"):
         return Region((REALS,))
     if text == r"\emptyset":
-        return Group("set", ())
+        return Several("set", ())
     half = _HALF_LINE.fullmatch(text)
     if half:
         zero, holds_zero = read_expression("0"), half[1][:1] == "\\"
@@ -214,7 +214,7 @@ def region(text: str, depth: int, read: Read) -> Shape | None:
     minus = [piece.strip() for piece, _ in split_top(text, (r"\setminus", r"\backslash"))]
     if len(minus) == 2:
         whole, hole = as_region(read(minus[0], depth)), read(minus[1], depth)
-        if whole and isinstance(hole, Group) and hole.kind == "set":
+        if whole and isinstance(hole, Several) and hole.kind == "set":
             pieces = whole.pieces
             for point in hole.items:
                 if isinstance(point, Expr):
@@ -226,7 +226,7 @@ def region(text: str, depth: int, read: Read) -> Shape | None:
     both = [piece.strip() for piece, _ in split_top(text, (r"\cap",))]
     if len(both) == 2:
         first, second = (as_region(read(piece, depth)) for piece in both)
-        return (intersection(first, second) or Group("set", ())) if first and second else None
+        return (intersection(first, second) or Several("set", ())) if first and second else None
     union = [piece.strip() for piece, _ in split_top(text, (r"\cup", r"\bigcup"))]
     if len(union) > 1:
         regions = [as_region(read(piece, depth)) for piece in union]

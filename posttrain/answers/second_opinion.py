@@ -17,12 +17,12 @@ from posttrain.answers.notation import tidy
 from posttrain.answers.shape import (
     Equation,
     Expr,
-    Group,
     Inequality,
     Matrix,
     Named,
     Ratio,
     Region,
+    Several,
     Shape,
     Words,
     leaves,
@@ -167,12 +167,12 @@ def _bound_letters(side: Side) -> frozenset[str]:
 
 def _size(shape: Shape) -> int:
     shape = shape.inner if isinstance(shape, Named) else shape
-    return len(shape.items) if isinstance(shape, Group) else 1
+    return len(shape.items) if isinstance(shape, Several) else 1
 
 
 def _brackets(shape: Shape) -> str:
     shape = shape.inner if isinstance(shape, Named) else shape
-    if isinstance(shape, Group):
+    if isinstance(shape, Several):
         return "list" if shape.kind == "set" else shape.kind
     return "region" if isinstance(shape, Region | Inequality) else ""
 

@@ -46,7 +46,7 @@ class Equation:
 
 
 @dataclass(frozen=True)
-class Group:
+class Several:
     """Several answers: a bare list or a set (no order), a tuple (order)."""
 
     kind: Literal["list", "set", "tuple", "bracket"]
@@ -96,7 +96,7 @@ class Either:
     options: tuple[Shape, ...]
 
 
-Shape = Expr | Words | Named | Equation | Group | Region | Matrix | Ratio | Inequality | Either
+Shape = Expr | Words | Named | Equation | Several | Region | Matrix | Ratio | Inequality | Either
 
 INFINITY = Expr(r"\infty", read_value(r"\infty"))
 MINUS_INFINITY = Expr(r"-\infty", read_value(r"-\infty"))
@@ -108,7 +108,7 @@ def leaves(shape: Shape) -> list[Shape]:
         return [leaf for option in shape.options for leaf in leaves(option)]
     if isinstance(shape, Named):
         return leaves(shape.inner)
-    if isinstance(shape, Group):
+    if isinstance(shape, Several):
         return [leaf for item in shape.items for leaf in leaves(item)]
     if isinstance(shape, Matrix):
         return [leaf for row in shape.rows for cell in row for leaf in leaves(cell)]
@@ -127,7 +127,7 @@ def as_region(shape: Shape) -> Region | None:
         return shape
     if isinstance(shape, Named):
         return as_region(shape.inner)
-    if isinstance(shape, Group):
+    if isinstance(shape, Several):
         items = [item for item in shape.items if isinstance(item, Expr)]
         if shape.kind == "list":
             return _listed_region(shape.items)

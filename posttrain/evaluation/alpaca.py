@@ -31,7 +31,7 @@ Complete = Callable[..., dict[str, list[Any]]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class OutputPair:
     """One instruction with both outputs: the reference's and the model's."""
 
     instruction: str
@@ -53,7 +53,7 @@ class Rates:
     lc_missing: str | None
 
 
-def join(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[Pair]:
+def join(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> list[OutputPair]:
     """Pairs in the order of the references, joined on the instruction.
 
     References and outputs hold "instruction" and "output". ValueError unless both hold the same 805
@@ -75,7 +75,7 @@ def join(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str,
             f"outputs and the {COUNT} instructions differ: {len(missing)} have no output, {len(unknown)} outputs have "
             f"no such instruction (for instance {example}); a rate over a part is not AlpacaEval's"
         )
-    return [Pair(row["instruction"], row["output"], found[row["instruction"]]) for row in references]
+    return [OutputPair(row["instruction"], row["output"], found[row["instruction"]]) for row in references]
 
 
 class Annotator:
@@ -113,7 +113,7 @@ class Annotator:
             completion_column="preference_raw_completion",
         )
 
-    def judge(self, pairs: Sequence[Pair], *, swapped: bool = False) -> tuple[list[float], float]:
+    def judge(self, pairs: Sequence[OutputPair], *, swapped: bool = False) -> tuple[list[float], float]:
         """Preferences in the order of `pairs`, and the share of judgements for the output shown first.
 
         `swapped` shows every pair in the other order; the preferences are still the model's.
@@ -173,7 +173,7 @@ class Annotator:
 
 
 def rates(
-    pairs: Sequence[Pair],
+    pairs: Sequence[OutputPair],
     preferences: Sequence[float],
     *,
     model: str,

@@ -269,10 +269,10 @@ def _load(args: Namespace, engines: Any) -> Any:
     return engines.load_vllm(args.model, dtype=dtype, gpu_memory_utilization=args.gpu_memory_utilization)
 
 
-def _sampling(args: Namespace, benchmark: tasks.Benchmark) -> tasks.Sampling:
+def _sampling(args: Namespace, benchmark: tasks.Benchmark) -> tasks.BenchmarkSampling:
     given = vars(args)
     changed = {name: given[name] for name in SAMPLING if given[name] is not None}
-    return tasks.Sampling.model_validate(benchmark.sampling.model_dump() | changed)
+    return tasks.BenchmarkSampling.model_validate(benchmark.sampling.model_dump() | changed)
 
 
 def _grade(args: Namespace) -> int:
@@ -334,12 +334,12 @@ def _judge(args: Namespace) -> int:
 
 
 def _server(args: Namespace) -> Any:
-    from posttrain.evaluation.transport import Server
+    from posttrain.evaluation.transport import JudgeServer
 
     if not args.judge:
         raise ValueError("name the judge with --judge, and where it is with --base-url")
     key = os.environ.get(args.api_key_env, "").strip() or None
-    server = Server(
+    server = JudgeServer(
         args.judge, args.base_url, key, timeout_s=args.timeout, retries=args.retries, workers=args.workers
     )
     fault = server.fault()

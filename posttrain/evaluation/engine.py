@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from posttrain.evaluation.store import file_hash
-from posttrain.evaluation.tasks import Sampling
+from posttrain.evaluation.tasks import BenchmarkSampling
 from posttrain.rollout import base
 from posttrain.rollout.adapter_base import base_of, holds_adapter
 from posttrain.rollout.model_folder import dense_folder, load_dense, merged, tokenizer_of
@@ -37,7 +37,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Generator:
+class EvaluationEngine:
     """A rollout engine with what evaluation needs to know of its model.
 
     ends           token ids that end a response
@@ -51,7 +51,7 @@ class Generator:
     description: dict[str, Any]
 
     @classmethod
-    def around(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Generator:
+    def around(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvaluationEngine:
         """The transformers engine around a model that this process holds whole."""
         ends = end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
@@ -62,7 +62,7 @@ class Generator:
         return {"name": self.engine.name, **self.description, "end_tokens": sorted(self.ends)}
 
     def generate(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: BenchmarkSampling
     ) -> list[Response]:
         """One response for each prompt, in order."""
         wanted = [
@@ -87,7 +87,7 @@ class Generator:
 
 def load_generator(
     path: str, *, dtype: str, device: str, adapter: str | None = None
-) -> tuple[Generator, PreTrainedTokenizerBase]:
+) -> tuple[EvaluationEngine, PreTrainedTokenizerBase]:
     """A model folder (or hub name), ready to generate. An adapter's folder is merged into the base it names; `adapter`
     is merged into the model of `path`. Raises ModelFault where a folder is not whole."""
     tokenizer = tokenizer_of(path)
@@ -101,12 +101,12 @@ def load_generator(
         model = merged(model, adapter)
     # transformers wraps `to` in a decorator without types
     model.to(torch.device(device))  # type: ignore[arg-type]
-    return Generator.around(model, tokenizer), tokenizer
+    return EvaluationEngine.around(model, tokenizer), tokenizer
 
 
 def load_vllm(
     path: str, *, dtype: str, gpu_memory_utilization: float = 0.85, max_model_length: int | None = None
-) -> tuple[Generator, PreTrainedTokenizerBase]:
+) -> tuple[EvaluationEngine, PreTrainedTokenizerBase]:
     """The same through vLLM in this process; an adapter is merged into a folder for it, which is then gone."""
     from posttrain.rollout.vllm.colocated import VLLMColocated
 
@@ -125,7 +125,7 @@ def load_vllm(
         )
     ends = _ends(generation, tokenizer)
     limit = max_model_length or config.get_text_config().to_dict().get("max_position_embeddings")
-    return Generator(engine, ends, limit, {"dtype": engine.dtype}), tokenizer
+    return EvaluationEngine(engine, ends, limit, {"dtype": engine.dtype}), tokenizer
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.answers.chat import REASONING_TAGS
 from posttrain.evaluation import store, tasks
-from posttrain.evaluation.engine import Generator, tokenizer_hash
-from posttrain.evaluation.tasks import Benchmark, Problem, Sampling
+from posttrain.evaluation.engine import EvaluationEngine, tokenizer_hash
+from posttrain.evaluation.tasks import Benchmark, BenchmarkSampling, Problem
 
 Progress = Callable[[int, int], None]
 """Called with responses done and responses in all."""
@@ -27,7 +27,7 @@ _FREE = ("created", "versions", "resumed")
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """One sample to draw."""
 
     problem: Problem
@@ -39,12 +39,12 @@ class Request:
 def generate(
     benchmark: Benchmark,
     problems: Sequence[Problem],
-    engine: Generator,
+    engine: EvaluationEngine,
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     *,
     model: dict[str, Any],
-    sampling: Sampling | None = None,
+    sampling: BenchmarkSampling | None = None,
     seed: int = 0,
     batch_size: int = 16,
     overwrite: bool = False,
@@ -104,7 +104,7 @@ def _template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return store.digest(tokenizer.chat_template)
 
 
-def _opens_reasoning(requests: Sequence[Request], tokenizer: PreTrainedTokenizerBase) -> bool:
+def _opens_reasoning(requests: Sequence[SampleRequest], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the prompt ends in an opened reasoning tag: then a response that never closes it has no
     answer."""
     if not requests:
@@ -118,15 +118,15 @@ def _requests(
     problems: Sequence[Problem],
     tokenizer: PreTrainedTokenizerBase,
     chat: bool,
-    sampling: Sampling,
+    sampling: BenchmarkSampling,
     seed: int,
-) -> list[Request]:
+) -> list[SampleRequest]:
     """Longest prompts first (an out-of-memory comes at once, batches pad little); ties in file order."""
     found = []
     for problem in problems:
         ids = _prompt_ids(benchmark, problem, tokenizer, chat)
         found += [
-            Request(problem, sample, ids, sample_seed(seed, problem.id, sample))
+            SampleRequest(problem, sample, ids, sample_seed(seed, problem.id, sample))
             for sample in range(sampling.samples)
         ]
     return sorted(found, key=lambda request: -len(request.prompt_ids))
@@ -146,7 +146,7 @@ def _prompt_ids(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _check_room(requests: list[Request], engine: Generator, sampling: Sampling) -> None:
+def _check_room(requests: list[SampleRequest], engine: EvaluationEngine, sampling: BenchmarkSampling) -> None:
     if not requests or engine.max_positions is None:
         return
     longest = requests[0]
@@ -194,10 +194,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
 
 def _fill(
     out: Path,
-    requests: list[Request],
-    engine: Generator,
+    requests: list[SampleRequest],
+    engine: EvaluationEngine,
     tokenizer: PreTrainedTokenizerBase,
-    sampling: Sampling,
+    sampling: BenchmarkSampling,
     batch_size: int,
     progress: Progress | None,
 ) -> None:
@@ -216,7 +216,10 @@ def _fill(
 
 
 def _answer(
-    batch: list[Request], engine: Generator, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+    batch: list[SampleRequest],
+    engine: EvaluationEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: BenchmarkSampling,
 ) -> list[dict[str, Any]]:
     completions = engine.generate([r.prompt_ids for r in batch], [r.seed for r in batch], sampling)
     return [

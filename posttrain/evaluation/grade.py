@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.evaluation import store
-from posttrain.evaluation.graders import Item, Verdict
+from posttrain.evaluation.graders import Attempt, Verdict
 from posttrain.evaluation.metrics import summarise
 from posttrain.rewards.grading_pool import in_chunks
 from posttrain.rewards.pool import Outcome, WorkerPool
@@ -111,7 +111,9 @@ def _verdicts(
         with store.LineWriter(path) as writer:
             size = min(BLOCK, BLOCK_OF_WORKER * workers)
             for start in range(len(found), len(rows), size):
-                items = [Item(row["gold"], row["text"], _cut_off(row)) for row in rows[start : start + size]]
+                items = [
+                    Attempt(row["gold"], row["text"], _cut_off(row)) for row in rows[start : start + size]
+                ]
                 block = judge_in_workers(pool, items)
                 writer.write(block)
                 found += block
@@ -122,13 +124,13 @@ def _verdicts(
     return found
 
 
-def judge_in_workers(pool: WorkerPool, items: Sequence[Item]) -> list[Verdict]:
+def judge_in_workers(pool: WorkerPool, items: Sequence[Attempt]) -> list[Verdict]:
     """Verdicts in order. A response that takes too long is wrong ("timeout"); one on which the grader fails
     cannot be judged ("error: ...")."""
     return in_chunks(pool, items, _ungraded)
 
 
-def _ungraded(item: Item, outcome: Outcome) -> Verdict:
+def _ungraded(item: Attempt, outcome: Outcome) -> Verdict:
     timed_out = outcome.failure == "timeout"
     return {
         "score": 0.0 if timed_out else None,

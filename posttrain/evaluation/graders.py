@@ -18,11 +18,11 @@ from typing import Any, get_args
 from posttrain.evaluation.punkt import NEEDED, find_punkt
 
 Verdict = dict[str, Any]
-Judge = Callable[["Item"], Verdict]
+Judge = Callable[["Attempt"], Verdict]
 
 
 @dataclass(frozen=True)
-class Item:
+class Attempt:
     """Gold, the model's text, and whether that was cut off at the token limit."""
 
     gold: Any
@@ -30,7 +30,7 @@ class Item:
     cut_off: bool = False
 
 
-def make_grader(name: str, arguments: dict[str, Any]) -> Callable[[list[Item]], list[Verdict]]:
+def make_grader(name: str, arguments: dict[str, Any]) -> Callable[[list[Attempt]], list[Verdict]]:
     """The factory a worker runs; ValueError for arguments the grader does not have."""
     grade_one = GRADERS[name](**arguments)
     return lambda items: [grade_one(item) for item in items]
@@ -51,7 +51,7 @@ def _math(
         raise ValueError(f"grader math: rule {rule!r} is none of {', '.join(get_args(AnswerFormat))}")
     prepare()
 
-    def judge(item: Item) -> Verdict:
+    def judge(item: Attempt) -> Verdict:
         reference, tolerance = _reference(item.gold)
         limits = {
             "rel_tol": relative_tolerance,
@@ -89,7 +89,7 @@ def _countdown(use_all: bool = True) -> Judge:
 
     answers: Any = vars(countdown)["answers"]  # attached by its decorator
 
-    def judge(item: Item) -> Verdict:
+    def judge(item: Attempt) -> Verdict:
         gold, text = item.gold, item.text
         score = countdown([text], numbers=[gold["numbers"]], target=[gold["target"]], use_all=use_all)[0]
         return _puzzle_verdict(score, answers([text])[0])
@@ -102,7 +102,7 @@ def _sudoku() -> Judge:
 
     answers: Any = vars(sudoku)["answers"]
 
-    def judge(item: Item) -> Verdict:
+    def judge(item: Attempt) -> Verdict:
         return _puzzle_verdict(sudoku([item.text], puzzle=[item.gold["puzzle"]])[0], answers([item.text])[0])
 
     return judge
@@ -122,7 +122,7 @@ def _ifeval() -> Judge:
     """lm-eval's instruction checkers: strict, loose, and each instruction by itself."""
     process = ifeval_checkers()
 
-    def judge(item: Item) -> Verdict:
+    def judge(item: Attempt) -> Verdict:
         found = process(item.gold, [item.text])
         return {
             "score": float(found["prompt_level_strict_acc"]),

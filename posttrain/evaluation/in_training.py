@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BENCHMARKS = "benchmarks"
 
 
-def sampling_of(settings: EvaluationSection, benchmark: tasks.Benchmark) -> tasks.Sampling:
+def sampling_of(settings: EvaluationSection, benchmark: tasks.Benchmark) -> tasks.BenchmarkSampling:
     """The benchmark's sampling with the section's changes."""
     named = {
         "samples": settings.samples,
@@ -32,7 +32,7 @@ def sampling_of(settings: EvaluationSection, benchmark: tasks.Benchmark) -> task
         "temperature": settings.temperature,
     }
     changed = {key: value for key, value in named.items() if value is not None}
-    return tasks.Sampling.model_validate(benchmark.sampling.model_dump() | changed)
+    return tasks.BenchmarkSampling.model_validate(benchmark.sampling.model_dump() | changed)
 
 
 def benchmark_faults(settings: EvaluationSection) -> list[str]:
@@ -92,13 +92,15 @@ def evaluate_checkpoint(
     run came to this step with other weights, the benchmark is measured anew.
     Benchmarks that need a judge are generated only. `progress(name, done, of)`.
     """
-    from posttrain.evaluation.engine import Generator, end_tokens, positions, tensors_hash
+    from posttrain.evaluation.engine import EvaluationEngine, end_tokens, positions, tensors_hash
     from posttrain.evaluation.generate import generate
     from posttrain.evaluation.grade import grade
 
-    generator = Generator.around(model, tokenizer)
+    generator = EvaluationEngine.around(model, tokenizer)
     if engine is not None:
-        generator = Generator(engine, end_tokens(model, tokenizer), positions(model), {"dtype": engine.dtype})
+        generator = EvaluationEngine(
+            engine, end_tokens(model, tokenizer), positions(model), {"dtype": engine.dtype}
+        )
     weights = tensors_hash(model)
     named = {"path": str(model.name_or_path), "run": Path(run_dir).name, "step": step, "weights": weights}
     values: dict[str, float] = {}

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from posttrain.evaluation import alpaca, estimators, store
-from posttrain.evaluation.alpaca import Pair, Rates
+from posttrain.evaluation.alpaca import OutputPair, Rates
 from posttrain.evaluation.answer_files import read_annotations, read_outputs
 from posttrain.evaluation.tasks import Benchmark, Problem, task_hash
-from posttrain.evaluation.transport import Server, Transport
+from posttrain.evaluation.transport import JudgeServer, Transport
 
 SWAPPED = 200
 """How many of the 805 pairs are also judged in the other order, unless told otherwise."""
@@ -30,7 +30,7 @@ SWAPPED = 200
 class Sides:
     """What is judged: 805 pairs in canonical order, with the ids and groups of their problems."""
 
-    pairs: list[Pair]
+    pairs: list[OutputPair]
     ids: list[str]
     groups: list[str | None]
     reference: str
@@ -51,7 +51,9 @@ def sides_of_generations(folder: Path) -> Sides:
     rows.sort(key=lambda row: int(row["id"]))
     golds = [row["gold"] for row in rows]
     return Sides(
-        pairs=[Pair(g["instruction"], g["reference"], r["text"]) for g, r in zip(golds, rows, strict=True)],
+        pairs=[
+            OutputPair(g["instruction"], g["reference"], r["text"]) for g, r in zip(golds, rows, strict=True)
+        ],
         ids=[row["id"] for row in rows],
         groups=[row["group"] for row in rows],
         reference=golds[0]["reference_generator"],
@@ -90,7 +92,7 @@ def _references(problems: Sequence[Problem]) -> list[dict[str, Any]]:
 def judge(
     folder: Path,
     sides: Sides,
-    server: Server,
+    server: JudgeServer,
     *,
     annotator: str = alpaca.ANNOTATOR,
     swapped: int = SWAPPED,
@@ -173,7 +175,7 @@ def judge_stored(
     outputs = [{"instruction": row["instruction"], "output": row["output_2"]} for row in rows]
     # lengths come from the file's own reference outputs: those are what the judge saw
     pairs = [
-        Pair(p.instruction, by_instruction[p.instruction]["output_1"], p.output)
+        OutputPair(p.instruction, by_instruction[p.instruction]["output_1"], p.output)
         for p in alpaca.join(references, outputs)
     ]
     preferences = [_preference(by_instruction[p.instruction]["preference"]) for p in pairs]

@@ -17,7 +17,7 @@ from posttrain.rollout.masked.options import DiffusionSampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.evaluation.engine import Generator
+    from posttrain.evaluation.engine import EvaluationEngine
 
 ENGINE = "masked_diffusion"
 
@@ -66,11 +66,11 @@ def given(args: Namespace) -> list[str]:
     ]
 
 
-def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTrainedTokenizerBase]:
+def load(args: Namespace, *, dtype: str, device: str) -> tuple[EvaluationEngine, PreTrainedTokenizerBase]:
     """The model bidirectional, probed, with the sampler's options."""
     import torch
 
-    from posttrain.evaluation.engine import Generator, end_tokens, positions
+    from posttrain.evaluation.engine import EvaluationEngine, end_tokens, positions
     from posttrain.rollout.masked.engine import MaskedDiffusionEngine
     from posttrain.rollout.masked.predictor import (
         MaskPredictor,
@@ -98,4 +98,4 @@ def load(args: Namespace, *, dtype: str, device: str) -> tuple[Generator, PreTra
     pad = tokenizer.pad_token_id
     engine = MaskedDiffusionEngine.of(predictor, options, pad_token_id=pad if pad is not None else min(ends))
     described = {"dtype": engine.dtype, "device": device, **asdict(options)}
-    return Generator(engine, frozenset(ends), positions(model), described), tokenizer
+    return EvaluationEngine(engine, frozenset(ends), positions(model), described), tokenizer

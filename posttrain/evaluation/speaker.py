@@ -15,8 +15,8 @@ from jinja2.exceptions import TemplateError
 from transformers import PretrainedConfig
 
 from posttrain.evaluation import masked
-from posttrain.evaluation.engine import Generator, end_tokens, positions
-from posttrain.evaluation.tasks import Sampling
+from posttrain.evaluation.engine import EvaluationEngine, end_tokens, positions
+from posttrain.evaluation.tasks import BenchmarkSampling
 from posttrain.rollout.adapter_base import base_of, holds_adapter
 from posttrain.rollout.model_folder import load_dense, tokenizer_of
 
@@ -180,9 +180,9 @@ class _Pieces:
             self._said = text
 
 
-def _canvas_writer(generator: Generator, tokenizer: Any) -> Any:
+def _canvas_writer(generator: EvaluationEngine, tokenizer: Any) -> Any:
     def write(ids: list[int], limit: int, wishes: Wishes, on_text: Callable[[str], None]) -> None:
-        sampling = Sampling(
+        sampling = BenchmarkSampling(
             max_new_tokens=limit,
             temperature=wishes.temperature or 0.0,
             top_p=wishes.top_p if wishes.top_p is not None else 1.0,

@@ -81,7 +81,7 @@ class Prompt(_Strict):
     chat: Literal["auto", "always", "never"] = "auto"
 
 
-class Sampling(_Strict):
+class BenchmarkSampling(_Strict):
     """Names as in a recipe's `rollout`; temperature 0 is greedy. `samples` is n, the samples of a problem."""
 
     samples: int = Field(1, ge=1)
@@ -115,7 +115,7 @@ class Benchmark(_Strict):
     data: Data
     gold: Gold
     prompt: Prompt
-    sampling: Sampling
+    sampling: BenchmarkSampling
     answer: Answer
 
     def fingerprint(self) -> str:
@@ -170,7 +170,7 @@ def _did_you_mean(error: Any) -> str:
             "hub": Hub,
             "gold": Gold,
             "prompt": Prompt,
-            "sampling": Sampling,
+            "sampling": BenchmarkSampling,
             "answer": Answer,
         }
         model = inner.get(str(part), model)

@@ -45,7 +45,7 @@ class JudgeLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Server:
+class JudgeServer:
     """Where the judge is and how patient to be. `retries` counts attempts after the first."""
 
     model: str
@@ -83,7 +83,7 @@ class Transport:
 
     def __init__(
         self,
-        server: Server,
+        server: JudgeServer,
         path: Path,
         progress: Callable[[int], None] | None = None,
         trouble: Callable[[str], None] | None = None,

@@ -13,7 +13,7 @@ _WEIGHTED = "rewards/"  # columns of single reward functions, the one that may s
 
 
 @dataclass(frozen=True)
-class Pair:
+class BeforeAfter:
     """One prompt (or one slot) before and after training, for reading side by side."""
 
     prompt: str
@@ -24,7 +24,7 @@ class Pair:
     answer: str = ""
 
 
-def read_pairs(run_dir: Path, last_step: int) -> tuple[list[Pair], tuple[str, str]]:
+def read_pairs(run_dir: Path, last_step: int) -> tuple[list[BeforeAfter], tuple[str, str]]:
     """Held-out completions of the same prompts before and after; failing that, first and last rollout."""
     before, after = read_held_out(run_dir, "before"), read_held_out(run_dir, "after")
     if before and after:
@@ -43,7 +43,7 @@ def read_pairs(run_dir: Path, last_step: int) -> tuple[list[Pair], tuple[str, st
     # spread over the prompts, whose responses are neighbours
     chosen = rollouts[:: max(1, len(rollouts) // 6)][:6]
     pairs = [
-        Pair(
+        BeforeAfter(
             prompt="",
             before=f"{b['prompt']} → {b['completion']}",
             after=f"{a['prompt']} → {a['completion']}",
@@ -80,8 +80,8 @@ def verdict(row: Mapping[str, Any], graded: bool = False) -> str:
     return "" if row.get("reward") is None else f"reward {float(row['reward']):.2f}"
 
 
-def _pair(before: Mapping[str, Any], after: Mapping[str, Any], graded: bool) -> Pair:
-    return Pair(
+def _pair(before: Mapping[str, Any], after: Mapping[str, Any], graded: bool) -> BeforeAfter:
+    return BeforeAfter(
         prompt=str(before["prompt"]),
         before=str(before["completion"]),
         after=str(after["completion"]),

@@ -20,7 +20,7 @@ from rich.table import Table
 from posttrain.observe import plots, writer
 from posttrain.observe.canvas import themed
 from posttrain.observe.curves import edges, metric_names, series
-from posttrain.observe.pairs import Pair
+from posttrain.observe.pairs import BeforeAfter
 from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
 from posttrain.observe.summary import Summary, facts, summarise
@@ -188,7 +188,7 @@ def _pairs(s: Summary) -> str:
     return "<h2>Completions</h2>" + "".join(_pair(pair, s.pair_titles) for pair in s.pairs)
 
 
-def _pair(pair: Pair, titles: tuple[str, str]) -> str:
+def _pair(pair: BeforeAfter, titles: tuple[str, str]) -> str:
     prompt = ""
     if pair.prompt:
         answer = f'<span class="tag">answer: {escape(pair.answer)}</span>' if pair.answer else ""

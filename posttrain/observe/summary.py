@@ -13,7 +13,7 @@ from typing import Any
 from posttrain.observe import writer
 from posttrain.observe.basis import held_out_basis, steps_basis
 from posttrain.observe.curves import edges, metric_names, series, width_of_edge
-from posttrain.observe.pairs import Pair, read_pairs
+from posttrain.observe.pairs import BeforeAfter, read_pairs
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import BLEND, CARRIED, CLASSES, PREFIX, REASONS
 from posttrain.observe.watch import found_thresholds, idle_thresholds, stale_thresholds, still_bounds
@@ -58,7 +58,7 @@ class Summary:
     blend: list[tuple[str, str, float]]
     failures: list[tuple[str, str, int]]
     evaluation: dict[str, dict[str, float]]
-    pairs: list[Pair]
+    pairs: list[BeforeAfter]
     pair_titles: tuple[str, str]
     recipe_changes: list[tuple[int, writer.RecipeChange]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

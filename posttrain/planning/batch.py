@@ -16,7 +16,7 @@ from posttrain.recipe.train_options import PolicyTrain
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutSize:
     """One rollout of a method that generates; all counts are over all processes unless said otherwise."""
 
     processes: int  # W
@@ -108,11 +108,11 @@ class Texts:
         ]
 
 
-def rollout_of(recipe: Recipe, processes: int) -> Rollout | None:
+def rollout_of(recipe: Recipe, processes: int) -> RolloutSize | None:
     """The rollout of a policy recipe; None for the families that train on given texts."""
     if not isinstance(recipe.train, PolicyTrain) or recipe.rollout is None:
         return None
-    return Rollout(
+    return RolloutSize(
         processes,
         recipe.train.per_device_train_batch_size,
         recipe.train.gradient_accumulation_steps,
@@ -140,7 +140,7 @@ def steps_of(recipe: Recipe, processes: int, rows: int | None) -> int | None:
     return int(epochs * rows / _prompts_per_step(rollout))
 
 
-def _prompts_per_step(rollout: Rollout) -> float:
+def _prompts_per_step(rollout: RolloutSize) -> float:
     return rollout.prompts / max(rollout.optimizer_steps, 1)
 
 

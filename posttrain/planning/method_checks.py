@@ -25,7 +25,7 @@ from math import log2, prod
 from pathlib import Path
 from typing import Any
 
-from posttrain.planning.batch import Rollout, length_in_words, plural
+from posttrain.planning.batch import RolloutSize, length_in_words, plural
 from posttrain.planning.checks import maker_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
@@ -68,7 +68,7 @@ def method_faults(recipe: Recipe) -> Iterator[str]:
         yield from _model_faults(recipe, name, settings[name])
 
 
-def batch_faults(recipe: Recipe, rollout: Rollout | None) -> Iterator[str]:
+def batch_faults(recipe: Recipe, rollout: RolloutSize | None) -> Iterator[str]:
     """Why a rollout of this size is of no use to the method."""
     base = recipe.flags().get("settings_of", {}).values()
     built_on = [METHODS[vars(recipe.objective)[chooser]].settings for chooser in base]

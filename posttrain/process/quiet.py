@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Noise:
+class UnwantedMessage:
     """A message of a logger that begins as `pattern` (a regular expression) says."""
 
     logger: str
@@ -21,7 +21,7 @@ class Noise:
 
 
 NOISE = (
-    Noise(
+    UnwantedMessage(
         "DeepSpeed",
         r"Setting accelerator to CPU",
         "said by its import on a machine without a GPU, also where DeepSpeed is not used; the plan says what is used",
@@ -32,7 +32,7 @@ NOISE = (
 class _LeavesOut(logging.Filter):
     """Lets everything pass but one message."""
 
-    def __init__(self, noise: Noise) -> None:
+    def __init__(self, noise: UnwantedMessage) -> None:
         super().__init__()
         self.noise = noise
 

@@ -116,7 +116,7 @@ class Reward:
         self.handler = handler_of(self.spec.function, self.spec.args)
 
 
-class Round:
+class RewardRound:
     """One reward's calls on one batch."""
 
     def __init__(self, reward: Reward, batch: Batch):

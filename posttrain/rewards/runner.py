@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from posttrain.rewards.pool import Outcome, WorkerPool, WorkerStartError, run_pools, start_pools
 from posttrain.rewards.resolve import RewardSpec, describe
-from posttrain.rewards.round import REASONS, Batch, Reward, RewardError, Round
+from posttrain.rewards.round import REASONS, Batch, Reward, RewardError, RewardRound
 from posttrain.rewards.signature import (
     RUNTIME_OBJECTS,
     RewardSignature,
@@ -182,8 +182,8 @@ class RewardRunner:
     def _pools(self) -> list[WorkerPool]:
         return [reward.pool for reward in self._rewards if reward.pool is not None]
 
-    def _round(self, batch: Batch) -> list[Round]:
-        rounds = [Round(reward, batch) for reward in self._rewards]
+    def _round(self, batch: Batch) -> list[RewardRound]:
+        rounds = [RewardRound(reward, batch) for reward in self._rewards]
         for each in rounds:
             each.begin()
         run_pools(self._pools())
@@ -229,7 +229,7 @@ def _runtime_columns(
     return result
 
 
-def _extra_columns(rounds: Sequence[Round]) -> dict[str, list[Any]]:
+def _extra_columns(rounds: Sequence[RewardRound]) -> dict[str, list[Any]]:
     """What rewards logged; of two that use one name, the later one's carries its own before it."""
     columns: dict[str, list[Any]] = {}
     for each in rounds:

@@ -22,7 +22,7 @@ from posttrain.data.known import TASKS
 from posttrain.evaluation.in_training import benchmark_faults, overlaps
 from posttrain.planning import checks
 from posttrain.planning.adapter import adapter_faults
-from posttrain.planning.batch import Rollout, plural, rollout_of, steps_of, texts_of
+from posttrain.planning.batch import RolloutSize, plural, rollout_of, steps_of, texts_of
 from posttrain.planning.idle import beyond_the_run, idle_options
 from posttrain.planning.launcher import attention_fault, started
 from posttrain.planning.lengths import RowLengths, row_lengths
@@ -184,7 +184,7 @@ def _rows_in_words(found: Survey) -> str:
     return "from the hub: rows and columns are checked when training starts"
 
 
-def _plan_batch(plan: Plan, rollout: Rollout | None, found: Survey | None) -> None:
+def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -> None:
     processes = plan.launch.processes
     rows = found.counts.used if found is not None and found.counts is not None else None
     texts = texts_of(plan.recipe, processes)

@@ -17,7 +17,7 @@ import pytest
 
 from posttrain.evaluation import alpaca, judge, store, tasks
 from posttrain.evaluation.tasks import Problem
-from posttrain.evaluation.transport import Server
+from posttrain.evaluation.transport import JudgeServer
 
 pytest.importorskip("alpaca_eval")
 pytest.importorskip("openai")
@@ -112,7 +112,7 @@ def server(behave):
 
 def at(url, **settings):
     defaults = {"timeout_s": 5.0, "retries": 2, "first_wait_s": 0.01, "workers": 4}
-    return Server("fake", url, **(defaults | settings))
+    return JudgeServer("fake", url, **(defaults | settings))
 
 
 def complete(decide):
@@ -129,7 +129,7 @@ def complete(decide):
 def pairs():
     rng = np.random.default_rng(0)
     return [
-        alpaca.Pair(
+        alpaca.OutputPair(
             f"instruction {i}",
             "ref " + "r" * int(rng.integers(10, 400)),
             ("GOOD " if i % 3 else "bad ") + "o" * int(rng.integers(10, 400)),
@@ -243,7 +243,7 @@ def test_a_position_biased_judge_is_exposed(pairs):
 
 
 def test_equal_outputs_are_a_tie_and_nobody_is_asked(pairs):
-    same = [alpaca.Pair(p.instruction, p.reference, p.reference) for p in pairs[:5]]
+    same = [alpaca.OutputPair(p.instruction, p.reference, p.reference) for p in pairs[:5]]
 
     def refuse(prompts, **_):
         raise AssertionError("asked")
@@ -289,11 +289,13 @@ def test_the_error_of_the_length_controlled_rate_is_that_of_other_instructions(p
 
 
 def test_equal_length_differences_leave_nothing_to_control_for(pairs, gamed):
-    same = [alpaca.Pair(p.instruction, p.reference, p.reference[:-1] + "??") for p in pairs]
+    same = [alpaca.OutputPair(p.instruction, p.reference, p.reference[:-1] + "??") for p in pairs]
     found = rates(same, [2.0, *[1.0] * 804], gamed)
     assert found.length_controlled is None
     assert "no length to control for" in found.lc_missing
-    tied = rates([alpaca.Pair(p.instruction, p.reference, p.reference) for p in pairs], [1.5] * 805, gamed)
+    tied = rates(
+        [alpaca.OutputPair(p.instruction, p.reference, p.reference) for p in pairs], [1.5] * 805, gamed
+    )
     assert tied.length_controlled == 50.0
 
 

@@ -33,7 +33,7 @@ def pairs_of_lengths(problems, rows):
     steps = np.diff(np.unique(delta))
     characters = np.rint(delta / steps[steps > 1e-9].min()).astype(int)
     return [
-        alpaca.Pair(p.gold["instruction"], p.gold["reference"], "x" * (len(p.gold["reference"]) - n))
+        alpaca.OutputPair(p.gold["instruction"], p.gold["reference"], "x" * (len(p.gold["reference"]) - n))
         for p, n in zip(problems, characters.tolist(), strict=True)
     ]
 

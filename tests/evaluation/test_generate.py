@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from posttrain.evaluation import store
-from posttrain.evaluation.engine import Generator, Response, tensors_hash
+from posttrain.evaluation.engine import EvaluationEngine, Response, tensors_hash
 from posttrain.evaluation.generate import generate, sample_seed
-from posttrain.evaluation.tasks import Sampling
+from posttrain.evaluation.tasks import BenchmarkSampling
 
 MODEL = {"path": "tiny"}
-SAMPLED = Sampling(samples=3, max_new_tokens=6, temperature=1.0, top_p=0.9)
+SAMPLED = BenchmarkSampling(samples=3, max_new_tokens=6, temperature=1.0, top_p=0.9)
 
 
 def run(out, sums, problems, network, tokenizer, **settings):
     settings = {"sampling": SAMPLED, "batch_size": 4, "model": MODEL} | settings
-    return generate(sums, problems, Generator.around(network, tokenizer), tokenizer, out, **settings)
+    return generate(sums, problems, EvaluationEngine.around(network, tokenizer), tokenizer, out, **settings)
 
 
 @pytest.mark.parametrize("cut", ["between batches", "inside a batch", "inside a line"])
@@ -88,7 +88,7 @@ def test_end_token_ends_and_the_limit_truncates(tmp_path, sums, problems, tiny_m
     seven = tokenizer.convert_tokens_to_ids("7")
     tiny_model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
     tiny_model.lm_head.bias.data[seven] = 50.0
-    generator = Generator.around(tiny_model, tokenizer)
+    generator = EvaluationEngine.around(tiny_model, tokenizer)
     assert generator.generate([[9]], [0], SAMPLED) == [Response([seven] * 6, "length")]
     tiny_model.lm_head.bias.data[tokenizer.eos_token_id] = 100.0
     assert generator.generate([[9]], [0], SAMPLED) == [Response([], "stop")]

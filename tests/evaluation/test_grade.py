@@ -7,12 +7,12 @@ import pytest
 
 from posttrain.evaluation import grade as grading
 from posttrain.evaluation import metrics, store
-from posttrain.evaluation.graders import Item, make_grader
+from posttrain.evaluation.graders import Attempt, make_grader
 from posttrain.rewards.pool import WorkerPool
 
 
 def verdict(name, gold, text, **arguments):
-    return make_grader(name, arguments)([Item(gold, text)])[0]
+    return make_grader(name, arguments)([Attempt(gold, text)])[0]
 
 
 # ---- graders
@@ -37,7 +37,7 @@ def test_gsm8k_is_strict_and_flexible_stands_beside(text, score, flexible, reaso
 def test_a_number_cut_off_at_the_token_limit_is_not_half_right():
     grade_one = make_grader("math", {"rule": "hash"})
     for text, score in (("so\n#### 1", 0), ("#### 1\nSo", 1), ("it is 1", 0), ("it is 1 egg", 0)):
-        found = grade_one([Item("1", text, cut_off=True)])[0]
+        found = grade_one([Attempt("1", text, cut_off=True)])[0]
         assert found["score"] == score, text
         assert found["flexible"] == float(score or text == "it is 1 egg"), text
 
@@ -125,7 +125,7 @@ def test_a_hanging_response_costs_itself_alone():
     pool = WorkerPool("test_grade:slow_or_broken", {}, 1, timeout_s=1.0)
     texts = ["a", "sleep", "b", "raise", "c", "crash"]
     try:
-        found = list(grading.judge_in_workers(pool, [Item("", text) for text in texts]))
+        found = list(grading.judge_in_workers(pool, [Attempt("", text) for text in texts]))
     finally:
         pool.close()
     assert [v["score"] for v in found] == [1, 0, 1, None, 1, None]

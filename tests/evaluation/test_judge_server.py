@@ -9,7 +9,7 @@ import time
 import pytest
 from test_alpaca import at, honest, server
 
-from posttrain.evaluation.transport import GIVE_UP, NO_VERDICT, JudgeLost, Server, Transport
+from posttrain.evaluation.transport import GIVE_UP, NO_VERDICT, JudgeLost, JudgeServer, Transport
 
 pytest.importorskip("alpaca_eval")
 pytest.importorskip("openai")
@@ -175,5 +175,5 @@ def test_an_interrupt_leaves_the_queue_unasked(tmp_path):
     ],
 )
 def test_an_address_or_key_that_cannot_be_is_said_before(settings, words):
-    fault = Server("judge", **settings).fault()
+    fault = JudgeServer("judge", **settings).fault()
     assert (fault is None) if words is None else words in fault

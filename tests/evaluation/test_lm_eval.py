@@ -31,7 +31,7 @@ def gold(instructions):
 
 
 def test_ifeval_strict_loose_and_by_instruction(punkt):
-    from posttrain.evaluation.graders import Item, make_grader
+    from posttrain.evaluation.graders import Attempt, make_grader
 
     grader = make_grader("ifeval", {})
     task = gold(
@@ -50,7 +50,7 @@ def test_ifeval_strict_loose_and_by_instruction(punkt):
         "Sure, here you go:\nOne two three. Four five six.",  # loose: without its first line it follows
         "",
     ]
-    found = grader([Item(task, text) for text in texts])
+    found = grader([Attempt(task, text) for text in texts])
     assert [v["score"] for v in found] == [1, 0, 0, 0]
     assert [v["prompt_loose"] for v in found] == [1, 0, 1, 0]
     assert [v["instructions"] for v in found] == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]]
@@ -83,10 +83,10 @@ def test_punkt_is_found_where_another_package_brings_it(tmp_path, monkeypatch):
 
 def test_ifeval_shared_data_uses_only_instructions_the_checkers_know(shared_data, punkt):
     from posttrain.evaluation import tasks
-    from posttrain.evaluation.graders import Item, make_grader
+    from posttrain.evaluation.graders import Attempt, make_grader
 
     problems = tasks.problems(tasks.load("ifeval"), shared_data)
-    found = make_grader("ifeval", {})([Item(p.gold, "no, thank you") for p in problems])
+    found = make_grader("ifeval", {})([Attempt(p.gold, "no, thank you") for p in problems])
     assert len(found) == 541
     assert sum(len(v["instructions"]) for v in found) == 834  # as published
 

@@ -16,7 +16,7 @@ from small_recipe import POLICY, SFT, Load
 
 from posttrain.cli import main
 from posttrain.data import load_rows
-from posttrain.planning.batch import Rollout
+from posttrain.planning.batch import RolloutSize
 from posttrain.planning.checks import loaded_faults
 from posttrain.recipe import load_recipe
 from posttrain.recipe.train_options import ELSEWHERE, OWNED
@@ -32,7 +32,7 @@ def plan_of(load: Load, base: dict[str, Any] = POLICY, processes: int = 1, **cha
 
 def test_the_arithmetic_by_hand() -> None:
     # 8 responses x 2 processes x 8 micro-batches = 128 = 16 prompts x 8; 2 micro-batches a step: 4 steps
-    rollout = Rollout(processes=2, micro_batch=8, accumulation=2, window=8, passes=1, group=8)
+    rollout = RolloutSize(processes=2, micro_batch=8, accumulation=2, window=8, passes=1, group=8)
     assert rollout.completions == 128
     assert rollout.prompts == 16
     assert rollout.optimizer_steps == 4
@@ -48,15 +48,15 @@ def test_the_arithmetic_by_hand() -> None:
 
 
 def test_a_group_across_processes_is_said() -> None:
-    rollout = Rollout(processes=2, micro_batch=2, accumulation=1, window=1, passes=1, group=4)
+    rollout = RolloutSize(processes=2, micro_batch=2, accumulation=1, window=1, passes=1, group=4)
     assert list(rollout.faults()) == []
     assert any(line.startswith("whole groups per process: no") for line in rollout.in_words())
 
 
 def test_passes_and_on_policy_are_said() -> None:
-    many = Rollout(processes=1, micro_batch=8, accumulation=1, window=1, passes=8, group=8)
+    many = RolloutSize(processes=1, micro_batch=8, accumulation=1, window=1, passes=8, group=8)
     assert "8 optimizer steps a rollout, in 8 passes over it" in many.in_words()
-    once = Rollout(processes=1, micro_batch=8, accumulation=1, window=1, passes=1, group=8)
+    once = RolloutSize(processes=1, micro_batch=8, accumulation=1, window=1, passes=1, group=8)
     assert any("on-policy" in line for line in once.in_words())
     assert not any("on-policy" in line for line in many.in_words())
 

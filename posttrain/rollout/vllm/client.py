@@ -241,13 +241,13 @@ def within(timeout_s: float) -> type[http.client.HTTPResponse]:
     each piece that comes."""
     end = time.monotonic() + timeout_s
 
-    class Response(http.client.HTTPResponse):
+    class TimedResponse(http.client.HTTPResponse):
         def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
             super().__init__(sock, *args, **named)
             self.fp.close()
             self.fp = io.BufferedReader(_Timed(sock, end))
 
-    return Response
+    return TimedResponse
 
 
 class _Timed(io.RawIOBase):

@@ -52,7 +52,7 @@ class GlooUpdate(WeightTransferUpdateInfo):
     shapes: list[list[int]]
 
 
-class GlooTransfer(WeightTransferEngine[GlooInit, GlooUpdate]):
+class GlooReceiver(WeightTransferEngine[GlooInit, GlooUpdate]):
     """Receives whole tensors over gloo and loads them layer by layer, which also renews what a CPU worker has
     prepacked. `received` holds the signature of each tensor of the last update."""
 
@@ -96,7 +96,7 @@ class GlooTransfer(WeightTransferEngine[GlooInit, GlooUpdate]):
         self._group = None
 
 
-class NCCLTransfer(NCCLWeightTransferEngine):
+class NCCLReceiver(NCCLWeightTransferEngine):
     """vLLM's own NCCL backend, which also notes the signature of each tensor it loads."""
 
     def __init__(self, *args: Any) -> None:
@@ -134,7 +134,7 @@ class WeightReport:
     def posttrain_reload(self, weights_path: str) -> None:
         """Takes the weights of a checkpoint folder."""
         transfer = self.weight_transfer_engine  # type: ignore[attr-defined]  # the worker's
-        if isinstance(transfer, GlooTransfer | NCCLTransfer):
+        if isinstance(transfer, GlooReceiver | NCCLReceiver):
             transfer.received = {}
         self.reload_weights(weights_path=weights_path)  # type: ignore[attr-defined]  # the worker's
         renew_tied_heads(self.model_runner.model)  # type: ignore[attr-defined]  # the worker's
@@ -142,7 +142,7 @@ class WeightReport:
     def posttrain_weights(self) -> dict[str, list]:
         """name -> [dtype, checksum]: of the last update, or of the checkpoint where none has come."""
         transfer = self.weight_transfer_engine  # type: ignore[attr-defined]  # the worker's
-        if isinstance(transfer, GlooTransfer | NCCLTransfer) and transfer.received:
+        if isinstance(transfer, GlooReceiver | NCCLReceiver) and transfer.received:
             return {name: list(value) for name, value in transfer.received.items()}
         from vllm.model_executor.model_loader import get_model_loader
 
@@ -153,7 +153,7 @@ class WeightReport:
 
 def register() -> None:
     """Makes the two backends known to vLLM. May run several times in one process."""
-    for name, engine in ((BACKENDS["gloo"], GlooTransfer), (BACKENDS["nccl"], NCCLTransfer)):
+    for name, engine in ((BACKENDS["gloo"], GlooReceiver), (BACKENDS["nccl"], NCCLReceiver)):
         try:
             WeightTransferEngineFactory.register_engine(name, engine)
         except ValueError:

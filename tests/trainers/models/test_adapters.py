@@ -187,12 +187,12 @@ def test_a_run_with_an_adapter_is_no_dead_end(lora_run, tmp_path, capsys):
 
 def test_an_adapter_is_evaluated_as_it_is(lora_run, tmp_path):
     from posttrain.evaluation.engine import load_generator, weights_hash
-    from posttrain.evaluation.tasks import Sampling
+    from posttrain.evaluation.tasks import BenchmarkSampling
 
     generator, tokenizer = load_generator(str(lora_run), dtype="float32", device="cpu")
     other, _ = load_generator("models/base", dtype="float32", device="cpu", adapter=str(lora_run))
     prompts = [tokenizer(text)["input_ids"] for text in ("12>", "7>")]
-    greedy = Sampling(samples=1, max_new_tokens=6, temperature=0.0)
+    greedy = BenchmarkSampling(samples=1, max_new_tokens=6, temperature=0.0)
     assert generator.generate(prompts, [0, 1], greedy) == other.generate(prompts, [0, 1], greedy)
     found = weights_hash(lora_run)
     assert found is not None
