@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest_recipe import SFT, Load
+from small_recipe import SFT, Load
 
 from posttrain.cli import main
 from posttrain.planning.lengths import row_lengths
