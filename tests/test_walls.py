@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,3 +159,34 @@ def test_the_walls_see_relative_and_hidden_imports():
         "trl.models",
     ]
     assert list(imports(module_level(tree), "posttrain.rewards"))[-1][1] == "posttrain.ops.y"
+
+
+def floors() -> dict[str, int]:
+    """Room -> floor, from the table of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return {room: int(floor) for floor, room in re.findall(r"^\| (\d) \| `(\w+)/`", text, re.MULTILINE)}
+
+
+def room_of(name: str) -> str | None:
+    """The room of a dotted name of ours; the package itself belongs to none."""
+    parts = name.split(".")
+    if parts[0] != "posttrain" or len(parts) == 1 or parts[1].startswith("__version"):
+        return None
+    return "commands" if parts[1] in ("cli", "__main__") else parts[1]
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {folder.name for folder in PACKAGE.iterdir() if any(folder.glob("*.py"))}
+    assert rooms == set(floors())
+
+
+def test_a_room_imports_only_from_floors_below_its_own() -> None:
+    floor = floors()
+    strays = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        here = room_of(dotted(file))
+        for line, name in imports(parse(file), package_of(file)):
+            there = room_of(name)
+            if here is not None and there is not None and there != here and floor[there] >= floor[here]:
+                strays.append(f"{file.relative_to(ROOT)}:{line}: {name}")
+    assert not strays, "\n".join(strays)

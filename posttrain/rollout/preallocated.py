@@ -16,12 +16,17 @@ class PreallocatedLayer(DynamicLayer):
         """`rows` of `filled`, with room for `capacity` positions in all."""
         super().__init__()
         self.dtype, self.device, self.is_initialized = filled.dtype, filled.device, True
-        self._length = filled.keys.shape[-2]
-        self._held = [_with_room(part[rows], capacity) for part in (filled.keys, filled.values)]
+        states = [part for part in (filled.keys, filled.values) if part is not None]  # both, once initialized
+        self._length = states[0].shape[-2]
+        self._held = [_with_room(part[rows], capacity) for part in states]
         self._show()
 
+    def _shown(self) -> tuple[Tensor, Tensor]:
+        keys, values = self._held
+        return keys[:, :, : self._length], values[:, :, : self._length]
+
     def _show(self) -> None:
-        self.keys, self.values = (part[:, :, : self._length] for part in self._held)
+        self.keys, self.values = self._shown()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -35,7 +40,7 @@ class PreallocatedLayer(DynamicLayer):
             part[:, :, self._length : end] = new
         self._length = end
         self._show()
-        return self.keys, self.values
+        return self._shown()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows; only what is filled is copied, to the front of the buffer."""
@@ -59,9 +64,10 @@ def preallocated(cache: Cache, rows: Tensor, capacity: int) -> Cache:
     Layers that keep something else than all of the past (sliding windows, recurrent states) stay as the model made
     them.
     """
-    for i, layer in enumerate(cache.layers):
+    layers: list[Any] = cache.layers  # what a model may put there has no common type
+    for i, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
-            cache.layers[i] = PreallocatedLayer(layer, rows, capacity)
+            layers[i] = PreallocatedLayer(layer, rows, capacity)
         else:
             layer.batch_select_indices(rows)
     return cache

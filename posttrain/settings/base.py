@@ -94,6 +94,6 @@ def checked(cls: type[SettingsT], values: Mapping[str, Any], where: str = "") ->
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["type"] == "value_error":
-            raise ValueError(str(first["ctx"]["error"])) from None
+            raise ValueError(first["msg"].removeprefix("Value error, ")) from None
         name = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{where}{name}: {first['msg']}") from None

@@ -67,7 +67,7 @@ class VLLMColocated:
         self.version: int | None = None
         self._received: dict[str, tuple[str, int]] = {}
         _prepare_process()
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]  # without vLLM it takes this folder for it
         from vllm.platforms import current_platform
 
         self._on_cpu = current_platform.is_cpu()
@@ -102,7 +102,7 @@ class VLLMColocated:
         self._rest()
 
     def generate(self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]  # as above
 
         requests = merge_rows(rows(prompts, sampling))
         params = [
