@@ -10,13 +10,13 @@ from posttrain.trainers.policy.judging import Rollout
 
 def last_rollout(trainer: Any) -> dict[str, list[Any]] | None:
     """Of the rollout just scored; None for families without one."""
-    rollout = vars(trainer).get("rollout")
+    rollout = getattr(trainer, "rollout", None)  # SFT and preference trainers have none
     return None if rollout is None else rollout_columns([rollout], trainer)
 
 
 def held_out_rollouts(trainer: Any) -> dict[str, list[Any]] | None:
     """Of the evaluation just made; None where it generated nothing."""
-    rollouts = vars(trainer).get("held_out")
+    rollouts = getattr(trainer, "held_out", None)
     return rollout_columns(rollouts, trainer) if rollouts else None
 
 
