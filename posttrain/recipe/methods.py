@@ -36,34 +36,19 @@ def load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _preference(name: str, cls: str, summary: str) -> Method:
-    return Method(
-        name,
-        "preference",
-        f"posttrain.preferences.{name}:{cls}",
-        f"posttrain.trainers.preference.bindings:{cls}Trainer",
-        summary,
-    )
+_ROOMS: dict[Family, tuple[str, str]] = {
+    "policy": ("objectives", "policy"),
+    "preference": ("preferences", "preference"),
+    "diffusion": ("objectives", "masked"),
+}
+"""Family -> the room of its methods' files, and the wing of `trainers/` that makes their trainers."""
 
 
-def _diffusion(name: str, cls: str, summary: str) -> Method:
-    return Method(
-        name,
-        "diffusion",
-        f"posttrain.objectives.{name}:{cls}",
-        f"posttrain.trainers.masked.bindings:{cls}Trainer",
-        summary,
-    )
-
-
-def _policy(name: str, cls: str, summary: str) -> Method:
-    return Method(
-        name,
-        "policy",
-        f"posttrain.objectives.{name}:{cls}",
-        f"posttrain.trainers.policy.bindings:{cls}Trainer",
-        summary,
-    )
+def _listed(family: Family, name: str, cls: str, summary: str) -> Method:
+    """A method whose trainer is made from this list."""
+    room, wing = _ROOMS[family]
+    settings, trainer = f"posttrain.{room}.{name}:{cls}", f"posttrain.trainers.{wing}.bindings:{cls}Trainer"
+    return Method(name, family, settings, trainer, summary)
 
 
 METHODS: dict[str, Method] = {
@@ -76,16 +61,21 @@ METHODS: dict[str, Method] = {
             "posttrain.trainers.preference.sft:SFTTrainer",
             "supervised fine-tuning",
         ),
-        _policy("grpo", "GRPO", "group-relative policy optimisation"),
-        _policy("dr_grpo", "DrGRPO", "GRPO without its length and difficulty bias"),
-        _policy("dapo", "DAPO", "clip-higher and a token-level loss"),
-        _policy("gspo", "GSPO", "one importance ratio a response"),
-        _policy("cispo", "CISPO", "clipped importance weights, no token loses its gradient"),
-        _policy("reinforce", "REINFORCE", "group baseline, no ratio clip"),
-        _policy("bapo", "BAPO", "adaptive clipping bounds"),
-        _policy("bnpo", "BNPO", "Beta-normalised advantages"),
-        _policy("copo", "COPO", "consistency-aware: local and global advantages blended by answer entropy"),
-        _policy("capo", "CAPO", "curvature-aware token rejection"),
+        _listed("policy", "grpo", "GRPO", "group-relative policy optimisation"),
+        _listed("policy", "dr_grpo", "DrGRPO", "GRPO without its length and difficulty bias"),
+        _listed("policy", "dapo", "DAPO", "clip-higher and a token-level loss"),
+        _listed("policy", "gspo", "GSPO", "one importance ratio a response"),
+        _listed("policy", "cispo", "CISPO", "clipped importance weights, no token loses its gradient"),
+        _listed("policy", "reinforce", "REINFORCE", "group baseline, no ratio clip"),
+        _listed("policy", "bapo", "BAPO", "adaptive clipping bounds"),
+        _listed("policy", "bnpo", "BNPO", "Beta-normalised advantages"),
+        _listed(
+            "policy",
+            "copo",
+            "COPO",
+            "consistency-aware: local and global advantages blended by answer entropy",
+        ),
+        _listed("policy", "capo", "CAPO", "curvature-aware token rejection"),
         Method(
             "mdlm_sft",
             "sft",
@@ -93,12 +83,15 @@ METHODS: dict[str, Method] = {
             "posttrain.trainers.masked.sft:MaskedSFTTrainer",
             "diffusion: supervised fine-tuning by the ELBO",
         ),
-        _diffusion(
-            "bgpo", "BGPO", "diffusion: a bound of the objective, one pass's memory for any sample size"
+        _listed(
+            "diffusion",
+            "bgpo",
+            "BGPO",
+            "diffusion: a bound of the objective, one pass's memory for any sample size",
         ),
-        _diffusion("vrpo_ol", "VRPOOL", "diffusion: ratio of ELBO estimates, in two passes"),
-        _diffusion("diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
-        _diffusion("coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
+        _listed("diffusion", "vrpo_ol", "VRPOOL", "diffusion: ratio of ELBO estimates, in two passes"),
+        _listed("diffusion", "diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
+        _listed("diffusion", "coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
         Method(
             "salsa",
             "policy",
@@ -106,10 +99,10 @@ METHODS: dict[str, Method] = {
             "posttrain.trainers.policy.salsa_trainer:SALSATrainer",
             "a policy objective pulled towards a soup of SFT models",
         ),
-        _preference("dpo", "DPO", "direct preference optimisation"),
-        _preference("ipo", "IPO", "a squared target instead of DPO's logistic"),
-        _preference("simpo", "SimPO", "no reference, token-mean rewards and a margin"),
-        _preference("hinge", "Hinge", "DPO's margin under a hinge"),
+        _listed("preference", "dpo", "DPO", "direct preference optimisation"),
+        _listed("preference", "ipo", "IPO", "a squared target instead of DPO's logistic"),
+        _listed("preference", "simpo", "SimPO", "no reference, token-mean rewards and a margin"),
+        _listed("preference", "hinge", "Hinge", "DPO's margin under a hinge"),
         Method(
             "drift",
             "preference",
@@ -124,7 +117,7 @@ METHODS: dict[str, Method] = {
             "posttrain.trainers.staged.seppo:SePPOTrainer",
             "rounds of DPO against samples of past checkpoints, flipped where those are good",
         ),
-        _preference("rpo", "RPO", "DPO with an imitation term against overoptimisation"),
+        _listed("preference", "rpo", "RPO", "DPO with an imitation term against overoptimisation"),
     ]
 }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from posttrain.recipe import RecipeError
 
 
 def read_samples(folder: Path) -> dict[int, str]:
@@ -20,7 +22,7 @@ def read_samples(folder: Path) -> dict[int, str]:
     return found
 
 
-def drop_torso(file: Path) -> None:
+def drop_partial_line(file: Path) -> None:
     """Takes away a last line that a kill cut short: the next one must not be glued to it."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     if text and not text.endswith("\n"):
@@ -33,6 +35,28 @@ def fingerprint(rows: Iterable[Any]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def check_same_run(path: Path, identity: Mapping[str, Any]) -> None:
+    """RecipeError unless the run noted at `path` was started as `identity` says."""
+    if not path.exists():
+        raise RecipeError(f"{path.parent}: nothing to resume; start without resuming")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in identity.items():
+        if key not in before:
+            raise RecipeError(
+                f"{path} does not say with which {key} the run was started, so it cannot be compared; "
+                "start anew in another folder"
+            )
+        if before[key] == value:
+            continue
+        if key == "rows":
+            raise RecipeError(
+                f"{path.parent} was started on other rows; resume it with the data it began with"
+            )
+        raise RecipeError(
+            f"{path.parent} was started with {key} = {before[key]}, not {value}; resume it as it was"
+        )
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

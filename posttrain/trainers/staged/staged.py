@@ -43,7 +43,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.preferences.base import PairLoss
 from posttrain.process.phases import PHASES
-from posttrain.recipe import RecipeError
 from posttrain.references.pool import ReferencePool
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.trainers.engines.answers import EngineGenerator, Generator, stop_ids, transformers_engine_of
@@ -60,7 +59,14 @@ from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTr
 from posttrain.trainers.reporting.run_report import reports_of
 from posttrain.trainers.seam.launch_check import check_engine
 from posttrain.trainers.seam.stopping import StopOnSignal
-from posttrain.trainers.staged.disk import drop_torso, fingerprint, read_samples, write_json, write_lines
+from posttrain.trainers.staged.disk import (
+    check_same_run,
+    drop_partial_line,
+    fingerprint,
+    read_samples,
+    write_json,
+    write_lines,
+)
 from posttrain.trainers.staged.stage_callbacks import InRun
 
 Pair = dict[str, Any]
@@ -304,7 +310,7 @@ class StagedTrainer:
         identity = json.loads(json.dumps(identity))
         path = self.output_dir / _RUN
         if resume:
-            self._check_same_run(path, identity)
+            check_same_run(path, identity)
         elif path.exists():
             raise ValueError(f"{self.output_dir} already holds a run; resume it, or choose another folder")
         fresh = len(self.pool) == 0
@@ -315,27 +321,6 @@ class StagedTrainer:
         if fresh:
             self._save_start()
         self._model = None  # from here on the folder's copy is the only one
-
-    @staticmethod
-    def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
-        if not path.exists():
-            raise RecipeError(f"{path.parent}: nothing to resume; start without resuming")
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in identity.items():
-            if key not in before:
-                raise RecipeError(
-                    f"{path} does not say with which {key} the run was started, so it cannot be compared; "
-                    "start anew in another folder"
-                )
-            if before[key] == value:
-                continue
-            if key == "rows":
-                raise RecipeError(
-                    f"{path.parent} was started on other rows; resume it with the data it began with"
-                )
-            raise RecipeError(
-                f"{path.parent} was started with {key} = {before[key]}, not {value}; resume it as it was"
-            )
 
     def _save_start(self) -> None:
         if not self.ranks.is_main_process:
@@ -392,7 +377,7 @@ class StagedTrainer:
     def sample(self, stage: Stage, policy: Path, prompts: list[list[int]]) -> list[str]:
         """One answer a prompt, batches shared out over ranks. Those on disk from before a kill are taken over."""
         file = stage.folder / f"samples-{self.ranks.process_index}.jsonl"
-        drop_torso(file)
+        drop_partial_line(file)
         found = read_samples(stage.folder)
         self.ranks.wait_for_everyone()  # all have read the same before one of them writes
         missing = [row for row in range(len(prompts)) if row not in found]
