@@ -145,9 +145,5 @@ def kept_mask(objective: Objective, batch: TokenBatch) -> Tensor:
     return batch.mask if keep is None else batch.mask * keep
 
 
-def sum_of(values: Any) -> Tensor:
-    return torch.stack(list(values)).sum(dim=0)
-
-
 def detached(batch: TokenBatch) -> TokenBatch:
     return replace(batch, logprobs=batch.logprobs.detach())
