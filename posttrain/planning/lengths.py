@@ -13,7 +13,7 @@ from posttrain.planning.rendered import template_options
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
 
-LOOKED_AT = {"text": 10_000, "conversations": 2_000}
+LOOKED_AT = 2_000
 """Rows that are tokenised; of a larger data set so many, evenly spaced. Templates are slow to render."""
 
 LONGEST_READ = 200_000
@@ -51,10 +51,9 @@ def row_lengths(recipe: Recipe, rows: Sequence[Row], tokenizer: PlanTokenizer | 
     """None where there are no rows, or nothing here says how text becomes tokens."""
     if not rows or tokenizer is None:
         return None
-    chat = isinstance(rows[0]["prompt"], list)
-    if chat and tokenizer.chat_template is None:
+    if isinstance(rows[0]["prompt"], list) and tokenizer.chat_template is None:
         return None  # written as plain lines by the method itself
-    count = min(len(rows), LOOKED_AT["conversations" if chat else "text"])
+    count = min(len(rows), LOOKED_AT)
     picked = [rows[i * len(rows) // count] for i in range(count)]
     options = template_options(recipe)
     names = {"sft": ("completion",), "preference": ("chosen", "rejected")}.get(recipe.spec.family, ())
