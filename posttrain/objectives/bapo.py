@@ -190,6 +190,7 @@ class BAPO(Objective):
     """A setting left at None is filled in from the preset at construction: see `_PRESETS`."""
 
     observes_step: ClassVar[bool] = True
+    observes_only_ratio: ClassVar[bool] = True
     divides_by_tokens: ClassVar[bool] = True
 
     preset: Literal["paper", "recipe"] = "paper"

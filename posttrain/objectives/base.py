@@ -113,6 +113,9 @@ class Objective(Settings):
     """Whether every micro-batch of the optimizer step must be seen, by `observe_step` or to count the kept
     tokens, before the first backward. Without it no second forward pass is called for, even where `keep`
     selects."""
+    observes_only_ratio: ClassVar[bool] = False
+    """Whether `observe_step` and `keep` read nothing of a forward pass but the importance ratio, which is 1 as long as
+    the policy is the one that sampled: then they cost no second forward pass."""
     divides_by_tokens: ClassVar[bool] = False
     """Whether `reduce` reads `StepTotals.num_tokens`."""
 

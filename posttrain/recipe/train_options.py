@@ -121,6 +121,8 @@ class PolicyTrain(TrainSection):
     ref_model_mixup_alpha: UnitInterval = 0.6
     ref_model_sync_steps: Count = 512
     cast_lm_head_to_fp32: bool = False
+    layout: Literal["auto", "padded", "trimmed", "shared"] = "auto"
+    max_tokens_per_micro_batch: Annotated[int, Ge(1), Le(2**30)] | None = None
     ds3_gather_for_generation: bool = True
     cache_implementation: Text | None = None
     chat_template_kwargs: dict[str, Any] | None = None

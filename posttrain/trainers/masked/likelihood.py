@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -96,22 +93,3 @@ def from_buffer(inputs: dict[str, Any]) -> tuple[Canvas, Noise]:
     canvas = Canvas(inputs["canvas_ids"], inputs["canvas_present"], inputs["canvas_scored"])
     noise = Noise(inputs["noise_masks"], inputs["noise_weights"], inputs.get("noise_prompt_masks"))
     return canvas, noise
-
-
-@contextmanager
-def gradients_held_back(accelerator: Accelerator, model: Any) -> Iterator[None]:
-    """Forward and backward inside add to the gradients without an all-reduce, and step no optimizer.
-
-    DDP and FSDP2 wait for a later backward outside. DeepSpeed reduces on each backward from ZeRO-2 on, and takes
-    its optimizer step in the backward that says it is the last one: so it is told that this is not.
-    """
-    if not accelerator.sync_gradients:  # an earlier micro-batch: held back already
-        yield
-        return
-    state = accelerator.gradient_state
-    state._set_sync_gradients(False)
-    try:
-        with accelerator.no_sync(model):
-            yield
-    finally:
-        state._set_sync_gradients(True)

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from posttrain.objectives.base import StepTotals
@@ -26,9 +25,10 @@ from posttrain.objectives.masked_base import (
 from posttrain.ops.masked_elbo import Noise
 from posttrain.rollout.masked.canvas import Canvas
 from posttrain.rollout.masked.predictor import MaskPredictor
-from posttrain.trainers.masked.likelihood import all_terms, from_buffer, gradients_held_back, pass_terms
+from posttrain.trainers.masked.likelihood import all_terms, from_buffer, pass_terms
 from posttrain.trainers.masked.metrics import DiffusionMetrics, signal_of
 from posttrain.trainers.policy.step_in_hand import StepHost, StepInHand
+from posttrain.trainers.seam.held_back import backward_of_a_part, gradients_held_back
 
 
 class DiffusionStepHost(StepHost, Protocol):
@@ -72,7 +72,7 @@ class DiffusionStep(StepInHand):
                 seen.append(terms.detach())
                 loss = ranks * self._pass_loss(terms, j, known, coefficients, totals)
                 if not last:
-                    self._backward(loss)
+                    backward_of_a_part(host.accelerator, loss)
                     value = value + loss.detach()
         whole = self._whole_batch(known, torch.cat(seen, dim=1))
         for name, terms in (
@@ -86,10 +86,6 @@ class DiffusionStep(StepInHand):
         if position == accumulation - 1:
             self.close()
         return loss + (exact - loss.detach())
-
-    def _backward(self, loss: Tensor) -> None:
-        deepspeed = self.host.accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.host.accelerator.backward(loss, **({"scale_wrt_gas": False} if deepspeed else {}))
 
     def _passes_of_this_iteration(self, noise: Noise) -> slice:
         """The passes one estimate reads: all, or those of the current pass over the rollout."""

@@ -27,6 +27,8 @@ from posttrain.rollout.masked.predictor import (
     mask_id_of,
     with_generation_config,
 )
+from posttrain.trainers.forward.layout import Layout
+from posttrain.trainers.forward.padded import PaddedScorer
 from posttrain.trainers.masked.build import mask_ingredients, sampler_arguments
 from posttrain.trainers.masked.elbo_scorer import ElboScorer
 from posttrain.trainers.masked.metrics import DiffusionMetrics
@@ -53,6 +55,8 @@ _WITHOUT_EFFECT = {
     "off_policy_mask_threshold": "use the method's clip",
     "cast_lm_head_to_fp32": "log-probs are taken in float32 anyway",
     "router_aux_loss_coef": "the router's loss is not carried here",
+    "layout": "a canvas is one row, with its prompt",
+    "max_tokens_per_micro_batch": "each Monte Carlo pass is a forward and backward of its own",
     "record_steps": "`posttrain replay` reads token batches, which diffusion methods do not have",
 }
 
@@ -138,6 +142,10 @@ class DiffusionTrainer(PolicyTrainer):
 
     # Loss
 
+    def make_layout(self) -> Layout:
+        """One canvas per row: its likelihood is the ELBO scorer's, and no log-prob from left to right is asked for."""
+        return Layout("padded", "a canvas per row", PaddedScorer(self._get_per_token_logps_and_entropies))
+
     def make_step(self) -> DiffusionStep:
         return DiffusionStep(self, self.objective, self.method, DiffusionMetrics(self.accelerator))
 
@@ -153,8 +161,8 @@ def _refuse_reloaded_reference(model: Any, args: Any, named: dict[str, Any]) -> 
 
 
 def _refuse_without_effect(args: Any) -> None:
-    defaults = {f.name: f.default for f in dataclasses.fields(GRPOConfig)}
+    defaults = {f.name: f.default for f in dataclasses.fields(PolicyConfig)}
     for name, reason in _WITHOUT_EFFECT.items():
-        default = defaults.get(name, [])
+        default = [] if defaults[name] is dataclasses.MISSING else defaults[name]  # record_steps
         if vars(args)[name] != default:
             raise ValueError(f"{type(args).__name__}: {name} has no effect on a diffusion method: {reason}")

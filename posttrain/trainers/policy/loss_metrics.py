@@ -6,12 +6,16 @@ is over the step's tokens however they were split, and the host waits once.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
 from posttrain.observe.signal import SignalCounts
+
+_EXTREMES = ("_max", "_min")
 
 
 class LossMetrics:
@@ -23,7 +27,7 @@ class LossMetrics:
 
     def _clear(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
-        self._per_response: dict[str, list[Tensor]] = {}
+        self._extremes: dict[str, list[Tensor]] = {}
         self._signal: SignalCounts | None = None
 
     def add(
@@ -35,12 +39,17 @@ class LossMetrics:
         keep: Tensor | None,
         kl: Tensor | None,
         entropies: Tensor,
-        policy_loss: Tensor,
+        share: Tensor,
+        first: bool,
         aux_loss: Tensor | None = None,
         signal: SignalCounts,
     ) -> None:
         """One micro-batch. Means are over loss tokens (a per-response ratio: over responses); the objective's own
-        scalars, `METHOD/name`, are averaged over micro-batches and ranks, by their loss tokens."""
+        scalars, `METHOD/name`, are averaged over micro-batches and ranks, by their loss tokens; of one that ends in
+        _max or _min the highest or lowest counts.
+
+        share, first  this micro-batch's share () of the step's loss, and whether it is this rank's first: shares add up
+        """
         mask = batch.mask
         self._add("entropy", *_masked(entropies, mask))
         if kl is not None:
@@ -53,40 +62,41 @@ class LossMetrics:
             high = (ratio > bounds[1]) & (advantages > 0)
             for name, clipped in (("low", low), ("high", high), ("region", low | high)):
                 self._add(f"clip_ratio/{name}_mean", *_masked(clipped.float(), mask))
-            self._per_response.setdefault("clip_ratio/low_min", []).append(_response_means(low.float(), mask))
-            self._per_response.setdefault("clip_ratio/high_max", []).append(
-                _response_means(high.float(), mask)
-            )
+            self._extremes.setdefault("clip_ratio/low_min", []).append(_response_means(low.float(), mask))
+            self._extremes.setdefault("clip_ratio/high_max", []).append(_response_means(high.float(), mask))
         if keep is not None:
             self._add("kept_share", *_masked(keep.float(), mask))
         one = torch.ones((), device=mask.device)
-        self._add("policy_loss", policy_loss, one)
+        self._add("policy_loss", share.detach(), one / self._accelerator.num_processes if first else one * 0)
         if aux_loss is not None:
             self._add("aux_loss", aux_loss.detach(), one)
         tokens = mask.sum().clamp(min=1)
         for name, value in objective.metrics(batch).items():
-            share = torch.as_tensor(value, device=mask.device).detach() * tokens
-            self._add(f"{method}/{name}", share, tokens)
+            value = torch.as_tensor(value, device=mask.device).detach()
+            if name.endswith(_EXTREMES):
+                self._extremes.setdefault(f"{method}/{name}", []).append(value.reshape(1))
+            else:
+                self._add(f"{method}/{name}", value * tokens, tokens)
         self._signal = signal if self._signal is None else self._signal + signal
 
     def flush(self) -> dict[str, float]:
-        """The step's numbers over all ranks, and an empty slate."""
+        """The step's numbers over all ranks, and an empty slate. One collective, and one wait for the device."""
         sums, signal = self._sums, self._signal
         if signal is None:
             return {}
-        pairs = torch.stack([torch.stack(pair) for pair in sums.values()])
         # float64 holds token counts exactly beside the sums
-        packed = torch.cat([pairs.flatten(), signal.counts.double()])
-        packed = self._accelerator.reduce(packed, reduction="sum")
-        pairs = packed[: pairs.numel()].view_as(pairs)
-        means = (pairs[:, 0] / pairs[:, 1].clamp(min=1.0)).tolist()
-        values = dict(zip(sums, means, strict=True))
-        values |= SignalCounts(packed[pairs.numel() :].long()).metrics()
-        for name, parts in self._per_response.items():
-            gathered = torch.as_tensor(self._accelerator.gather(torch.cat(parts)))
-            gathered = gathered[~gathered.isnan()]  # a response without loss tokens has no mean
-            if gathered.numel():
-                values[name] = (gathered.min() if name.endswith("min") else gathered.max()).item()
+        pairs = [one for pair in sums.values() for one in pair]
+        extremes = [_extreme(name, torch.cat(parts)) for name, parts in self._extremes.items()]
+        packed = torch.cat([torch.stack([*pairs, *extremes]).double(), signal.counts.double()])
+        ranks = torch.as_tensor(self._accelerator.gather(packed[None])).cpu()
+        totals = ranks[:, : len(pairs)].sum(0).view(-1, 2)
+        values = dict(zip(sums, (totals[:, 0] / totals[:, 1].clamp(min=1.0)).tolist(), strict=True))
+        counted = len(pairs) + len(extremes)
+        values |= SignalCounts(ranks[:, counted:].sum(0).long()).metrics()
+        for name, column in zip(self._extremes, ranks[:, len(pairs) : counted].unbind(1), strict=True):
+            value = _extreme(name, column).item()
+            if not math.isnan(value):
+                values[name] = value
         self._clear()
         return values
 
@@ -94,6 +104,14 @@ class LossMetrics:
         before = self._sums.get(name)
         total, count = total.double(), count.double()
         self._sums[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+
+
+def _extreme(name: str, values: Tensor) -> Tensor:
+    """The lowest or highest () as the name says; NaN, of a response without loss tokens, only where all are."""
+    lowest, none = name.endswith("min"), values.isnan()
+    found = values.masked_fill(none, math.inf if lowest else -math.inf)
+    found = found.min() if lowest else found.max()
+    return torch.where(none.all(), torch.nan, found).double()
 
 
 def _masked(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,8 +13,11 @@ from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.ops.kl import k3
 from posttrain.trainers.forward.padded import loss_mask
 from posttrain.trainers.policy.loss_metrics import LossMetrics
+from posttrain.trainers.policy.micro_batches import MicroBatches, Part, silent_row
 from posttrain.trainers.policy.step_in_hand import StepHost, StepInHand
+from posttrain.trainers.policy.token_batch import on_policy, unmoved_batch
 from posttrain.trainers.policy.token_weights import WeightsHost, token_weights
+from posttrain.trainers.seam.held_back import backward_of_a_part, gradients_held_back
 
 Read = Callable[[Any, Mapping[str, Any]], tuple[TokenBatch, Tensor, Tensor | None]]
 
@@ -34,24 +37,53 @@ class PolicyStep(StepInHand):
 
     read  scores a micro-batch of the rollout buffer: the batch, the entropies (with gradient), the router's
           auxiliary loss or None
+    cut   splits the micro-batches of a step by tokens, where there is a limit
     """
 
     host: PolicyStepHost
     metrics: LossMetrics
 
     def __init__(
-        self, host: PolicyStepHost, objective: Objective, method: str, metrics: LossMetrics, read: Read
+        self,
+        host: PolicyStepHost,
+        objective: Objective,
+        method: str,
+        metrics: LossMetrics,
+        read: Read,
+        cut: MicroBatches,
     ) -> None:
         super().__init__(host, objective, method, metrics)
         self.read = read
+        self.cut = cut
+        self._parts: list[list[Part]] = []  # of each micro-batch of TRL's buffer in this optimizer step
 
     def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """This rank's share () of the step's loss times the number of ranks, because the engines average gradients
-        over ranks."""
-        host, position = self.host, self.position
-        accumulation, ranks = host.current_gradient_accumulation_steps, host.accelerator.num_processes
+        over ranks. Where a token limit splits the micro-batch, all backwards but the last are run here, and the value
+        is that of all its parts."""
+        host = self.host
+        if self.position == 0:
+            self._parts = self.cut(self.slices())
+        parts = self._parts[self.position]
+        value: Tensor | None = None
+        for at, part in enumerate(parts[:-1]):
+            with gradients_held_back(host.accelerator, model):
+                loss = self._part_loss(model, part, inputs, first=self.position == at == 0)
+                backward_of_a_part(host.accelerator, loss)
+                value = loss.detach() if value is None else value + loss.detach()
+        loss = self._part_loss(model, parts[-1], inputs, first=self.position == 0 and len(parts) == 1)
+        if self.position == host.current_gradient_accumulation_steps - 1:
+            self.close()
+            if host._entropy_bonus_enabled:
+                self.log("entropy_coef", host.entropy_coef)
+        return loss if value is None else loss + value
+
+    def _part_loss(self, model: Any, inputs: Part, whole: dict[str, Any], *, first: bool) -> Tensor:
+        host, ranks = self.host, self.host.accelerator.num_processes
+        if inputs is None:
+            return self._nothing(model, whole)
         batch, entropies, aux_loss = self.read(model, inputs)
-        if position == 0:
+        if first:
             self._begin(model, batch)
         step = self.current()
         self._note_logprobs(batch, inputs)
@@ -60,12 +92,11 @@ class PolicyStep(StepInHand):
         kls: list[Tensor] = []
         share = step.share(batch, lambda one, losses: self._with_terms(one, losses, weights, kls))
         batch, mask, loss = share.batch, share.mask, share.loss * ranks
-        policy_loss = loss.detach() * accumulation  # as if the step were one micro-batch
         if host._entropy_bonus_enabled:
             bonus = (entropies * mask).sum() / step.totals.num_tokens.clamp(min=1.0) * ranks
             loss = loss - host.entropy_coef * bonus
         if aux_loss is not None:
-            loss = loss + host.router_aux_loss_coef * aux_loss / accumulation
+            loss = loss + host.router_aux_loss_coef * aux_loss / sum(map(len, self._parts))
         self.metrics.add(
             self.objective,
             self.method,
@@ -73,22 +104,37 @@ class PolicyStep(StepInHand):
             keep=share.keep,
             kl=kls[0] if kls else None,
             entropies=entropies.detach(),
-            policy_loss=policy_loss,
+            share=share.loss,
+            first=first,
             aux_loss=aux_loss,
             signal=self.account(batch, inputs, share.keep, weights),
         )
-        if position == accumulation - 1:
-            self.close()
-            if host._entropy_bonus_enabled:
-                self.log("entropy_coef", host.entropy_coef)
         return loss
+
+    def _nothing(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """A pass of no weight, for the ranks that have another part: where weights are gathered for a pass, all
+        ranks have to make it."""
+        batch, entropies, _ = self.read(model, silent_row(inputs))
+        return (batch.logprobs.sum() + entropies.sum()) * 0.0
 
     def _begin(self, model: Any, first: TokenBatch) -> None:
         """Only an objective that observes the step costs a second forward pass, and only where there is more than
-        one micro-batch."""
-        slices = self.slices()
-        masks = [loss_mask(inputs).to(first.logprobs.dtype) for inputs in slices]
-        self.open(masks, lambda: [detached(first), *(self.read(model, inputs)[0] for inputs in slices[1:])])
+        one micro-batch and the policy has moved since it sampled."""
+        parts = [part for of_one in self._parts for part in of_one if part is not None]
+        masks = [loss_mask(inputs).to(first.logprobs.dtype) for inputs in parts]
+        self.open(masks, lambda: [detached(first), *self._others(model, first)])
+
+    def _others(self, model: Any, first: TokenBatch) -> Iterator[TokenBatch]:
+        """The micro-batches behind the first one, without gradient."""
+        flat = list(zip(self.slices(), self._parts, strict=True))
+        parts = [(whole, part) for whole, of_one in flat for part in of_one][1:]
+        for whole, part in parts:
+            if part is not None and self.objective.observes_only_ratio and on_policy(part):
+                yield unmoved_batch(part, first.logprobs.dtype)
+            elif part is not None:
+                yield self.read(model, part)[0]
+            else:
+                self._nothing(model, whole)
 
     def _with_terms(
         self, batch: TokenBatch, losses: Tensor, weights: Tensor | None, kls: list[Tensor]

@@ -95,7 +95,8 @@ class SALSATrainer(PolicyTrainer):
             return self.scorer.score(self.model, rows, wanted).logprobs
 
     def make_step(self) -> PolicyStep:
-        return SALSAStep(self, self.objective, self.method, LossMetrics(self.accelerator), self._read)
+        metrics = LossMetrics(self.accelerator)
+        return SALSAStep(self, self.objective, self.method, metrics, self._read, self._micro_batches())
 
 
 class SALSAStep(PolicyStep):

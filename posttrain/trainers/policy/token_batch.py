@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from posttrain.objectives.base import TokenBatch
 from posttrain.objectives.streams import column
 from posttrain.trainers.forward.base import Scored
@@ -16,6 +18,17 @@ _STREAM = "stream/"  # prefix of an objective's further streams in TRL's buffer
 def buffer_key(stream: str) -> str:
     """The name of an objective's stream in TRL's buffer."""
     return stream if stream == "advantages" else _STREAM + stream
+
+
+def on_policy(inputs: Mapping[str, Any]) -> bool:
+    """Whether the policy is the one that sampled: TRL stores no old log-probs then."""
+    return inputs.get("old_per_token_logps") is None
+
+
+def unmoved_batch(inputs: Mapping[str, Any], dtype: torch.dtype) -> TokenBatch:
+    """The batch of a policy that has not moved since it sampled, without a forward pass: its ratio is 1, which is all
+    that is right about its log-probs."""
+    return token_batch(Scored(torch.zeros_like(inputs["completion_ids"], dtype=dtype)), inputs)
 
 
 def token_batch(scored: Scored, inputs: Mapping[str, Any]) -> TokenBatch:

@@ -35,13 +35,17 @@ from posttrain.trainers.engines.attach import attach_engine
 from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.forward.base import Rows, Scorer, Wanted
+from posttrain.trainers.forward.head import HeadOptions
+from posttrain.trainers.forward.layout import Layout, choose_layout
 from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
+from posttrain.trainers.policy.group_order import group_ordered
 from posttrain.trainers.policy.judging import Judge, Rollout, reward_arguments
 from posttrain.trainers.policy.keeper import Keeper
 from posttrain.trainers.policy.loss_metrics import LossMetrics
+from posttrain.trainers.policy.micro_batches import MicroBatches
 from posttrain.trainers.policy.optimizer_step import PolicyStep
 from posttrain.trainers.policy.reward_sources import reward_sources
 from posttrain.trainers.policy.rollout_batch import add_to_buffer
@@ -142,7 +146,8 @@ class PolicyTrainer(
             self.generation_config.remove_invalid_values = True
         self._set_reference(ref_model)
         check_best_metric(self.args, self._evaluation_names())
-        self.scorer = self.make_scorer()
+        self.layout = self.make_layout()
+        self.scorer: Scorer = self.layout.scorer
         self.step: StepInHand = self.make_step()
 
     def _evaluation_names(self) -> set[str] | None:
@@ -173,7 +178,12 @@ class PolicyTrainer(
 
     def make_step(self) -> StepInHand:
         """The part that turns micro-batches into losses; a method with terms of its own in the loss makes another."""
-        return PolicyStep(self, self.objective, self.method, LossMetrics(self.accelerator), self._read)
+        metrics = LossMetrics(self.accelerator)
+        return PolicyStep(self, self.objective, self.method, metrics, self._read, self._micro_batches())
+
+    def _micro_batches(self) -> MicroBatches:
+        limit, shares = self.args.max_tokens_per_micro_batch, self.layout.shares_prompts
+        return MicroBatches(self.accelerator, limit, shares_prompts=shares)
 
     @staticmethod
     def _check_window(args: PolicyConfig) -> None:
@@ -242,6 +252,16 @@ class PolicyTrainer(
             # a share of an epoch is added step by step: rounding must not make 1.0 an epoch 0
             epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
         )
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """As TRL's; a fresh rollout is cut into micro-batches of whole groups where the layout gains by it."""
+        window = self.args.steps_per_generation * self.num_iterations
+        fresh = self._buffered_inputs is None or self._step % window == 0
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or not self.layout.orders_groups or not fresh:
+            return inputs
+        self._buffered_inputs = group_ordered(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""
@@ -358,9 +378,17 @@ class PolicyTrainer(
 
     # Scoring
 
-    def make_scorer(self) -> Scorer:
-        """Every log-prob of the run comes from here."""
-        return PaddedScorer(super()._get_per_token_logps_and_entropies, self._make_probe())
+    def make_layout(self) -> Layout:
+        """The layout whose scorer every log-prob of the run comes from."""
+        return choose_layout(
+            self.args.layout,
+            self.accelerator.unwrap_model(self.model),
+            PaddedScorer(super()._get_per_token_logps_and_entropies, self._make_probe()),
+            accelerator=self.accelerator,
+            head=HeadOptions(self.temperature, self.args.cast_lm_head_to_fp32),
+            needs=self.objective.needs,
+            num_candidates=self.objective.num_candidates,
+        )
 
     def _read(self, model: Any, inputs: Mapping[str, Any]) -> tuple[TokenBatch, Tensor, Tensor | None]:
         """One micro-batch scored: the batch, the entropies (with gradient) and the router's auxiliary loss."""

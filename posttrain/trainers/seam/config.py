@@ -16,6 +16,8 @@ from trl import GRPOConfig
 from posttrain.settings.base import checked
 from posttrain.trainers.seam.taken_over import refuse_changed
 
+LAYOUTS = ("auto", "padded", "trimmed", "shared")
+
 ConfigT = TypeVar("ConfigT")
 SettingsT = TypeVar("SettingsT")
 
@@ -60,6 +62,10 @@ class PolicyConfig(GRPOConfig):
     reward_workers     worker processes a reward function; None: half the processors, four at most
     eval_temperature   sampling temperature of evaluation: 0 is greedy, None the one of training
     record_steps       optimizer steps whose micro-batches are saved for `posttrain replay`
+    layout             how rows go through the model: "padded" as TRL does; "trimmed" to the longest of a micro-batch;
+                       "shared", packed, each prompt once for its group; "auto": shared where the model can take it
+    max_tokens_per_micro_batch  most tokens of one forward and backward; micro-batches that hold more are split into
+                       groups of prompts, with the same loss and gradient. None: no limit
     """
 
     reward_timeout_s: float = field(default=30.0, metadata={"help": "Seconds one reward call may take."})
@@ -72,6 +78,10 @@ class PolicyConfig(GRPOConfig):
     record_steps: list[int] = field(
         default_factory=list, metadata={"help": "Optimizer steps to save for `posttrain replay`."}
     )
+    layout: str = field(default="auto", metadata={"help": "'auto', 'padded', 'trimmed' or 'shared'."})
+    max_tokens_per_micro_batch: int | None = field(
+        default=None, metadata={"help": "Most tokens of one forward and backward."}
+    )
 
     def check_carried(self) -> None:
         """ValueError for an argument that only TRL's own loss body reads."""
@@ -81,6 +91,12 @@ class PolicyConfig(GRPOConfig):
         self.check_carried()
         if self.reward_on_error not in ("raise", "skip"):
             raise ValueError(f"reward_on_error is 'raise' or 'skip', not {self.reward_on_error!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"max_tokens_per_micro_batch is 1 or more, or None, not {self.max_tokens_per_micro_batch}"
+            )
         super().__post_init__()
 
 

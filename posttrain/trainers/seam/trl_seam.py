@@ -10,9 +10,15 @@ import inspect
 
 import trl
 from trl import DPOTrainer
+from trl.kernels import ChunkedLogProbFunction
 from trl.kernels import chunked_logprob as fused_head
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    disable_dropout_in_model,
+    maybe_gather_lm_head_ctx,
+    use_adapter,
+)
 
 from posttrain.trainers.seam.late_vllm import vllm_when_used
 
@@ -21,6 +27,7 @@ with vllm_when_used():
     from trl.generation.vllm_generation import VLLMGeneration
 
 __all__ = [
+    "ChunkedLogProbFunction",
     "GRPOTrainer",
     "VLLMGeneration",
     "add_fused_lm_head",
@@ -28,6 +35,7 @@ __all__ = [
     "disable_dropout_in_model",
     "disable_gradient_checkpointing",
     "fused_head",
+    "maybe_gather_lm_head_ctx",
     "use_adapter",
 ]
 

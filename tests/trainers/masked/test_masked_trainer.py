@@ -24,11 +24,11 @@ from posttrain.trainers.masked.likelihood import (
     all_terms,
     draw_noise,
     from_buffer,
-    gradients_held_back,
     pass_terms,
 )
 from posttrain.trainers.masked.sft import MaskedSFTConfig, MaskedSFTTrainer
 from posttrain.trainers.models.load import scratch_llama
+from posttrain.trainers.seam.held_back import gradients_held_back
 
 RATE = 0.1
 

@@ -247,7 +247,8 @@ def test_clip_ratios_go_by_the_advantage_the_loss_has():
         "keep": None,
         "kl": None,
         "entropies": batch.mask,
-        "policy_loss": nothing.sum(),
+        "share": nothing.sum(),
+        "first": True,
         "signal": signal,
     }
     metrics.add(COPO(), "copo", batch, **shared)

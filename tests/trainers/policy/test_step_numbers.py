@@ -71,9 +71,9 @@ def logged(keep: torch.Tensor | None, **extra) -> dict[str, float]:
     )
     metrics = LossMetrics(Accelerator(cpu=True))
     entropies = torch.tensor([[1.0, 2.0], [3.0, 50.0]])
-    for loss in (1.0, 3.0):  # two micro-batches
+    for share, first in ((0.5, True), (1.5, False)):  # two micro-batches
         metrics.add(
-            objective, "grpo", batch, keep=keep, kl=None, entropies=entropies, policy_loss=torch.tensor(loss),
+            objective, "grpo", batch, keep=keep, kl=None, entropies=entropies, share=torch.tensor(share), first=first,
             signal=signal, **extra,
         )  # fmt: skip
     return metrics.flush()

@@ -61,7 +61,9 @@ def both(pair: Pair, model, tokenizer, tmp_path, **extra: Any):
     """A PolicyTrainer and TRL's trainer on copies of one model."""
     model.config._name_or_path = str(tmp_path / "start")
     model.save_pretrained(tmp_path / "start")
-    config = getattr(bindings, f"{pair.ours}Config")(**arguments(tmp_path, **extra), **pair.settings)
+    config = getattr(bindings, f"{pair.ours}Config")(
+        **arguments(tmp_path, layout="padded", **extra), **pair.settings
+    )  # TRL's own; the other layouts are held to it
     ours = getattr(bindings, f"{pair.ours}Trainer")(
         copy.deepcopy(model), judged, config, rows(), processing_class=tokenizer
     )
