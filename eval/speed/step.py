@@ -1,12 +1,12 @@
-"""A GRPO step here against TRL's own trainer: seconds a step by the clock and of CPU time, in alternating runs.
+"""An optimizer step here against TRL's own GRPO trainer, rollout and all: the peers alternate, each in a process.
 
-    python eval/speed/step.py [--hidden 128 --layers 2 --prompts 16 --group 8 --tokens 32 --steps 8 --rounds 3]
+    OMP_NUM_THREADS=1 python eval/speed/step.py [--cases ragged,equal,... --pairs 5 --steps 4 --model FOLDER]
 
-Both train the same random model on the same prompts with the same in-process reward, learning rate and batch; ours is
-started from a recipe, as `posttrain train` does, so its engine, reward runner and signal account are on. A random model
-ends a response at any token with a chance of about one in its vocabulary, so lengths are unequal. The first two steps
-of a run are not counted. CPU time is that of the process and its reward workers, which other work on the machine
-hardly touches. Prints a table and writes eval/speed/results/step-*.json; a ratio below 1 is faster than TRL.
+For each case: CPU and wall seconds per step (median over the steps of a run, the first not counted), peak memory over
+the start of training, their ratio pair by pair, the largest difference of loss and gradient on one batch, and what
+share of this machine's measured rate of matrix products the step's useful work makes up. `--model` is a folder of a
+real instruct model for the cases named instruct*, which are left out without it. On CUDA the same command measures
+the GPU. Writes eval/speed/results/step-*.json; `--table` prints docs/speed.md's rows from those files.
 """
 
 from __future__ import annotations
@@ -14,152 +14,236 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))
+RESULTS = HERE / "results"
 
-import psutil  # noqa: E402  # after the number of threads is set
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from transformers import ProgressCallback, TrainerCallback  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+SMALL = {
+    "hidden": 256, "layers": 4, "heads": 4, "vocabulary": 4096, "end_share": 0.0,
+    "prompts": 4, "group": 8, "prompt_tokens": 64, "new_tokens": 64,
+}  # fmt: skip
+RAGGED = {**SMALL, "new_tokens": 128, "end_share": 0.02}
+INSTRUCT = {
+    "prompts": 1, "group": 8, "new_tokens": 48, "end_share": 0.0,
+    "prompt": "A train leaves a town at nine in the morning and travels at sixty kilometres per hour. A second train "
+    "leaves the same town on the same line at half past ten and travels at ninety kilometres per hour. At what time of "
+    "day does the second train catch up with the first one, and how many kilometres from the town are they then? Think "
+    "step by step, and write the final answer on a line of its own.",
+}  # fmt: skip
+CASES: dict[str, dict[str, Any]] = {
+    "ragged": RAGGED,
+    "equal": SMALL,
+    "long_prompt": {**SMALL, "prompts": 2, "prompt_tokens": 512},
+    "vocabulary_32k": {**SMALL, "vocabulary": 32768},
+    "vocabulary_151k": {**SMALL, "vocabulary": 151936, "prompts": 2, "new_tokens": 32},
+    "iterations_2": {**RAGGED, "iterations": 2},
+    "beta": {**RAGGED, "beta": 0.04},
+    "lora": {**RAGGED, "lora": True},
+    "accumulation_4": {**RAGGED, "accumulation": 4},
+    "bapo": {**RAGGED, "method": "BAPO"},
+    "bapo_accumulation_4": {**RAGGED, "method": "BAPO", "accumulation": 4},
+    "capo": {**RAGGED, "method": "CAPO"},
+    "copo": {**RAGGED, "method": "COPO"},
+    "instruct": INSTRUCT,
+    "instruct_16": {**INSTRUCT, "group": 16},
+}
+"""Trained with GRPO at both peers, but for `method`, which is ours against TRL's GRPO."""
+ON_REAL_MODEL = ("instruct", "instruct_16")
 
-from posttrain.data.sort import Sort  # noqa: E402
-from posttrain.recipe import load_recipe  # noqa: E402
-from posttrain.trainers.models.load import character_tokenizer, load_pretrained, scratch_llama  # noqa: E402
 
-RESULTS = Path(__file__).with_name("results")
-WARM_UP = 2
-RECIPE = """\
-method: grpo
-model: {{path: {model}}}
-data: {{name: sort}}
-rewards: [{{name: "{here}:even"}}]
-rollout: {{group_size: {group}, max_new_tokens: {tokens}}}
-train: {{max_steps: {steps}, per_device_train_batch_size: {batch}, learning_rate: 1.0e-4, lr_scheduler_type: constant,
-  optim: adamw_torch, gradient_checkpointing: false, use_cpu: {cpu}}}
-output: {{name: step, dir: {folder}, report_to: [], overwrite: true, save_steps: 1000000}}
-"""
+def make_model(case: dict[str, Any], folder: Path) -> None:
+    """A random Llama whose words are w3, w4, ...; of the last `end_share` of them each ends a response."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-
-def even(completions: list[str], **_: Any) -> list[float]:
-    """A reward that differs within nearly every group."""
-    return [float(len(text) % 2) for text in completions]
-
-
-class StepClock(TrainerCallback):
-    """(wall, CPU) seconds of each optimizer step, rollout and logging with it."""
-
-    def __init__(self) -> None:
-        self.ends: list[tuple[float, float]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.ends.append((time.perf_counter(), cpu_seconds()))
-
-    def median(self) -> tuple[float, float]:
-        steps = list(zip(self.ends[WARM_UP - 1 :], self.ends[WARM_UP:], strict=False))
-        return (
-            statistics.median(end[0] - begin[0] for begin, end in steps),
-            statistics.median(end[1] - begin[1] for begin, end in steps),
+    size = case["vocabulary"]
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, size)}}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=case["hidden"],
+            intermediate_size=3 * case["hidden"],
+            num_hidden_layers=case["layers"],
+            num_attention_heads=case["heads"],
+            max_position_embeddings=4096,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
         )
+    )
+    ends = range(size - int(case["end_share"] * size), size)
+    model.generation_config.eos_token_id = [1, *ends]
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def cpu_seconds() -> float:
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+def peer(who: str, folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "step_peer.py"), who, str(folder), json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{who} failed at {case}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def ours(model: Path, args: argparse.Namespace, folder: Path) -> Any:
-    recipe = folder / "grpo.yaml"
-    recipe.write_text(
-        RECIPE.format(
-            model=model, here=Path(__file__).resolve(), group=args.group, tokens=args.tokens, folder=folder,
-            steps=args.steps + WARM_UP, batch=args.prompts * args.group, cpu=str(not torch.cuda.is_available()).lower(),
-        )
-    )  # fmt: skip
-    checked = load_recipe(recipe)
-    return checked.spec.load_trainer().from_recipe(checked, output_dir=str(folder / "ours"))
+def gemm_rate() -> float:
+    """GFLOP per second of float32 (on CUDA also as the trainers run it) matrix products of 2048 x 2048."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    on_gpu = torch.cuda.is_available()
+    one, other = (torch.randn(2048, 2048, device="cuda" if on_gpu else "cpu") for _ in range(2))
+    clock = time.perf_counter if on_gpu else time.process_time
+    rates = []
+    for _ in range(9):
+        begun = clock()
+        one @ other
+        if on_gpu:
+            torch.cuda.synchronize()
+        rates.append(2 * 2048**3 / (clock() - begun) / 1e9)
+    return statistics.median(rates[2:])
 
 
-def trl(model: Path, args: argparse.Namespace, folder: Path) -> Any:
-    policy, tokenizer = load_pretrained(str(model), dtype="float32")
-    rows = Dataset.from_list([{"prompt": row["prompt"]} for row in Sort().rows("train", completions=False)])
-    config = GRPOConfig(
-        output_dir=str(folder / "trl"), max_steps=args.steps + WARM_UP, learning_rate=1e-4, report_to=[],
-        per_device_train_batch_size=args.prompts * args.group, num_generations=args.group, loss_type="grpo",
-        max_completion_length=args.tokens, lr_scheduler_type="constant", optim="adamw_torch", bf16=False, beta=0.0,
-        gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_steps=1,
-        disable_tqdm=True,
-    )  # fmt: skip
-    return GRPOTrainer(policy, even, config, rows, processing_class=tokenizer)
+def useful_gflop(case: dict[str, Any], folder: Path, mean_length: float) -> float:
+    """Arithmetic a step cannot do without: each prompt once per pass, no padding, head on scored positions only;
+    generation is one forward, training one forward and a backward of twice its cost (three times with LoRA's
+    frozen weights left out)."""
+    config = json.loads((folder / "config.json").read_text())
+    hidden, layers, inner = (config[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    heads, kv = (
+        config["num_attention_heads"],
+        config.get("num_key_value_heads", config["num_attention_heads"]),
+    )
+    per_token = layers * (2 * hidden * hidden * (1 + kv / heads) + 3 * hidden * inner)
+    prompt = case.get("prompt_tokens", 120)
+    sampled = case["prompts"] * case["group"] * mean_length
+    tokens = case["prompts"] * prompt + sampled
+    forward = 2 * (per_token * tokens + hidden * config["vocab_size"] * sampled)
+    forward += 4 * layers * hidden * (case["prompts"] * prompt**2 / 2 + sampled * (prompt + mean_length / 2))
+    passes = 1 + 3 * case.get("iterations", 1) + (case.get("beta", 0) > 0)
+    return forward * passes / 1e9
 
 
-def run(make: Callable[..., Any], model: Path, args: argparse.Namespace) -> tuple[float, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        trainer = make(model, args, Path(folder))
-        trainer.remove_callback(ProgressCallback)
-        clock = StepClock()
-        trainer.add_callback(clock)
-        trainer.train()
-        return clock.median()
+def measure(name: str, case: dict[str, Any], args: argparse.Namespace, rate: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(args.model) if name in ON_REAL_MODEL else Path(made)
+        if name not in ON_REAL_MODEL:
+            make_model(case, folder)
+        checked = peer("check", folder, case)
+        runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
+        for pair in range(args.pairs):
+            for who in ("trl", "ours") if pair % 2 == 0 else ("ours", "trl"):
+                runs[who].append(peer(who, folder, case))
+        useful = useful_gflop(case, folder, statistics.mean(run["mean_length"] for run in runs["ours"]))
+    ratios = {
+        kind: [theirs[kind] / mine[kind] for theirs, mine in zip(runs["trl"], runs["ours"], strict=True)]
+        for kind in ("cpu_s", "wall_s", "peak_mb")
+    }
+    kind = "wall_s" if checked["device"] == "cuda" else "cpu_s"
+    share = useful / statistics.median(run[kind] for run in runs["ours"]) / rate
+    record = {"case": name, "settings": case, **checked, "runs": runs, "ratios": ratios, "gemm_share": share}
+    print(row_of(record), flush=True)
+    return record
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def row_of(record: dict[str, Any]) -> str:
+    """A line of the table in docs/speed.md."""
+    kind = "wall_s" if record["device"] == "cuda" else "cpu_s"
+    trl, ours = (statistics.median(run[kind] for run in record["runs"][who]) for who in ("trl", "ours"))
+    memory = [statistics.median(run["peak_mb"] for run in record["runs"][who]) for who in ("trl", "ours")]
+    lengths = [statistics.mean(run["mean_length"] for run in record["runs"][who]) for who in ("trl", "ours")]
+    return (
+        f"| {record['case']} | {trl:.2f} s | {ours:.2f} s | {spread(record['ratios'][kind])} | {memory[0]:.0f} MB | "
+        f"{memory[1]:.0f} MB | {lengths[0]:.0f} / {lengths[1]:.0f} | {record['loss_difference']:.0e} | "
+        f"{record['gradient_difference']:.0e} | {record['gemm_share']:.0%} |"
+    )
+
+
+HEADER = (
+    "| case | TRL | posttrain | ratio: median (range) | TRL, peak | posttrain, peak | mean length | loss apart | "
+    "gradient apart | of GEMM limit |\n|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = {"hidden": 128, "layers": 2, "prompts": 16, "group": 8, "tokens": 32, "steps": 8, "rounds": 3}
-    for name, value in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--model", help="folder of an instruct model")
+    parser.add_argument(
+        "--bf16", action="store_true", help="on CUDA: weights in float32, products in bfloat16"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the stored results and stop")
     args = parser.parse_args()
-    peers = {"TRL": trl, "posttrain": ours}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = character_tokenizer("0123456789>")
-        model = scratch_llama(
-            tokenizer, hidden_size=args.hidden, layers=args.layers, max_positions=args.tokens + 32
-        )
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        for _ in range(args.rounds):
-            for name, make in peers.items():
-                found[name].append(run(make, Path(folder), args))
-    ratios: dict[str, list[float]] = {}
-    for place, clock in enumerate(("wall", "CPU")):
-        rounds = {name: [seconds[place] for seconds in runs] for name, runs in found.items()}
-        for name, seconds in rounds.items():
-            shown = ", ".join(f"{second:.3f}" for second in seconds)
-            print(f"{name:10} {clock:4} {statistics.median(seconds):.3f} s a step (rounds {shown})")
-        ratios[clock] = [
-            mine / theirs for mine, theirs in zip(rounds["posttrain"], rounds["TRL"], strict=True)
-        ]
-        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios[clock])
-        print(f"ratio      {clock:4} {statistics.median(ratios[clock]):.2f} (rounds {shown})")
-    RESULTS.mkdir(exist_ok=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{device}, {torch.get_num_threads()} thread, load {os.getloadavg()[0]:.1f}",
-        "settings": vars(args),
-        "wall_and_cpu_seconds_a_step": found,
-        "ratio": ratios,
-    }
-    path = RESULTS / f"step-hidden{args.hidden}-layers{args.layers}-tokens{args.tokens}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    if args.table:
+        for path in sorted(args.out.glob("step-*.json")):
+            stored = json.loads(path.read_text())
+            print(
+                f"\n{stored['date']}, {stored['hardware']}, commit {stored['commit']}: `{stored['command']}`\n"
+            )
+            print("\n".join([HEADER, *(row_of(record) for record in stored["cases"])]))
+        return
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_processor()}, one thread"
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    date = datetime.now(UTC).date().isoformat()
+    rate = gemm_rate()
+    print(f"{date}, {device}, load {os.getloadavg()[0]:.2f}, GEMM {rate:.0f} GFLOP/s\n\n{HEADER}", flush=True)
+    records = []
+    args.out.mkdir(exist_ok=True)
+    path = args.out / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{date}.json"
+    for name in args.cases.split(","):
+        if name in ON_REAL_MODEL and args.model is None:
+            continue
+        case = {"seed": 0, **CASES[name], "steps": args.steps, "bf16": args.bf16}
+        records.append(measure(name, case, args, rate))
+        stored = {
+            "date": date, "hardware": device, "gemm_gflops": rate, "commit": commit,
+            "torch": torch.__version__, "command": " ".join(["python", "eval/speed/step.py", *sys.argv[1:]]),
+            "cases": records,
+        }  # fmt: skip
+        path.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
