@@ -22,6 +22,7 @@ from posttrain.recipe.sections import (
 )
 from posttrain.recipe.settings import read_flags
 from posttrain.recipe.train_options import (
+    OURS,
     OWNED,
     DiffusionTrain,
     PolicyTrain,
@@ -110,7 +111,7 @@ class Recipe:
     def trl_arguments(self, known: Collection[str]) -> dict[str, Any]:
         """Keyword arguments for the TRL config whose field names are `known`: `train` as it stands, and what
         other sections hold under a name of ours (train_options.OWNED)."""
-        arguments = self.train.trl_arguments()
+        arguments = {k: v for k, v in self.train.trl_arguments().items() if k in known or k not in OURS}
         for trl_name, place in OWNED.items():
             section, key = place.split(".")
             holder = {"model": self.model, "rollout": self.rollout, "output": self.output}[section]

@@ -27,6 +27,12 @@ DEPARTURES = {
 }
 """Defaults that differ from TRL's, and why."""
 
+OURS = {
+    "layout": "how rows go through the model: padded as TRL does, trimmed, or packed with shared prompts",
+    "max_tokens_per_micro_batch": "micro-batches by tokens; TRL's are by rows",
+}
+"""Options that TRL does not have, and what they are."""
+
 
 class TrainSection(Section):
     """What every trainer takes (transformers.TrainingArguments)."""

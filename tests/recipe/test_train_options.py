@@ -12,7 +12,8 @@ from transformers.training_args import OptimizerNames
 
 from posttrain.planning.memory import _STATE_BYTES
 from posttrain.recipe import FAMILIES
-from posttrain.recipe.train_options import DEPARTURES, ELSEWHERE, OWNED, TrainSection
+from posttrain.recipe.train_options import DEPARTURES, ELSEWHERE, OURS, OWNED, TrainSection
+from posttrain.trainers.seam.config import PolicyConfig
 
 CONFIGS = {"sft": trl.SFTConfig, "preference": trl.DPOConfig}
 PAIRS = [(family.train, CONFIGS.get(name, trl.GRPOConfig)) for name, family in FAMILIES.items()]
@@ -21,12 +22,14 @@ PAIRS = [(family.train, CONFIGS.get(name, trl.GRPOConfig)) for name, family in F
 @pytest.mark.parametrize(("options", "config"), PAIRS)
 def test_every_name_and_default_is_trls(options: type[TrainSection], config: type) -> None:
     upstream = {field.name: field.default for field in dataclasses.fields(config)}
-    unknown = set(options.model_fields) - set(upstream)
+    ours = set(options.model_fields) & set(OURS)
+    unknown = set(options.model_fields) - set(upstream) - ours
     assert not unknown
+    assert not set(OURS) & set(upstream)
     different = {
         name
         for name, field in options.model_fields.items()
-        if field.default != upstream[name] and name not in DEPARTURES
+        if name not in {*DEPARTURES, *ours} and field.default != upstream[name]
     }
     assert not different
 
@@ -56,6 +59,7 @@ def test_a_recipe_fills_trls_config(load: Load) -> None:
     names = {field.name for field in dataclasses.fields(trl.GRPOConfig)}
     arguments = recipe.trl_arguments(names)
     assert set(arguments) <= names
+    assert set(OURS) <= {field.name for field in dataclasses.fields(PolicyConfig)}
     args = trl.GRPOConfig(**arguments)
     assert args.num_generations == 4
     assert args.max_completion_length == 9

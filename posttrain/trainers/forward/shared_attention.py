@@ -15,9 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from posttrain.trainers.forward.shared_flex import block_mask, flex
 from posttrain.trainers.forward.shared_rows import SharedRows
 
 NAME = "posttrain_shared"
+USE_FLEX = True
 
 
 def shared_attention(
@@ -38,6 +40,9 @@ def shared_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output, None
+    if USE_FLEX and query.device.type == "cuda" and dropout == 0.0:
+        mask = shared_rows.once(("blocks", sliding_window), lambda: block_mask(shared_rows, sliding_window))
+        return flex(query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
     repeats = query.size(1) // key.size(1)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)

@@ -7,7 +7,9 @@ P + G (T - 1) tokens for a group of G completions of T tokens to a prompt of P, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ class SharedRows:
     targets: Tensor
     scattered: Tensor
     shape: tuple[int, int]
-    _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _masks: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -58,16 +60,36 @@ class SharedRows:
         whole = values.new_zeros(rows * length, *values.shape[1:])
         return whole.index_copy(0, self.scattered, values).view(rows, length, *values.shape[1:])
 
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once per packed row: every layer asks for the same masks."""
+        if key not in self._masks:
+            self._masks[key] = make()
+        return self._masks[key]
+
+    @property
+    def membership(self) -> Tensor:
+        """(N,) the number of each token's group."""
+        sizes = torch.tensor([group.end - group.prompt[0] for group in self.groups], device=self.ids.device)
+        return torch.arange(len(self.groups), device=self.ids.device).repeat_interleave(sizes)
+
+    @property
+    def completion_of(self) -> Tensor:
+        """(N,) the number of each token's completion, -1 in prompts."""
+        spans = [span for group in self.groups for span in (group.prompt, *group.completions)]
+        sizes = torch.tensor([end - start for start, end in spans], device=self.ids.device)
+        prompt = {group.prompt for group in self.groups}
+        numbers = [-1 if span in prompt else number for number, span in enumerate(spans)]
+        return torch.tensor(numbers, device=self.ids.device).repeat_interleave(sizes)
+
     def mask(self, queries: int, before: int, window: int | None) -> Tensor:
         """(queries, before + queries) bool: what each of `queries` tokens behind `before` others may look at."""
-        key = (queries, before, window)
-        if key not in self._masks:
+
+        def make() -> Tensor:
             allowed = torch.ones(queries, before + queries, dtype=torch.bool, device=self.ids.device)
             allowed = allowed.tril_(before)
-            if window is not None:
-                allowed = allowed.triu_(before - window + 1)
-            self._masks[key] = allowed
-        return self._masks[key]
+            return allowed if window is None else allowed.triu_(before - window + 1)
+
+        return self.once((queries, before, window), make)
 
 
 def share_prompts(input_ids: Tensor, attention_mask: Tensor, length: int) -> SharedRows:
