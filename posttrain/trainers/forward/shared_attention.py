@@ -19,7 +19,6 @@ from posttrain.trainers.forward.shared_flex import block_mask, flex
 from posttrain.trainers.forward.shared_rows import SharedRows
 
 NAME = "posttrain_shared"
-USE_FLEX = True
 
 
 def shared_attention(
@@ -40,7 +39,9 @@ def shared_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output, None
-    if USE_FLEX and query.device.type == "cuda" and dropout == 0.0:
+    if query.device.type == "cuda":
+        if dropout:
+            raise NotImplementedError("packed prompt groups on CUDA know no attention dropout")
         mask = shared_rows.once(("blocks", sliding_window), lambda: block_mask(shared_rows, sliding_window))
         return flex(query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
     repeats = query.size(1) // key.size(1)

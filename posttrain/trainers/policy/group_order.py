@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
+from posttrain.trainers.forward.base import VISION_KEYS
+
 _Part = dict[str, Any]
 
 
@@ -17,7 +19,7 @@ def group_ordered(parts: list[_Part]) -> list[_Part]:
 
     Parts with images are left as they are: their tensors are not one row per response.
     """
-    if len(parts) == 0 or any("pixel_values" in part for part in parts):
+    if len(parts) == 0 or any(key in part for part in parts for key in VISION_KEYS):
         return parts
     whole = {key: _joined([part[key] for part in parts]) for key in parts[0]}
     groups, rows = whole["group"].tolist(), whole["row"].tolist()

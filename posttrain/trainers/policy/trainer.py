@@ -426,6 +426,7 @@ class PolicyTrainer(
 
     def _inner_training_loop(self, *arguments: Any, **named: Any) -> Any:
         """As upstream's; when the engine is lost or a reward fails, the run stops at a saved checkpoint."""
+        self.accelerator.print(f"forward pass: {self.layout.name} ({self.layout.reason})")
         try:
             return super()._inner_training_loop(*arguments, **named)
         except (EngineError, RewardError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.rewards.hooks import yields_answers
+from posttrain.trainers.forward.head import HeadOptions
+from posttrain.trainers.forward.layout import choose_layout
 from posttrain.trainers.policy import bindings
 from posttrain.trainers.policy.group_order import group_ordered
 
@@ -122,3 +125,29 @@ def test_groups_come_side_by_side_in_the_order_the_shuffle_gave():
     assert first["n"] == second["n"] == 9
     images = [{**part, "pixel_values": torch.zeros(7)} for part in parts]
     assert group_ordered(images) is images
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "hidden", "asked", "expected"),
+    [
+        ("cpu", "no", 16, "auto", "shared"),
+        ("cuda", "bf16", 2048, "auto", "shared"),
+        ("cuda", "bf16", 576, "auto", "launches would outweigh it"),
+        ("cuda", "no", 2048, "auto", "in float32"),
+        ("cuda", "no", 576, "shared", "shared"),
+    ],
+)
+def test_on_cuda_shared_prompts_are_taken_where_they_were_measured_to_be_faster(
+    device, precision, hidden, asked, expected
+):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "llama", vocab_size=8, hidden_size=hidden, intermediate_size=8, num_hidden_layers=1,
+                num_attention_heads=8,
+            )
+        )  # fmt: skip
+    accelerator: Any = SimpleNamespace(device=torch.device(device), mixed_precision=precision)
+    layout = choose_layout(asked, model, None, accelerator=accelerator, head=HeadOptions())  # type: ignore[arg-type]  # not asked
+    assert layout.name == ("shared" if expected == "shared" else "trimmed")
+    assert expected in f"{layout.name} {layout.reason}"
