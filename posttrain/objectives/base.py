@@ -101,8 +101,6 @@ class Objective(Settings):
                   (`ops.logprobs.top_candidates`)"""
     num_candidates: ClassVar[int] = 0
     """How many candidate ids a token the method wants, where it needs "candidates"."""
-    needs_answers: ClassVar[bool] = False
-    """Whether `advantages` reads `Groups.answers`; a recipe whose rewards yield none is refused."""
     is_trls_loss: ClassVar[bool] = True
     """Whether TRL's `loss_type` of this name, where there is one, is this method."""
     built_in: ClassVar[dict[str, str]] = {}

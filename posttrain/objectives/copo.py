@@ -11,7 +11,7 @@ The gate falls on responses, as released; `selective` names the other readings.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from math import log2
 from typing import Annotated, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from posttrain.ops.groups import degenerate_groups, group_zscore, nan_std
 from posttrain.ops.ratio import token_ratio
 from posttrain.ops.reduce import per_response
 from posttrain.ops.surrogate import clipped_surrogate, dual_clip
+from posttrain.settings import RunView
 
 Selective = Literal["response", "group", "degenerate", "none"]
 
@@ -105,8 +106,6 @@ def _entropy_bits(counts: Counter[Hashable | None]) -> float:
 @dataclass(frozen=True)
 class COPO(Objective):
     needs_answers: ClassVar[bool] = True
-    compares_prompts: ClassVar[bool] = True
-    bits_of_a_group: ClassVar[tuple[str, ...]] = ("rho",)
 
     gamma: Annotated[float, Gt(0)] = 20.0
     """gamma: how sharply entropy decides between the losses"""
@@ -124,6 +123,21 @@ class COPO(Objective):
     """epsilon above 1, both losses"""
     dual_clip: Annotated[float, Gt(1)] | None = 3.0
     """c of dual-clip PPO, a bound; for negative advantages"""
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        if run.prompts == 1:
+            yield (
+                f"rollout: method '{run.method}' compares prompts with each other, and one rollout has one; raise "
+                "train.per_device_train_batch_size or steps_per_generation, or lower rollout.group_size"
+            )
+
+    def warnings(self, run: RunView) -> Iterator[str]:
+        size = run.rollout.group_size
+        if self.rho > log2(size):
+            yield (
+                f"{run.place}: rho {self.rho:g} is more than the {log2(size):.3g} bits that {size} answers can "
+                "differ by: the weight stays below one half in every group"
+            )
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         rewards = groups.rewards

@@ -76,6 +76,7 @@ class DiffusionObjective(Objective):
     """Whether `losses` of a slice of passes, summed over slices, is `losses` of all of them."""
     fresh_noise: ClassVar[bool] = False
     """Whether each inner iteration over the same rollout hides other tokens."""
+    masked_diffusion: ClassVar[bool] = True
     passes: ClassVar[int] = 1
     """Forward passes of one likelihood estimate, where no setting says it."""
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("tail", "samples", "noise", "t_floor", "canvas_length")

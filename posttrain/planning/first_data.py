@@ -19,7 +19,6 @@ from posttrain.data.layout import CONVERSATIONS, TEXTS, Needs
 from posttrain.planning.row_needs import needed_columns, needs_of_method
 from posttrain.recipe.methods import Method
 from posttrain.recipe.sections import DataSection
-from posttrain.recipe.settings import read_flags
 
 LOOKED_AT = 200
 PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input", "text")
@@ -159,8 +158,7 @@ def _of_file(method: Method, given: str, chat: bool) -> FirstData:
     if refused is not None:
         notes["chat"] = f"left out, although the model has a chat template: {refused}"
     beside = _held_out(given)
-    staged = bool(read_flags(method.settings).get("in_stages"))
-    if beside is not None and not staged:
+    if beside is not None and not method.load_settings().in_stages:
         tried["eval"] = {"path": beside, "limit": 128}
         notes["eval"] = "found beside the training file"
     counted = survey(DataSection(**tried), needs).counts

@@ -109,11 +109,7 @@ def look_at_model(path: str) -> ModelFacts:
 
 
 def default_model(method: Method) -> str:
-    return WITHOUT_FILES["masked" if is_masked(method) else "autoregressive"]
-
-
-def is_masked(method: Method) -> bool:
-    return method.family == "diffusion" or bool(read_flags(method.settings).get("masked_diffusion"))
+    return WITHOUT_FILES["masked" if method.load_settings().masked_diffusion else "autoregressive"]
 
 
 def first_recipe(method: Method, model: ModelFacts, data: FirstData, out: Path, *, gpu: bool) -> str:
@@ -143,7 +139,7 @@ def first_recipe(method: Method, model: ModelFacts, data: FirstData, out: Path, 
 
 def _model(method: Method, model: ModelFacts) -> list[str]:
     values: dict[str, Any] = {"path": model.path, "dtype": "float32"}
-    masked = is_masked(method)
+    masked = method.load_settings().masked_diffusion
     if masked and model.path == WITHOUT_FILES["masked"]:
         values |= {
             "trust_remote_code": True,

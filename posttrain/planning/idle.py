@@ -34,7 +34,7 @@ def _engine_is(*names: str) -> Callable[[Recipe], bool]:
 
 
 def _masked_diffusion(recipe: Recipe) -> bool:
-    return recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))
+    return recipe.objective.masked_diffusion
 
 
 _MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -103,7 +103,7 @@ def idle_options(recipe: Recipe) -> Iterator[str]:
 
 def beyond_the_run(recipe: Recipe, steps: int | None) -> Iterator[str]:
     """Steps at which something was asked for and that the run of `steps` steps does not reach."""
-    if not steps or recipe.flags().get("stages_are") is not None:  # of a run in stages, `train` speaks of one
+    if not steps or recipe.objective.stages is not None:  # `train` speaks of one of them
         return
     of = f"and the run has {steps} steps"
     if recipe.train.eval_steps is not None and recipe.train.eval_steps > steps:

@@ -31,7 +31,7 @@ def model_code_faults(recipe: Recipe) -> Iterator[str]:
     """A checkpoint on this machine that brings code the recipe does not trust. Other methods leave it to upstream,
     which has classes of its own for most of them."""
     model = recipe.model
-    if not _masked(recipe) or model.path is None or model.trust_remote_code:
+    if not recipe.objective.masked_diffusion or model.path is None or model.trust_remote_code:
         return
     try:
         auto_map = (read_config(model) or {}).get("auto_map")
@@ -52,12 +52,7 @@ def diffusion_lines(recipe: Recipe) -> Iterator[str]:
         f"a canvas of {recipe.rollout.max_new_tokens} tokens is filled in {plural(blocks, 'block')} of {block}, "
         f"{plural(blocks * passes, 'forward pass')}{doubled}"
     )
-    yield f"a likelihood costs {plural(likelihood_passes(recipe), 'forward pass')}, one at a time in memory"
-
-
-def likelihood_passes(recipe: Recipe) -> int:
-    settings = recipe.objective.values()
-    return int(settings["samples"] if "samples" in settings else recipe.flags().get("passes", 1))
+    yield f"a likelihood costs {plural(recipe.objective.num_passes, 'forward pass')}, one at a time in memory"
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def logits_bytes(recipe: Recipe, shape: Shape, rows: int, tokens: int, how: Arit
     as they are computed and, where that is in 16 bits, in float32. In the backward beside those the gradient of the
     picked logits, of the normaliser, and their sum.
     """
-    if not _masked(recipe):
+    if not recipe.objective.masked_diffusion:
         return None
     numbers = float(rows * tokens * shape.vocabulary)
     forward = numbers * (4 if how.compute == 4 else 6)
@@ -91,7 +86,3 @@ def sampling_bytes(recipe: Recipe, shape: Shape, completions: int, tokens: int, 
     block = recipe.rollout.block_length or recipe.rollout.max_new_tokens
     whole, opened = rows * tokens * shape.vocabulary * size, rows * block * shape.vocabulary * 8
     return float(max(whole + opened, 5 * opened))
-
-
-def _masked(recipe: Recipe) -> bool:
-    return recipe.spec.family == "diffusion" or bool(recipe.flags().get("masked_diffusion"))

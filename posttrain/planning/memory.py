@@ -300,12 +300,11 @@ def _base_bytes(recipe: Recipe, shape: Shape, size: int) -> float:
 
 
 def _references(recipe: Recipe) -> int:
-    """Further copies of the weights. An adapter's reference is the model without it, unless the method brings one
-    of its own (`own_reference`), beside which a whole model's start may be kept too (`start_kept_by`)."""
-    train, flags, adapter = recipe.train, recipe.flags(), recipe.model.peft is not None
-    if flags.get("own_reference"):
-        kept_by = flags.get("start_kept_by")
-        return 1 + (kept_by is not None and not adapter and vars(recipe.objective)[kept_by])
+    """Further copies of the weights. An adapter's reference is the model without it, unless the method brings its own."""
+    train, adapter = recipe.train, recipe.model.peft is not None
+    own = recipe.objective.reference_copies(adapter=adapter)
+    if own is not None:
+        return own
     if adapter:
         return 0
     if isinstance(train, PolicyTrain):

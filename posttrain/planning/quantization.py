@@ -28,8 +28,8 @@ def quantization_faults(recipe: Recipe) -> Iterator[str]:
         yield f"{where}: {model.path} is an adapter, which is merged into whole weights; `posttrain merge` it first"
     if recipe.rollout is not None and recipe.rollout.engine != "transformers":
         yield f"{where} leaves no weights that a vLLM engine could be sent; set rollout.engine: transformers"
-    flags = recipe.flags()
-    if recipe.spec.family == "diffusion" or flags.get("masked_diffusion"):
+    objective = recipe.objective
+    if objective.masked_diffusion:
         yield f"{where} is not carried through masked-diffusion models; remove it"
-    elif flags.get("own_reference") or flags.get("uses_rollout") is True:
+    elif objective.in_stages or objective.reference_copies(adapter=True) is not None:
         yield f"{where}: {recipe.method} loads further models of its own, in whole weights; remove it"

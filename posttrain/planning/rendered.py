@@ -54,8 +54,8 @@ def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
     if isinstance(row["prompt"], list) and tokenizer.chat_template is None:
         return []
     if "completion" in row and recipe.spec.family == "sft":
-        masked = recipe.flags().get("masked_diffusion")
-        return list((_masked_parts if masked else _sft_parts)(row, tokenizer))
+        parts = _masked_parts if recipe.objective.masked_diffusion else _sft_parts
+        return list(parts(row, tokenizer))
     answers = [name for name in ("chosen", "rejected") if name in row and recipe.spec.family == "preference"]
     if not answers:
         options = template_options(recipe)

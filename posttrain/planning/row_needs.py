@@ -5,7 +5,6 @@ from __future__ import annotations
 from posttrain.data.layout import TEXTS, Needs
 from posttrain.recipe import Recipe
 from posttrain.recipe.methods import Method
-from posttrain.recipe.settings import read_flags
 
 BY_FAMILY: dict[str, tuple[str, ...]] = {"sft": ("completion",), "preference": ("chosen", "rejected")}
 
@@ -17,17 +16,18 @@ def needs_of(recipe: Recipe) -> Needs:
 
 def needs_of_method(method: Method) -> Needs:
     """The texts of the family or of the method's own `needs_columns`; other columns only where rewards see them."""
-    flags = read_flags(method.settings)
+    settings = method.load_settings()
     asked = needed_columns(method)
     return Needs(
         texts=tuple(name for name in asked if name in TEXTS),
-        columns=(*(name for name in asked if name not in TEXTS), *flags.get("reads_columns", ())),
+        columns=(*(name for name in asked if name not in TEXTS), *settings.reads_columns),
         others=method.family in ("policy", "diffusion"),
-        without_template=bool(flags.get("writes_plain_lines")),
-        turns=method.family == "sft" and not flags.get("masked_diffusion"),
+        without_template=settings.writes_plain_lines,
+        turns=method.family == "sft" and not settings.masked_diffusion,
     )
 
 
 def needed_columns(method: Method) -> tuple[str, ...]:
     """Columns without which the method cannot train."""
-    return tuple(read_flags(method.settings).get("needs_columns", BY_FAMILY.get(method.family, ())))
+    own = method.load_settings().needs_columns
+    return BY_FAMILY.get(method.family, ()) if own is None else own

@@ -14,6 +14,7 @@ as published.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
@@ -23,23 +24,17 @@ from torch import Tensor
 from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.preferences.dpo import dpo_loss
 from posttrain.preferences.sft import length_mean_nll, token_mean_nll
+from posttrain.settings import RunView
 
 
 @dataclass(frozen=True)
 class DRIFT(PairLoss):
     """DRIFT's settings and the loss of one iteration; `beta` is the trainer's (released configs: 0.1)."""
 
-    uses_rollout: ClassVar[bool] = True
     needs_columns: ClassVar[tuple[str, ...]] = ("rejected", "user_preference")
-    # Read by posttrain/planning/method_checks.py, which explains them.
     writes_plain_lines: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
-    stages_are: ClassVar[str] = "iterations"
-    first_stage_from: ClassVar[str] = "seed_data"
     names_files: ClassVar[tuple[str, ...]] = ("seed_data",)
-    refused_train: ClassVar[dict[str, str]] = {
-        "sync_ref_model": "the reference of an iteration is the policy at its start"
-    }
 
     iterations: Annotated[int, Gt(0)] = 2
     """K of the main table"""
@@ -61,6 +56,20 @@ class DRIFT(PairLoss):
     """sampled answers without text"""
     drop_apologies: bool = False
     """sampled answers that open by apologising, a trace of the hidden complaint"""
+
+    @property
+    def draws_answers(self) -> bool:
+        return True
+
+    @property
+    def stages(self) -> str:
+        counted = "1 iteration" if self.iterations == 1 else f"{self.iterations} iterations"
+        return counted if self.seed_data is None else f"{counted} after a seed stage"
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        yield from run.refused_train(
+            {"sync_ref_model": "the reference of an iteration is the policy at its start"}
+        )
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         loss = dpo_loss(

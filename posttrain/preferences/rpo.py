@@ -73,7 +73,6 @@ def rpo_loss(
 class RPO(PairLoss):
     """RPO; `beta` is the trainer's: 0.01 in the paper's beta series, 0.05 in its Gemma series."""
 
-    uses_rollout: ClassVar[bool | dict[str, str]] = {"imitate": "reference"}  # samples only then
     names_files: ClassVar[tuple[str, ...]] = ("imitation_data",)
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("imitate",)
     reads_columns: ClassVar[tuple[str, ...]] = ("imitation", "imitation_prompt")
@@ -91,8 +90,14 @@ class RPO(PairLoss):
         if (self.imitate == "dataset") != (self.imitation_data is not None):
             raise ValueError("RPO: imitate 'dataset' and imitation_data go together; set both or neither")
 
+<<<<<<< HEAD
     def imitates(self) -> Imitation | None:
         return None if self.imitate == "chosen" else Imitation(file=self.imitation_data)
+=======
+    @property
+    def draws_answers(self) -> bool:
+        return self.imitate == "reference"
+>>>>>>> 58e32c2 (Work in progress: questions a method answers)
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         loss = dpo_loss(

@@ -15,6 +15,7 @@ tie, and a sign of 0 would delete the sample's term); a dead-band around the tie
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from posttrain.preferences.base import PairBatch, PairLoss
+from posttrain.settings import RunView
 
 _FLIPPED = {"sign": -1.0, "indicator": 0.0, "none": 1.0}
 
@@ -65,16 +67,8 @@ def seppo_loss(
 class SePPO(PairLoss):
     """SePPO for language models; `beta` is the trainer's."""
 
-    uses_rollout: ClassVar[bool] = True
     needs_columns: ClassVar[tuple[str, ...]] = ("chosen",)
-    # Read by posttrain/planning/method_checks.py, which explains them.
     in_stages: ClassVar[bool] = True
-    steps_are: ClassVar[tuple[str, ...]] = ("rounds", "steps_per_round")
-    refused_train: ClassVar[dict[str, str]] = {
-        "disable_dropout": "the sign of a pair is read from dropout-free forwards",
-        "precompute_ref_log_probs": "a round reads each pair about once",
-        "sync_ref_model": "the reference of a round is a checkpoint of the pool",
-    }
 
     rounds: Annotated[int, Gt(0)] = 7
     """K"""
@@ -86,6 +80,29 @@ class SePPO(PairLoss):
     """s in {+1, -1}, {1, 0} or always +1"""
     deadband: Annotated[float, Ge(0)] = 0.0
     """tau, nats: a winner margin this close to 0 is a tie"""
+
+    @property
+    def draws_answers(self) -> bool:
+        return True
+
+    @property
+    def total_steps(self) -> int:
+        return self.rounds * self.steps_per_round
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        yield from run.refused_train(
+            {
+                "disable_dropout": "the sign of a pair is read from dropout-free forwards",
+                "precompute_ref_log_probs": "a round reads each pair about once",
+                "sync_ref_model": "the reference of a round is a checkpoint of the pool",
+            }
+        )
+        steps, most = self.total_steps, run.train.max_steps
+        product = f"rounds x steps_per_round = {steps}"
+        if most is None:
+            yield f"train: {product} is how long method '{run.method}' runs: write max_steps: {steps}, not epochs"
+        elif most != steps:
+            yield f"train: max_steps is {most}, but {product}; make them agree"
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         return signed_pair_loss(

@@ -25,7 +25,6 @@ from posttrain.recipe.sections import (
     RolloutSection,
     run_name_fault,
 )
-from posttrain.recipe.settings import read_flags
 from posttrain.recipe.strict_yaml import YAMLFault, parse, read_text
 from posttrain.recipe.train_options import ELSEWHERE, OWNED
 from posttrain.settings import Settings
@@ -101,8 +100,6 @@ class Loader:
     def checked(self, raw: dict[str, Any]) -> Recipe:
         name = self.method(raw)
         family = self.families[METHODS[name].family]
-        settings_path = METHODS[name].settings
-        rollout = family.rollout or (RolloutSection if _samples(settings_path, raw) else None)
         self.models = {
             "model": ModelSection,
             "data": DataSection,
@@ -110,12 +107,19 @@ class Loader:
             "train": family.train,
             "output": OutputSection,
         }
-        if rollout is not None:
-            self.models["rollout"] = rollout
         if family.benchmarks:
             self.models["evaluation"] = EvaluationSection
+        if family.rollout is not None or raw.get("rollout") is not None:
+            self.models["rollout"] = family.rollout or RolloutSection
+        objective = self.settings("objective", _given(raw, "objective"), METHODS[name])
+        if family.rollout is None and objective is not None:  # where it is faulty, the section is read as it stands
+            self.models.pop("rollout", None)
+            if objective.draws_answers:
+                self.models["rollout"] = RolloutSection
+        of_objective, self.problems = self.problems, []
         self.top_level(raw, name, family)
-        recipe = self.sections(raw, name, family)
+        self.problems += of_objective
+        recipe = self.sections(raw, name, family, objective)
         if self.problems:
             raise self.fault(*dict.fromkeys(self.problems))
         return recipe
@@ -160,10 +164,11 @@ class Loader:
             if not raw.get(key):
                 self.problems.append(f"{key}: the section is missing")
 
-    def sections(self, raw: dict[str, Any], name: str, family: FamilySections) -> Recipe:
+    def sections(
+        self, raw: dict[str, Any], name: str, family: FamilySections, objective: Settings | None
+    ) -> Recipe:
         """The recipe; a section with faults is None in it, and `problems` says why."""
         inherit_eval(raw)
-        objective = self.settings("objective", _given(raw, "objective"), METHODS[name])
         found: dict[str, Any] = {"objective": objective, "rollout": None, "rewards": (), "evaluation": None}
         for section in ("model", "data", "train"):
             found[section] = self.validate(section, raw.get(section), self.models[section])
@@ -175,7 +180,7 @@ class Loader:
         if family.rewards:
             found["rewards"] = self.rewards(raw.get("rewards"))
         if objective is not None:
-            found["objective"] = self.located_settings(objective, METHODS[name].settings)
+            found["objective"] = self.located_settings(objective)
         if found["model"] is not None:
             found["model"] = self.located(found["model"], "path", "tokenizer")
         if found["data"] is not None:
@@ -197,9 +202,8 @@ class Loader:
             for place, value in _numbers(found.values())
             if abs(value) > _LARGEST[type(value)]
         ]
-        for key, chooser in read_flags(method.settings).get("settings_of", {}).items():
-            values = vars(found)
-            self.settings(f"{section}.{key}", values[key] or {}, METHODS[values[chooser]])
+        if (inner := found.inner()) is not None:
+            self.settings(f"{section}.{inner.field}", dict(inner.values), METHODS[inner.method])
         return found
 
     def rewards(self, raw: Any) -> tuple[RewardSection, ...]:
@@ -260,10 +264,10 @@ class Loader:
         found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__[key] is not None}
         return section.model_copy(update=found)
 
-    def located_settings(self, objective: Settings, path: str) -> Settings:
+    def located_settings(self, objective: Settings) -> Settings:
         """Settings that name files or models, with the places found."""
-        flags, found = read_flags(path), {}
-        for key in (*flags.get("names_files", ()), *flags.get("names_models", ())):
+        found = {}
+        for key in (*objective.names_files, *objective.names_models):
             value = vars(objective)[key]
             found[key] = (
                 [self.locate(v) for v in value] if isinstance(value, list) else value and self.locate(value)
@@ -376,15 +380,6 @@ def _keys_at(model: type, place: Sequence[str | int]) -> Iterator[str]:
                 return
             model = nested[0]
     yield from _fields(model)
-
-
-def _samples(settings_path: str, raw: dict[str, Any]) -> bool:
-    """Whether a method of a family without rollouts generates all the same: always, or with certain settings."""
-    wanted = read_flags(settings_path).get("uses_rollout", False)
-    if isinstance(wanted, bool):
-        return wanted
-    objective = _given(raw, "objective")
-    return isinstance(objective, dict) and all(objective.get(key) == value for key, value in wanted.items())
 
 
 def _given(raw: dict[str, Any], section: str) -> Any:

@@ -5,9 +5,12 @@ No torch here: the table is read to list the methods. A new method is one line.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
+
+from posttrain.settings import Settings
 
 Family = Literal["sft", "policy", "preference", "diffusion"]
 
@@ -34,6 +37,15 @@ def load(path: str) -> Any:
     """The object at "module:name"."""
     module, name = path.split(":")
     return getattr(import_module(module), name)
+
+
+def with_inner(settings: Settings, place: str = "objective") -> Iterator[tuple[str, Settings]]:
+    """Settings and their place in a recipe, then those of the method they are built on, and so on."""
+    yield place, settings
+    inner = settings.inner()
+    if inner is not None:
+        built_on = METHODS[inner.method].load_settings()(**inner.values)
+        yield from with_inner(built_on, f"{place}.{inner.field}")
 
 
 _ROOMS: dict[Family, tuple[str, str]] = {

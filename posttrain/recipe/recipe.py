@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from posttrain.recipe.methods import METHODS, Family, Method
+from posttrain.recipe.methods import METHODS, Family, Method, with_inner
 from posttrain.recipe.sections import (
     INHERITED,
     DataSection,
@@ -20,7 +20,6 @@ from posttrain.recipe.sections import (
     RewardSection,
     RolloutSection,
 )
-from posttrain.recipe.settings import read_flags
 from posttrain.recipe.train_options import (
     OURS,
     OWNED,
@@ -39,9 +38,7 @@ class FamilySections:
 
     train    its class of `train` options
     rewards  whether a `rewards` section is part of it
-    rollout  its class of `rollout` options, or None; a settings class of a family without rollouts asks for
-             one by `uses_rollout: ClassVar[bool] = True` (iterative preference methods), or, where only some of
-             its settings sample, by `uses_rollout: ClassVar[dict[str, str]] = {"imitate": "reference"}`
+    rollout  its class of `rollout` options, or None: then only settings that say `draws_answers` have the section
     benchmarks  whether an `evaluation` section can be: benchmarks are generated left to right
     """
 
@@ -93,20 +90,9 @@ class Recipe:
     def spec(self) -> Method:
         return METHODS[self.method]
 
-    def flags(self) -> dict[str, Any]:
-        """Literal class variables of the method's settings ("needs_answers"), read without importing it."""
-        return read_flags(self.spec.settings)
-
     def needs_answers(self) -> bool:
-        """Whether the method, or one it is built on, reads the final answers of completions.
-
-        `settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}` in a settings class says that its
-        field base_settings holds the settings of the method named by its field base.
-        """
-        flags = [self.flags()]
-        for chooser in flags[0].get("settings_of", {}).values():
-            flags.append(read_flags(METHODS[vars(self.objective)[chooser]].settings))
-        return any(found.get("needs_answers", False) for found in flags)
+        """Whether the method, or one it is built on, reads the final answers of completions."""
+        return any(settings.needs_answers for _, settings in with_inner(self.objective))
 
     def trl_arguments(self, known: Collection[str]) -> dict[str, Any]:
         """Keyword arguments for the TRL config whose field names are `known`: `train` as it stands, and what

@@ -13,28 +13,21 @@ models, and other objectives, are ours. The KL does not begin at 0: the policy s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from posttrain.settings import Settings
+from posttrain.settings import Inner, RunView, Settings
 
 
 @dataclass(frozen=True)
 class SALSA(Settings):
     """What the policy is pulled towards, and which objective pulls it. `beta` is the trainer's and must be above 0."""
 
-    # So that a recipe checks both.
-    settings_of: ClassVar[dict[str, str]] = {"objective_settings": "objective"}
-    # Read by posttrain/planning/method_checks.py, which explains them.
     names_models: ClassVar[tuple[str, ...]] = ("others",)
-    needs_beta: ClassVar[bool] = True
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("objective", "weights")
-    refused_train: ClassVar[dict[str, str]] = {"sync_ref_model": "it would overwrite the soup"}
-    # Read by posttrain/planning/memory.py: the soup is held with an adapter too, the start only beside a whole model.
-    own_reference: ClassVar[bool] = True
-    start_kept_by: ClassVar[str] = "kl_to_start"
 
     others: list[str] = field(default_factory=list)
     """theta_2, ...: folders or hub names of the further SFT models"""
@@ -59,3 +52,15 @@ class SALSA(Settings):
             )
         if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"SALSA: weights {list(self.weights)} must not be negative and must sum to 1")
+
+    def inner(self) -> Inner:
+        return Inner("objective_settings", self.objective, self.objective_settings)
+
+    def reference_copies(self, *, adapter: bool) -> int:
+        # an adapter run has its start in the base under it, the soup it has to hold all the same
+        return 1 + (self.kl_to_start and not adapter)
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        yield from run.refused_train({"sync_ref_model": "it would overwrite the soup"})
+        if run.train.beta == 0:
+            yield f"train: beta 0 leaves method '{run.method}' without its reference; set beta above 0"

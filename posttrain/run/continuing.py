@@ -17,7 +17,6 @@ from posttrain.observe.writer import RECIPE, RecipeChange, read_recipe_changes
 from posttrain.planning.batch import rollout_of
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.settings import read_flags
 
 _ROWS = "rows would be repeated or skipped"
 _WEIGHTS = "the checkpoint holds the weights of that model"
@@ -227,21 +226,16 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def _refusal(recipe: Recipe, change: RecipeChange, changes: Sequence[RecipeChange]) -> str | None:
-    flags = read_flags(METHODS[recipe.method].settings)
+    settings = recipe.objective
     section, _, setting = change.key.partition(".")
     if section == "objective":
-        fixed = [
-            *flags.get("fixed_on_resume", ()),
-            *flags.get("names_files", ()),
-            *flags.get("names_models", ()),
-        ]
+        fixed = [*settings.fixed_on_resume, *settings.names_files, *settings.names_models]
         if setting.partition(".")[0] in fixed:
             return "the checkpoint was made with it"
-    staged = bool(flags.get("in_stages"))
-    reads_texts = not staged and recipe.spec.family in ("sft", "preference")
+    reads_texts = not settings.in_stages and recipe.spec.family in ("sft", "preference")
     if change.key in _BATCH and reads_texts and _rows_per_step(recipe) == _rows_per_step(recipe, changes):
         return None  # the same rows in every step, in other micro-batches
-    exceptions = STAGED if staged else SAMPLED_ONCE if recipe.spec.family == "preference" else {}
+    exceptions = STAGED if settings.in_stages else SAMPLED_ONCE if recipe.spec.family == "preference" else {}
     return verdict(change.key, exceptions)
 
 

@@ -29,7 +29,7 @@ from posttrain.planning.lengths import RowLengths, row_lengths
 from posttrain.planning.machine import gpu_is_here, memory_of_machine
 from posttrain.planning.masked import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
-from posttrain.planning.method_checks import batch_faults, method_faults, method_warnings, run_in_words
+from posttrain.planning.method_checks import method_faults, method_warnings, run_in_words
 from posttrain.planning.optimizer import optimizer_faults
 from posttrain.planning.quantization import quantization_faults
 from posttrain.planning.rendered import chat_warnings, example_lines
@@ -91,11 +91,11 @@ def make_plan(
         *quantization_faults(recipe),
         *config_faults(recipe.model),
         *model_code_faults(recipe),
-        *method_faults(recipe),
+        *method_faults(recipe, plan.launch.processes),
         *idle_options(recipe),
     ]
     plan.refusals += benchmark_faults(recipe.evaluation) if recipe.evaluation is not None else []
-    plan.warnings += [*checks.precision_warnings(recipe), *method_warnings(recipe)]
+    plan.warnings += [*checks.precision_warnings(recipe), *method_warnings(recipe, plan.launch.processes)]
     plan.warnings += hub_warnings(recipe.output.hub)
     lacking = attention_fault(recipe.model)
     plan.warnings += [] if lacking is None else [lacking]
@@ -104,7 +104,6 @@ def make_plan(
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []
     faults += sampler_faults(recipe)
-    plan.refusals += batch_faults(recipe, rollout)
     plan.refusals += engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
     tokenizer = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.settings.base import STRICT, Pair, Settings, Triple
+from posttrain.settings.base import STRICT, Inner, Pair, Settings, Triple
+from posttrain.settings.run import RunView
 
-__all__ = ["STRICT", "Pair", "Settings", "Triple"]
+__all__ = ["STRICT", "Inner", "Pair", "RunView", "Settings", "Triple"]

@@ -17,10 +17,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from posttrain.settings.run import RunView
 
 STRICT = ConfigDict(
     extra="forbid",
@@ -40,9 +42,77 @@ REQUIRED: Any = ...
 SettingsT = TypeVar("SettingsT")
 
 
+class Inner(NamedTuple):
+    """A method inside a method: the setting that holds its settings, its name in the list of methods, the settings."""
+
+    field: str
+    method: str
+    values: Mapping[str, Any]
+
+
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """Base of every method's settings."""
+    """Base of every method's settings: what they are, and the questions a method answers about itself.
+
+    Subclasses override what differs from the defaults. What hangs on no value is a class variable, so that it can be
+    asked before there are any values.
+    """
+
+    needs_columns: ClassVar[tuple[str, ...] | None] = None
+    """Columns without which the method cannot train; None: those of its family."""
+    reads_columns: ClassVar[tuple[str, ...]] = ()
+    """Further columns that it reads where the rows have them."""
+    writes_plain_lines: ClassVar[bool] = False
+    """Whether conversations of a model without a chat template are written as plain lines."""
+    masked_diffusion: ClassVar[bool] = False
+    """Whether it trains masked-diffusion models, which see both ways."""
+    in_stages: ClassVar[bool] = False
+    """Whether it trains in stages, each with a trainer and a reference of its own."""
+    names_files: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a file."""
+    names_models: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a model folder or hub name, or a list of them."""
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ()
+    """Settings that a checkpoint was made with: a resume cannot change them, nor what names a file or a model."""
+    needs_answers: ClassVar[bool] = False
+    """Whether `advantages` reads `Groups.answers`; a recipe whose rewards yield none is refused."""
+
+    @property
+    def draws_answers(self) -> bool:
+        """Whether a method whose family trains on given rows generates all the same, and so has a rollout section."""
+        return False
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, where the settings say it."""
+        return None
+
+    @property
+    def stages(self) -> str | None:
+        """How many stages the run has, in words, where `train` speaks of one of them: "2 iterations"."""
+        return None
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of one likelihood estimate."""
+        return 1
+
+    def reference_copies(self, *, adapter: bool) -> int | None:
+        """Copies of the weights that the method holds beside the policy, which may train an adapter; None where it
+        brings no reference of its own."""
+        return None
+
+    def inner(self) -> Inner | None:
+        """The method that this one is built on, if any; it is asked its own questions."""
+        return None
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        """Why the method cannot run with the rest of the recipe, a sentence each: where, what, what to do."""
+        yield from ()
+
+    def warnings(self, run: RunView) -> Iterator[str]:
+        """What it can run with and is better off without."""
+        yield from ()
 
     def values(self) -> dict[str, Any]:
         """The fields as they stand, those filled in at construction included."""

@@ -11,7 +11,7 @@ settings that begin with calibration, and bases other than the paper's three, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -33,7 +33,12 @@ from posttrain.objectives.copo import COPO
 from posttrain.objectives.dr_grpo import DrGRPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.objectives.reinforce import REINFORCE
+<<<<<<< HEAD
 from posttrain.settings import Pair
+=======
+from posttrain.ops.logprobs import top_candidates
+from posttrain.settings import Inner, Pair, RunView
+>>>>>>> 58e32c2 (Work in progress: questions a method answers)
 
 BASES: dict[str, type[Objective]] = {
     "grpo": GRPO,
@@ -60,10 +65,6 @@ class CAPO(Objective):
     proposed ones."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"hidden", "candidates"})
-    settings_of: ClassVar[dict[str, str]] = {"base_settings": "base"}  # so that a recipe checks both
-    unprotected: ClassVar[dict[str, str]] = {"calibrate": "calibration_holds"}
-    measured_first: ClassVar[dict[str, str]] = {"calibrate": "calibration_steps"}
-    models_optimizer: ClassVar[str] = "optimizer_model"
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("base", "optimizer_model", "calibrate")
 
     base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = "grpo"
@@ -118,6 +119,36 @@ class CAPO(Objective):
             raise ValueError("CAPO: cold_start has no effect with optimizer_model: sgd; leave it out")
         if len(self.moment_decay) != 2 or not all(0 <= beta < 1 for beta in self.moment_decay):
             raise ValueError(f"CAPO: moment_decay = {tuple(self.moment_decay)} must be two numbers in [0, 1)")
+
+    # What it asks of the rest of a recipe
+
+    def inner(self) -> Inner:
+        return Inner("base_settings", self.base, self.base_settings or {})
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        most = run.train.max_steps
+        if self.calibrate and most is not None and self.calibration_steps >= most - 1:
+            yield (
+                f"{run.place}: 'calibration_steps' {self.calibration_steps} leaves nothing of train.max_steps {most} "
+                "to use it in"
+            )
+
+    def warnings(self, run: RunView) -> Iterator[str]:
+        train = run.train
+        if self.calibrate and not self.calibration_holds and not train.warmup_steps:
+            yield (
+                f"{run.place}: 'calibrate' lets the first steps at the full learning rate through unguarded; set "
+                "calibration_holds: true, or train.warmup_steps"
+            )
+        taken = {"sgd": train.optim == "sgd", "adam": "adam" in train.optim}
+        if not taken[self.optimizer_model]:
+            yield (
+                f"{run.place}: optimizer_model {self.optimizer_model!r} predicts steps that train.optim "
+                f"{train.optim!r} does not take"
+            )
+        betas = (train.adam_beta1, train.adam_beta2)
+        if self.optimizer_model == "adam" and self.moment_decay != betas:
+            yield f"{run.place}: moment_decay {self.moment_decay} is not train's adam_beta1, adam_beta2 {betas}"
 
     # The base, and what it answers for
 
