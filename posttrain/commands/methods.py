@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain.recipe.errors import suggest
-from posttrain.recipe.methods import METHODS, not_here
+from posttrain.recipe.methods import METHODS, bases_of, not_here
 from posttrain.settings.base import REQUIRED, list_settings
 
 _WORDS = {
@@ -97,10 +97,11 @@ def _show(name: str) -> int:
     table.add_column("setting", no_wrap=True)  # a name cut in two cannot be copied into a recipe
     for title in ("type", "default", "meaning"):
         table.add_column(title, overflow="fold")
-    for setting in list_settings(method.load_settings()):
-        table.add_row(
-            setting.name, spell_type(setting.annotation), spell_default(setting.default), setting.meaning
-        )
+    cls = method.load_settings()
+    chosen = {} if cls.built_on is None else {cls.built_on.chooser: ", ".join(bases_of(cls))}
+    for setting in list_settings(cls):
+        kind = chosen.get(setting.name) or spell_type(setting.annotation)
+        table.add_row(setting.name, kind, spell_default(setting.default), setting.meaning)
     console = Console(highlight=False, markup=False)
     console.print(f"{name}: {method.summary} ({method.family})", style="bold")
     if table.row_count:

@@ -8,7 +8,7 @@ two. The search is one pass over the grid instead of a loop, with the same resul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from posttrain.ops.groups import Scale, scaled_advantages
 from posttrain.ops.ratio import LOG_RATIO_LIMIT, token_ratio
 from posttrain.ops.reduce import per_token
 from posttrain.ops.surrogate import clipped_surrogate, dual_clip
-from posttrain.settings import Triple
+from posttrain.settings import WINDOW, Note, RunCurves, Triple
 
 Order = Literal["upper_first", "lower_first"]
 Metric = Literal["share", "ratio"]
@@ -185,6 +185,10 @@ def _check_range(name: str, bound: Sequence[float]) -> None:
         )
 
 
+_SHORTEST = 5
+"""Logged steps from which on bounds of a whole run that stood still say something."""
+
+
 @pydantic.dataclasses.dataclass(frozen=True)
 class BAPO(Objective):
     """A setting left at None is filled in from the preset at construction: see `_PRESETS`."""
@@ -226,6 +230,20 @@ class BAPO(Objective):
         if filled["metric"] == "share" and filled["target"] > 1:
             raise ValueError(
                 f"BAPO: target = {filled['target']} is no share; set metric: ratio, or at most 1"
+            )
+
+    @classmethod
+    def notes(cls, curves: RunCurves) -> Iterator[Note]:
+        """Adaptive bounds that never moved are a fixed clip in disguise."""
+        low, high = curves.of("clip_low")[1], curves.of("clip_high")[1]
+        share = curves.of("positive_share_before")[1]
+        enough = len(low) >= _SHORTEST if curves.ended else curves.logged == WINDOW
+        if share and enough and len(set(low)) == len(set(high)) == 1:
+            yield Note(
+                "still bounds",
+                f"Adaptive bounds inactive: {curves.method} was a fixed clip ({low[0]:.2f}, {high[0]:.2f}) throughout. "
+                f"The positive share lay at {min(share):.2f}-{max(share):.2f}; bounds move only when it crosses the "
+                "target.",
             )
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:

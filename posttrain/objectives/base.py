@@ -92,6 +92,8 @@ class Objective(Settings):
     posttrain/objectives/step.py runs one optimizer step without a trainer, and so says who is called when.
     """
 
+    is_objective: ClassVar[bool] = True
+    ratio_per_token: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
     """Forward outputs beyond log-probs and entropy, all without gradient and in `TokenBatch.forward`:
     "hidden"      forward["hidden"] (B, T, H), the LM head's input at the position that predicts the token
@@ -101,12 +103,6 @@ class Objective(Settings):
                   (`ops.logprobs.top_candidates`)"""
     num_candidates: ClassVar[int] = 0
     """How many candidate ids a token the method wants, where it needs "candidates"."""
-    is_trls_loss: ClassVar[bool] = True
-    """Whether TRL's `loss_type` of this name, where there is one, is this method."""
-    built_in: ClassVar[dict[str, str]] = {}
-    """TRL's arguments that say no more than this method is, each with the value that does."""
-    settings_in_trl: ClassVar[dict[str, str]] = {}
-    """TRL's arguments that, under this `loss_type`, mean a setting of this method: {theirs: ours}."""
     observes_step: ClassVar[bool] = False
     """Whether every micro-batch of the optimizer step must be seen, by `observe_step` or to count the kept
     tokens, before the first backward. Without it no second forward pass is called for, even where `keep`

@@ -10,6 +10,7 @@ Departures: none by default. Cases in which the released code fails (see `fit_be
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
 from posttrain.ops.ratio import token_ratio
 from posttrain.ops.reduce import per_response, per_response_sum, per_token
 from posttrain.ops.surrogate import clipped_surrogate, dual_clip
-from posttrain.settings import Pair
+from posttrain.settings import Pair, Start
 
 WEIGHT_LIMIT = 1e6
 """Cap of 1 / density, as released: the density is 0 at success rates 0 and 1."""
@@ -119,6 +120,9 @@ def _check(rewards: Tensor, reward_range: Range) -> None:
 @dataclass(frozen=True)
 class BNPO(Objective):
     is_trls_loss: ClassVar[bool] = False  # that one is a token mean
+    panels: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {
+        "Beta fit of the success rates": (("alpha", "alpha"), ("beta", "beta"))
+    }
 
     reward_range: Pair = (0.0, 1.0)
     """mapped to [0, 1]; of each function if `decompose`"""
@@ -143,6 +147,10 @@ class BNPO(Objective):
             raise ValueError(
                 f"BNPO: fixed_shape = {self.fixed_shape} must be two numbers above 0, (alpha, beta)"
             )
+
+    @classmethod
+    def start(cls, *, model: str, rewards: tuple[float, float] | None) -> Mapping[str, Start]:
+        return {} if rewards is None else {"reward_range": Start(list(rewards))}
 
     @property
     def divides_by_tokens(self) -> bool:

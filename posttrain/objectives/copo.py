@@ -11,7 +11,7 @@ The gate falls on responses, as released; `selective` names the other readings.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from math import log2
 from typing import Annotated, ClassVar, Literal
 
@@ -106,6 +106,12 @@ def _entropy_bits(counts: Counter[Hashable | None]) -> float:
 @dataclass(frozen=True)
 class COPO(Objective):
     needs_answers: ClassVar[bool] = True
+    logs: ClassVar[Mapping[str, str]] = {
+        "global_loss_share": "of the summed |weighted token losses|, from the comparison between prompts",
+        "local_weight_mean": "weight of the comparison inside the group, mean over responses",
+        "local_weight_min": "the same, the least",
+        "local_weight_max": "the same, the most",
+    }
 
     gamma: Annotated[float, Gt(0)] = 20.0
     """gamma: how sharply entropy decides between the losses"""

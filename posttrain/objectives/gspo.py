@@ -23,6 +23,7 @@ from posttrain.ops.surrogate import clipped_surrogate, dual_clip
 
 @dataclass(frozen=True)
 class GSPO(Objective):
+    ratio_per_token: ClassVar[bool] = False
     built_in: ClassVar[dict[str, str]] = {"importance_sampling_level": "sequence"}
 
     clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4

@@ -93,7 +93,7 @@ def overlaid(runs: Sequence[Run]) -> list[Panel]:
     tells whether they learned."""
     names = list(dict.fromkeys(name for run in runs for name in metric_names(run.summary.rows)))
     panels, claimed = [], set()
-    for spec in plots.SPECS:
+    for spec in plots.specs_of([row for run in runs for row in run.summary.rows]):
         if spec.title == "Loss" and "reward" in names:
             spec = replace(spec, section="Run")
         for pattern, label in spec.metrics:

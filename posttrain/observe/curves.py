@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.settings.run import series
+
+__all__ = ["edges", "metric_names", "series", "width_of_edge"]
+
 _EDGE = 5  # steps averaged at either end of a curve
-
-
-def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, where it was logged and is finite."""
-    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-    found = [(step, float(value)) for step, value in found if math.isfinite(value)]
-    return [step for step, _ in found], [value for _, value in found]
 
 
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from posttrain.observe.canvas import MUTED, PALETTE, dress, svg
 from posttrain.observe.curves import metric_names, series
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
+from posttrain.observe.watch import methods_in, who_logs_as
 
 SIGNAL_COLOURS = {
     "carried": "#059669",
@@ -111,7 +112,6 @@ SPECS = (
     ),
     Spec("Policy", "Groups with equal rewards", (("frac_reward_zero_std", "share of groups"),), percent=True),
     Spec("Policy", "Tokens the objective kept", (("kept_share", "share of loss tokens"),), percent=True),
-    Spec("Method", "Beta fit of the success rates", (("bnpo/alpha", "alpha"), ("bnpo/beta", "beta"))),
     Spec("Policy", "ELBO [nats a token]", (("elbo_per_token", "policy"),)),
     Spec("Policy", "ELBO drift since the rollout [nats]", (("drift", "mean"), ("largest_drift", "largest"))),
     Spec("Policy", "Tokens no pass hid", (("unhidden", "share"),), percent=True),
@@ -180,12 +180,12 @@ def panels(
     recipe: Mapping[str, Any],
     evaluation: Mapping[str, Mapping[str, float]],
 ) -> list[Panel]:
-    """Every panel that has something to show, in the order of `SPECS`; a method's own metrics one each."""
+    """Every panel that has something to show, in the order of `specs_of`; a method's own metrics one each."""
     names = metric_names(rows)
     claimed: set[str] = set()
     own = f"{recipe.get('method')}/"
     found = []
-    for spec in SPECS:
+    for spec in specs_of(rows):
         if spec.title == "Loss" and "reward" in names:  # a surrogate's value says nothing about learning
             spec = replace(spec, section="Run")
         curves = _curves(spec, names, rows, claimed)
@@ -204,6 +204,17 @@ def panels(
             spec = Spec("Method" if name.startswith(own) else "Run", name, ((name, ""),), log=min(values) > 0)
             found.append(Panel(spec, [Curve("", steps, values)]))
     return found
+
+
+def specs_of(rows: Sequence[Mapping[str, Any]]) -> list[Spec]:
+    """The panels of every run, and those that the methods of these rows declare."""
+    own = [
+        Spec("Method", title, tuple((f"{method}/{name}", label) for name, label in curves))
+        for method in methods_in(rows)
+        for cls in who_logs_as(method)
+        for title, curves in cls.panels.items()
+    ]
+    return [*SPECS, *own]
 
 
 def draw(panel: Panel) -> str:

@@ -22,13 +22,5 @@ REASONS: dict[str, str] = {
 }
 """A token is counted under the first reason that holds."""
 
-BLEND: dict[str, str] = {
-    "global_loss_share": "of the summed |weighted token losses|, from the comparison between prompts",
-    "local_weight_mean": "weight of the comparison inside the group, mean over responses",
-    "local_weight_min": "the same, the least",
-    "local_weight_max": "the same, the most",
-}
-"""What a method that blends two losses logs as METHOD/NAME, beside the account."""
-
 CLASSES: tuple[str, ...] = (CARRIED, *REASONS)
 PREFIX = "signal/"

@@ -12,11 +12,11 @@ from typing import Any
 
 from posttrain.observe import writer
 from posttrain.observe.basis import held_out_basis, steps_basis
-from posttrain.observe.curves import edges, metric_names, series, width_of_edge
+from posttrain.observe.curves import edges, series, width_of_edge
 from posttrain.observe.pairs import BeforeAfter, read_pairs
 from posttrain.observe.progress import clock
-from posttrain.observe.reasons import BLEND, CARRIED, CLASSES, PREFIX, REASONS
-from posttrain.observe.watch import found_thresholds, idle_thresholds, stale_thresholds, still_bounds
+from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+from posttrain.observe.watch import methods_in, run_notes, who_logs_as
 
 FAILURES = "reward_failures/"
 _SHORT = 5  # fewer logged steps than this make no curve
@@ -151,13 +151,13 @@ def signal_shares(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, flo
 def blend_means(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """(metric, meaning, mean over the steps that log it; of `_min` and `_max` the extreme); [] where none is."""
     found = []
-    for key, meaning in BLEND.items():
-        for name in metric_names(rows):
-            values = series(rows, name)[1] if name.endswith(f"/{key}") else []
-            if values:
+    for method in methods_in(rows):
+        meanings = {key: meaning for cls in who_logs_as(method) for key, meaning in cls.logs.items()}
+        for key, meaning in meanings.items():
+            if values := series(rows, f"{method}/{key}")[1]:
                 extreme = min if key.endswith("_min") else max if key.endswith("_max") else None
                 value = extreme(values) if extreme is not None else sum(values) / len(values)
-                found.append((name, meaning, value))
+                found.append((f"{method}/{key}", meaning, value))
     return found
 
 
@@ -241,8 +241,7 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Only {shares[CARRIED]:.0%} of the generated tokens carried gradient; "
             f"the largest loss is {worst} ({shares.get(worst, 0.0):.0%}: {REASONS[worst]})."
         )
-    notes += [*still_bounds(s.rows), *found_thresholds(s.rows)]
-    notes += [*stale_thresholds(s.rows), *idle_thresholds(s.rows)]
+    notes += run_notes(s.rows)
     odd = sorted(
         {k for row in s.rows for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
     )

@@ -19,8 +19,8 @@ from posttrain.planning.first_data import FirstData
 from posttrain.planning.shapes import local_file
 from posttrain.recipe.methods import Method
 from posttrain.recipe.papers import paper_of
-from posttrain.recipe.settings import read_flags
 from posttrain.rollout.adapter_base import base_of, holds_adapter
+from posttrain.settings import Settings, Start
 from posttrain.settings.base import REQUIRED, Setting, list_settings
 
 GROUP = 8
@@ -127,7 +127,7 @@ def first_recipe(method: Method, model: ModelFacts, data: FirstData, out: Path, 
     if data.rewards:
         lines += _rewards(data)
     lines += _objective(method, model, data)
-    lines += _rollout(method, model)
+    lines += _rollout(method, model, data)
     lines += _section("train", _train(method, model, data, gpu))
     lines += _section("output", {"name": out.stem, "save_steps": 100})
     lines.append(_line("# hub: {repo: user/name, private: true}", "push the saved model at the end", 2))
@@ -170,18 +170,24 @@ def _objective(method: Method, model: ModelFacts, data: FirstData) -> list[str]:
     settings = list_settings(method.load_settings())
     if not settings:
         return []
-    written = {setting.name: setting.default for setting in settings}
-    instead: dict[str, Any] = {}
-    if "others" in written and read_flags(method.settings).get("names_models"):
-        instead["others"] = [model.path]
-    if "reward_range" in written and any(reward["name"] == "length_penalty" for reward in data.rewards):
-        instead["reward_range"] = [-1.0, 0.0]
+    start = _start(method, model, data)
+    instead = {name: one.value for name, one in start.items()}
     lines = [_line("objective:", "the method's own settings; the values are its defaults")]
     for setting in settings:
         lines.append(_setting(setting, instead))
-    if "others" in instead:
-        lines += _wrapped("others: name your second SFT model; as it stands the soup is the model itself")
+    for one in start.values():
+        lines += _wrapped(one.note) if one.note else []
     return lines
+
+
+def _start(method: Method, model: ModelFacts, data: FirstData) -> Mapping[str, Start]:
+    penalised = any(reward["name"] == "length_penalty" for reward in data.rewards)
+    return method.load_settings().start(model=str(model.path), rewards=(-1.0, 0.0) if penalised else None)
+
+
+def _first_settings(method: Method, model: ModelFacts, data: FirstData) -> Settings:
+    values = {name: one.value for name, one in _start(method, model, data).items()}
+    return method.load_settings()(**values)
 
 
 def _setting(setting: Setting, instead: Mapping[str, Any]) -> str:
@@ -191,7 +197,7 @@ def _setting(setting: Setting, instead: Mapping[str, Any]) -> str:
     return _line(f"{'# ' if idle else ''}{setting.name}: {_flow(plain)}", setting.meaning, 2)
 
 
-def _rollout(method: Method, model: ModelFacts) -> list[str]:
+def _rollout(method: Method, model: ModelFacts, data: FirstData) -> list[str]:
     room = model.positions // 2 if model.positions else 512
     if method.family == "policy":
         values: dict[str, Any] = {
@@ -205,7 +211,7 @@ def _rollout(method: Method, model: ModelFacts) -> list[str]:
         values = {"group_size": GROUP, "max_new_tokens": canvas}
         if canvas % 64 == 0:
             values |= {"diffusion_steps": canvas // 2, "block_length": canvas // 8}
-    elif read_flags(method.settings).get("uses_rollout") is True:
+    elif _first_settings(method, model, data).draws_answers:
         values = {"engine": "transformers", "max_new_tokens": min(256, room), "temperature": 1.0}
     else:
         return []
@@ -213,13 +219,11 @@ def _rollout(method: Method, model: ModelFacts) -> list[str]:
 
 
 def _train(method: Method, model: ModelFacts, data: FirstData, gpu: bool) -> dict[str, Any]:
-    flags = read_flags(method.settings)
     rewarded = method.family in ("policy", "diffusion")
     values: dict[str, Any] = {}
-    steps = flags.get("steps_are")
-    if steps:
-        defaults = {setting.name: setting.default for setting in list_settings(method.load_settings())}
-        values["max_steps"] = defaults[steps[0]] * defaults[steps[1]]
+    steps = _first_settings(method, model, data).total_steps
+    if steps is not None:
+        values["max_steps"] = steps
     else:
         values["num_train_epochs"] = 1
     micro, accumulated = batch_of(method.family, data.rows)

@@ -300,7 +300,7 @@ def _base_bytes(recipe: Recipe, shape: Shape, size: int) -> float:
 
 
 def _references(recipe: Recipe) -> int:
-    """Further copies of the weights. An adapter's reference is the model without it, unless the method brings its own."""
+    """Further copies of the weights. An adapter's reference is the model without it, unless the method brings one."""
     train, adapter = recipe.train, recipe.model.peft is not None
     own = recipe.objective.reference_copies(adapter=adapter)
     if own is not None:

@@ -6,11 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-<<<<<<< HEAD
-from posttrain.planning.batch import RolloutSize, length_in_words, plural
-=======
 from posttrain.planning.batch import length_in_words, rollout_of
->>>>>>> 58e32c2 (Work in progress: questions a method answers)
 from posttrain.planning.checks import maker_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
@@ -34,31 +30,8 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
     for settings, run in _asked(recipe, processes):
         yield from settings.faults(run)
     if recipe.spec.family == "preference" and recipe.rollout is not None:
-<<<<<<< HEAD
-        yield from _sampling_faults(recipe, recipe.rollout, flags)
-    yield from _step_faults(recipe, flags)
-    yield from _stage_faults(recipe, flags)
-    max_steps = recipe.train.max_steps
-    for key, steps in flags.get("measured_first", {}).items():
-        if settings[key] and max_steps is not None and settings[steps] >= max_steps - 1:
-            yield f"objective: '{steps}' {settings[steps]} leaves nothing of train.max_steps {max_steps} to use it in"
-    for name in flags.get("names_files", ()):
-        if settings[name] is not None and not Path(settings[name]).is_file():
-            yield f"objective: {name}: no file '{settings[name]}' here or beside the recipe"
-    for name in flags.get("names_models", ()):
-        yield from _model_faults(recipe, name, settings[name])
-
-
-def batch_faults(recipe: Recipe, rollout: RolloutSize | None) -> Iterator[str]:
-    """Why a rollout of this size is of no use to the method."""
-    base = recipe.flags().get("settings_of", {}).values()
-    built_on = [METHODS[vars(recipe.objective)[chooser]].settings for chooser in base]
-    compares = [read_flags(path).get("compares_prompts") for path in (recipe.spec.settings, *built_on)]
-    if rollout is not None and rollout.prompts == 1 and any(compares):
-=======
         yield from _sampling_faults(recipe, recipe.rollout)
     if recipe.objective.in_stages and recipe.data.eval is not None:
->>>>>>> 58e32c2 (Work in progress: questions a method answers)
         yield (
             f"data: 'eval' is not read by method '{recipe.method}', whose pairs are made anew in each stage; "
             "remove it, or measure with an evaluation section"

@@ -90,14 +90,12 @@ class RPO(PairLoss):
         if (self.imitate == "dataset") != (self.imitation_data is not None):
             raise ValueError("RPO: imitate 'dataset' and imitation_data go together; set both or neither")
 
-<<<<<<< HEAD
     def imitates(self) -> Imitation | None:
         return None if self.imitate == "chosen" else Imitation(file=self.imitation_data)
-=======
+
     @property
     def draws_answers(self) -> bool:
         return self.imitate == "reference"
->>>>>>> 58e32c2 (Work in progress: questions a method answers)
 
     def pair_loss(self, batch: PairBatch) -> Tensor:
         loss = dpo_loss(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, suggest
-from posttrain.recipe.methods import METHODS, Family, Method, not_here
+from posttrain.recipe.methods import METHODS, Family, Method, bases_of, not_here
 from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
     INHERITED,
@@ -112,7 +112,9 @@ class Loader:
         if family.rollout is not None or raw.get("rollout") is not None:
             self.models["rollout"] = family.rollout or RolloutSection
         objective = self.settings("objective", _given(raw, "objective"), METHODS[name])
-        if family.rollout is None and objective is not None:  # where it is faulty, the section is read as it stands
+        if (
+            family.rollout is None and objective is not None
+        ):  # where it is faulty, the section is read as it stands
             self.models.pop("rollout", None)
             if objective.draws_answers:
                 self.models["rollout"] = RolloutSection
@@ -202,7 +204,14 @@ class Loader:
             for place, value in _numbers(found.values())
             if abs(value) > _LARGEST[type(value)]
         ]
-        if (inner := found.inner()) is not None:
+        inner = found.inner()
+        if inner is not None and found.built_on is not None:
+            if inner.method not in (bases := bases_of(type(found))):
+                near = suggest(inner.method, bases) or f"; it is one of {', '.join(bases)}"
+                self.problems.append(
+                    f"{section}: {found.built_on.chooser} {show(inner.method)} cannot be{near}"
+                )
+                return None
             self.settings(f"{section}.{inner.field}", dict(inner.values), METHODS[inner.method])
         return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Literal
 
@@ -37,15 +38,6 @@ def load(path: str) -> Any:
     """The object at "module:name"."""
     module, name = path.split(":")
     return getattr(import_module(module), name)
-
-
-def with_inner(settings: Settings, place: str = "objective") -> Iterator[tuple[str, Settings]]:
-    """Settings and their place in a recipe, then those of the method they are built on, and so on."""
-    yield place, settings
-    inner = settings.inner()
-    if inner is not None:
-        built_on = METHODS[inner.method].load_settings()(**inner.values)
-        yield from with_inner(built_on, f"{place}.{inner.field}")
 
 
 _ROOMS: dict[Family, tuple[str, str]] = {
@@ -132,6 +124,35 @@ METHODS: dict[str, Method] = {
         _listed("preference", "rpo", "RPO", "DPO with an imitation term against overoptimisation"),
     ]
 }
+
+
+def bases_of(cls: type[Settings]) -> dict[str, type[Settings]]:
+    """The methods that a method can be built on, by name; {} where it is built on none."""
+    if cls.built_on is None:
+        return {}
+    listed = {name: method.load_settings() for name, method in METHODS.items() if method.family == "policy"}
+    asked = cls.built_on.asks
+    return {name: base for name, base in listed.items() if base is not cls and getattr(base, asked)}
+
+
+def with_inner(settings: Settings, place: str = "objective") -> Iterator[tuple[str, Settings]]:
+    """Settings and their place in a recipe, then those of the method they are built on, and so on."""
+    yield place, settings
+    inner = settings.inner()
+    if inner is not None:
+        built_on = inner_class(type(settings), inner.method)(**inner.values)
+        yield from with_inner(built_on, f"{place}.{inner.field}")
+
+
+def inner_class(cls: type[Settings], name: str) -> type[Settings]:
+    """The settings class of the method `name` that `cls` is built on. ValueError where it cannot be."""
+    bases = bases_of(cls)
+    if name not in bases:
+        chooser = "" if cls.built_on is None else f"{cls.built_on.chooser}: "
+        hint = f"; did you mean {near[0]!r}?" if (near := get_close_matches(name, bases, 1)) else ""
+        raise ValueError(f"{cls.__name__}: {chooser}'{name}' is none of {', '.join(bases)}{hint}")
+    return bases[name]
+
 
 NOT_HERE: dict[str, str] = {
     "ppo": "it needs a critic, which is not here; grpo, dapo and bapo learn from the same rewards without one",

@@ -13,13 +13,13 @@ models, and other objectives, are ours. The KL does not begin at 0: the policy s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from posttrain.settings import Inner, RunView, Settings
+from posttrain.settings import BuiltOn, RunView, Settings, Start
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,13 @@ class SALSA(Settings):
 
     names_models: ClassVar[tuple[str, ...]] = ("others",)
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("objective", "weights")
+    built_on: ClassVar[BuiltOn | None] = BuiltOn("objective", "objective_settings", "is_objective")
 
     others: list[str] = field(default_factory=list)
     """theta_2, ...: folders or hub names of the further SFT models"""
     weights: list[float] = field(default_factory=lambda: [0.5, 0.5])
     """alpha, 1 - alpha: the model's own first"""
-    objective: Literal[
-        "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "bapo", "bnpo", "copo", "capo"
-    ] = "grpo"
+    objective: str = "grpo"
     """what optimises the reward; the paper has PPO"""
     objective_settings: dict[str, Any] = field(default_factory=dict)
     """of that objective"""
@@ -53,8 +52,10 @@ class SALSA(Settings):
         if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"SALSA: weights {list(self.weights)} must not be negative and must sum to 1")
 
-    def inner(self) -> Inner:
-        return Inner("objective_settings", self.objective, self.objective_settings)
+    @classmethod
+    def start(cls, *, model: str, rewards: tuple[float, float] | None) -> Mapping[str, Start]:
+        note = "others: name your second SFT model; as it stands the soup is the model itself"
+        return {"others": Start([model], note)}
 
     def reference_copies(self, *, adapter: bool) -> int:
         # an adapter run has its start in the base under it, the soup it has to hold all the same

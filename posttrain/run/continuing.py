@@ -16,7 +16,6 @@ import yaml
 from posttrain.observe.writer import RECIPE, RecipeChange, read_recipe_changes
 from posttrain.planning.batch import rollout_of
 from posttrain.recipe import Recipe, RecipeError, load_recipe
-from posttrain.recipe.methods import METHODS
 
 _ROWS = "rows would be repeated or skipped"
 _WEIGHTS = "the checkpoint holds the weights of that model"
@@ -87,6 +86,8 @@ VERDICTS: dict[str, str | None] = {
     "train.ref_model_mixup_alpha": None,
     "train.ref_model_sync_steps": None,
     "train.cast_lm_head_to_fp32": None,
+    "train.layout": None,
+    "train.max_tokens_per_micro_batch": None,
     "train.ds3_gather_for_generation": None,
     "train.cache_implementation": None,
     "train.chat_template_kwargs": "the prompts would be others",

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from posttrain.settings.base import STRICT, Inner, Pair, Settings, Triple
-from posttrain.settings.run import RunView
+from posttrain.settings.base import STRICT, BuiltOn, Inner, Pair, Settings, Start, Triple
+from posttrain.settings.run import WINDOW, Note, RunCurves, RunView
 
-__all__ = ["STRICT", "Inner", "Pair", "RunView", "Settings", "Triple"]
+__all__ = [
+    "STRICT",
+    "WINDOW",
+    "BuiltOn",
+    "Inner",
+    "Note",
+    "Pair",
+    "RunCurves",
+    "RunView",
+    "Settings",
+    "Start",
+    "Triple",
+]

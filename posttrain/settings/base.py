@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from posttrain.settings.run import RunView
+from posttrain.settings.run import Note, RunCurves, RunView
 
 STRICT = ConfigDict(
     extra="forbid",
@@ -48,6 +48,26 @@ class Inner(NamedTuple):
     field: str
     method: str
     values: Mapping[str, Any]
+
+
+class BuiltOn(NamedTuple):
+    """That a method is built on another one of the list, which a setting of it names.
+
+    chooser   the setting that names the other method
+    settings  the setting that holds the other's settings
+    asks      a class variable that must be true of the other: "is_objective", "ratio_per_token"
+    """
+
+    chooser: str
+    settings: str
+    asks: str
+
+
+class Start(NamedTuple):
+    """What a first recipe writes instead of a setting's default, and what it says of it."""
+
+    value: Any
+    note: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,6 +96,23 @@ class Settings:
     """Settings that a checkpoint was made with: a resume cannot change them, nor what names a file or a model."""
     needs_answers: ClassVar[bool] = False
     """Whether `advantages` reads `Groups.answers`; a recipe whose rewards yield none is refused."""
+    built_on: ClassVar[BuiltOn | None] = None
+    """The settings that say which other method this one is built on, if any."""
+    is_objective: ClassVar[bool] = False
+    """Whether it is a loss on sampled responses, which another method can be built on."""
+    ratio_per_token: ClassVar[bool] = False
+    """Whether it is one with an importance ratio per token, so that tokens can be left out one by one."""
+    logs: ClassVar[Mapping[str, str]] = {}
+    """Numbers that the report lists beside the account of tokens: METHOD/name -> meaning. Of a name that ends in _min
+    or _max the extreme of the run is shown, of others the mean."""
+    panels: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {}
+    """Plots of the report: title -> curves, each (METHOD/name, label)."""
+    is_trls_loss: ClassVar[bool] = True
+    """Whether TRL's `loss_type` of this name, where there is one, is this method."""
+    built_in: ClassVar[Mapping[str, str]] = {}
+    """TRL's arguments that say no more than this method is, each with the value that does."""
+    settings_in_trl: ClassVar[Mapping[str, str]] = {}
+    """TRL's arguments that, under this `loss_type`, mean a setting of this method: {theirs: ours}."""
 
     @property
     def draws_answers(self) -> bool:
@@ -104,7 +141,22 @@ class Settings:
 
     def inner(self) -> Inner | None:
         """The method that this one is built on, if any; it is asked its own questions."""
-        return None
+        if self.built_on is None:
+            return None
+        values = self.values()
+        place = self.built_on.settings
+        return Inner(place, values[self.built_on.chooser], values[place] or {})
+
+    @classmethod
+    def start(cls, *, model: str, rewards: tuple[float, float] | None) -> Mapping[str, Start]:
+        """What a first recipe must say beyond the defaults, for this model and rewards within this range, where they
+        have one that is not [0, 1]."""
+        return {}
+
+    @classmethod
+    def notes(cls, curves: RunCurves) -> Iterator[Note]:
+        """What the run's numbers say against the way it is set up."""
+        yield from ()
 
     def faults(self, run: RunView) -> Iterator[str]:
         """Why the method cannot run with the rest of the recipe, a sentence each: where, what, what to do."""

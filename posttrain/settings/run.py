@@ -1,8 +1,9 @@
-"""What a method may look at of the recipe around it, before a GPU is held."""
+"""What a method may look at when it is asked: the recipe around it before a GPU is held, and what a run has logged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,3 +36,42 @@ class RunView:
         for key, reason in reasons.items():
             if key in self.train.changed():
                 yield f"train: '{key}' has no place with method '{self.method}': {reason}; leave it out"
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What a run has logged under a method's name, as METHOD/name.
+
+    method  the name the metrics stand under: of a method built on another, the outer one's
+    rows    logged lines with their "step", the last of the run; while it goes on, `WINDOW` at most
+    logged  lines of this method since the run began
+    ended   whether these are all of them
+    """
+
+    method: str
+    rows: Sequence[Mapping[str, Any]]
+    logged: int
+    ended: bool
+
+    def of(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of METHOD/name, where it was logged and is finite."""
+        return series(self.rows, f"{self.method}/{name}")
+
+
+WINDOW = 20
+"""Logged lines that are looked at together while a run goes on."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth saying once. While a run goes on a note whose `about` was said already is not said again."""
+
+    about: str
+    text: str
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric, where it was logged and is finite."""
+    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    found = [(step, float(value)) for step, value in found if math.isfinite(value)]
+    return [step for step, _ in found], [value for _, value in found]

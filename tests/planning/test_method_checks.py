@@ -127,15 +127,6 @@ def test_memory_counts_the_models_salsa_holds(overrides, copies, here):
     assert estimate(recipe, shape, Launch()).reference == copies * shape.parameters * 4
 
 
-@pytest.mark.parametrize("kept", [None, "kl_to_start"])
-def test_a_method_with_a_reference_of_its_own_need_not_keep_the_start(kept, here, monkeypatch):
-    recipe = load_recipe("recipes/smoke/salsa_sort.yaml", [SCRATCH])
-    flags = {"own_reference": True, **({} if kept is None else {"start_kept_by": kept})}
-    monkeypatch.setattr(type(recipe), "flags", lambda _: flags)
-    shape = read_shape(recipe.model)
-    assert estimate(recipe, shape, Launch()).reference == (1 if kept is None else 2) * shape.parameters * 4
-
-
 def test_a_calibration_that_nothing_guards_is_warned_of(here):
     def warnings(*overrides):
         found = plan(here, "capo_sort", *overrides)

@@ -13,7 +13,6 @@ from posttrain.observe.summary import summarise
 from posttrain.observe.writer import RecipeChange, RunWriter, read_recipe_changes
 from posttrain.recipe import FAMILIES, Recipe, RecipeError
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.settings import read_flags
 from posttrain.run.continuing import VERDICTS, compare, flat, recipe_at, verdict
 
 
@@ -40,7 +39,7 @@ def test_every_key_of_train_has_an_answer_of_its_own() -> None:
 
 def test_settings_that_are_fixed_are_settings() -> None:
     for method in METHODS.values():
-        fixed = set(read_flags(method.settings).get("fixed_on_resume", ()))
+        fixed = set(method.load_settings().fixed_on_resume)
         if method.family != "diffusion":  # whose base class names those of all of them
             assert fixed <= {field.name for field in fields(method.load_settings())}, method.name
 

@@ -22,33 +22,14 @@ from annotated_types import Ge, Gt, Lt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from posttrain.objectives.bapo import BAPO
 from posttrain.objectives.base import AllSum, Groups, Objective, StepTotals, TokenBatch
-from posttrain.objectives.bnpo import BNPO
 from posttrain.objectives.capo.calibration import Calibration
 from posttrain.objectives.capo.histogram import joint_counts
 from posttrain.objectives.capo.moments import Moments, RowGradients
+from posttrain.objectives.capo.notes import run_notes
 from posttrain.objectives.capo.shifts import candidate_scores, candidate_shifts, keep_tokens
-from posttrain.objectives.copo import COPO
-from posttrain.objectives.dr_grpo import DrGRPO
-from posttrain.objectives.grpo import GRPO
-from posttrain.objectives.reinforce import REINFORCE
-<<<<<<< HEAD
-from posttrain.settings import Pair
-=======
-from posttrain.ops.logprobs import top_candidates
-from posttrain.settings import Inner, Pair, RunView
->>>>>>> 58e32c2 (Work in progress: questions a method answers)
-
-BASES: dict[str, type[Objective]] = {
-    "grpo": GRPO,
-    "dr_grpo": DrGRPO,
-    "reinforce": REINFORCE,
-    "bnpo": BNPO,
-    "copo": COPO,
-    "bapo": BAPO,
-}
-"""What CAPO is defined on: a ratio a token. A ratio a response (GSPO) has no token of its own to reject."""
+from posttrain.recipe.methods import bases_of, inner_class
+from posttrain.settings import BuiltOn, Note, Pair, RunCurves, RunView
 
 _THRESHOLDS: dict[str, tuple[float, float]] = {
     "grpo": (1e-2, 1e-4),
@@ -66,8 +47,11 @@ class CAPO(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"hidden", "candidates"})
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("base", "optimizer_model", "calibrate")
+    # A ratio per response (GSPO) has no token of its own to reject.
+    built_on: ClassVar[BuiltOn | None] = BuiltOn("base", "base_settings", "ratio_per_token")
+    ratio_per_token: ClassVar[bool] = False
 
-    base: Literal["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"] = "grpo"
+    base: str = "grpo"
     """whose loss the kept tokens have"""
     base_settings: dict[str, Any] | None = None
     """the base's own settings, e.g. {clip_high: 0.28}"""
@@ -99,6 +83,7 @@ class CAPO(Objective):
     """share of the tokens with an advantage that the proposed thresholds reject"""
 
     def __post_init__(self) -> None:
+        inner_class(CAPO, self.base)
         given = self.objective_threshold is not None or self.policy_threshold is not None
         if self.calibrate and given:
             raise ValueError(
@@ -121,9 +106,6 @@ class CAPO(Objective):
             raise ValueError(f"CAPO: moment_decay = {tuple(self.moment_decay)} must be two numbers in [0, 1)")
 
     # What it asks of the rest of a recipe
-
-    def inner(self) -> Inner:
-        return Inner("base_settings", self.base, self.base_settings or {})
 
     def faults(self, run: RunView) -> Iterator[str]:
         most = run.train.max_steps
@@ -150,11 +132,17 @@ class CAPO(Objective):
         if self.optimizer_model == "adam" and self.moment_decay != betas:
             yield f"{run.place}: moment_decay {self.moment_decay} is not train's adam_beta1, adam_beta2 {betas}"
 
+    @classmethod
+    def notes(cls, curves: RunCurves) -> Iterator[Note]:
+        yield from run_notes(curves)
+        for base in bases_of(cls).values():  # a base's numbers stand under our name
+            yield from base.notes(curves)
+
     # The base, and what it answers for
 
     @cached_property
     def base_objective(self) -> Objective:
-        cls = BASES[self.base]
+        cls: Any = inner_class(CAPO, self.base)
         known = [f.name for f in fields(cls)]
         for name in self.base_settings or {}:
             if name not in known:

@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from posttrain.objectives.base import Objective, TokenBatch
 from posttrain.ops.kl import k3
 from posttrain.recipe.errors import suggest
-from posttrain.recipe.methods import METHODS
+from posttrain.recipe.methods import inner_class
 from posttrain.references.salsa import SALSA
 from posttrain.rollout.model_folder import tokenizer_of
 from posttrain.trainers.forward.base import Rows, Wanted
@@ -126,7 +126,7 @@ def _check_vocabularies(tokenizer: Any, others: list[str]) -> None:
 
 def base_objective(settings: SALSA) -> Objective:
     """The objective that optimises the reward, with its own settings; ValueError names a setting it lacks."""
-    objective_class = METHODS[settings.objective].load_settings()
+    objective_class: Any = inner_class(SALSA, settings.objective)
     known = objective_class.__dataclass_fields__
     for name in settings.objective_settings:
         if name not in known:

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.settings import read_flags
+from posttrain.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ def _meanings(
         take("epsilon_high", clip_high=values["epsilon_high"])
     if "scale_rewards" in changed and "scale" in own:
         take("scale_rewards", scale=values["scale_rewards"])
-    # What else TRL's words mean to a method stands beside its settings (objectives/base.py).
-    flags = read_flags(METHODS[method].settings) if method in METHODS else {}
-    alike = values.get("loss_type") in (method, [method]) and flags.get("is_trls_loss", True)
-    for name, value in flags.get("built_in", {}).items():
+    # What else TRL's words mean to a method stands beside its settings (settings/base.py).
+    known: type[Settings] = METHODS[method].load_settings() if method in METHODS else Settings
+    alike = values.get("loss_type") in (method, [method]) and known.is_trls_loss
+    for name, value in known.built_in.items():
         if name in changed and values[name] == value:
             take(name)
-    for name, setting in flags.get("settings_in_trl", {}).items():
+    for name, setting in known.settings_in_trl.items():
         if name in changed and alike:
             take(name, **{setting: values[name]})
     if "loss_type" in changed and alike:

@@ -17,8 +17,9 @@ from posttrain.objectives.capo import CAPO, candidate_scores, candidate_shifts, 
 from posttrain.objectives.capo.moments import Moments, RowGradients
 from posttrain.objectives.step import StepResult, step_losses
 from posttrain.ops.logprobs import top_candidates
+from posttrain.recipe.methods import bases_of
 
-BASES = ["grpo", "dr_grpo", "reinforce", "bnpo", "copo", "bapo"]
+BASES = [*bases_of(CAPO)]
 B, T, V, H, K = 2, 3, 6, 4, 4
 LR = 0.02
 
@@ -472,7 +473,9 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 def test_a_setting_the_base_does_not_have_is_named():
     with pytest.raises(ValueError, match="did you mean 'clip_high'"):
         _ = CAPO(base_settings={"clip_hihg": 0.3}).base_objective
-    with pytest.raises(ValueError, match="Input should be 'grpo', 'dr_grpo'"):
+    with pytest.raises(
+        ValueError, match=r"CAPO: base: 'gspo' is none of grpo, dr_grpo, .*; did you mean 'grpo'"
+    ):
         _ = CAPO(base="gspo").base_objective  # no token of its own to reject
 
 
