@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from docs.docstring_methods import on_config, references
+from posttrain.recipe.methods import METHODS
+
 
 def pages(entry: Any) -> list[str]:
     if isinstance(entry, str):
@@ -16,13 +19,16 @@ def pages(entry: Any) -> list[str]:
 
 
 def test_every_page_stands_in_the_navigation_once(root: Path) -> None:
-    listed = pages(yaml.safe_load((root / "mkdocs.yml").read_text())["nav"])
+    config = on_config(yaml.safe_load((root / "mkdocs.yml").read_text()))
+    listed = pages(config["nav"])
     assert sorted(listed) == sorted(str(p.relative_to(root / "docs")) for p in (root / "docs").rglob("*.md"))
 
 
 def test_the_reference_names_modules_that_exist(root: Path) -> None:
     for page in (root / "docs" / "api").glob("*.md"):
-        for path in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE):
+        text = references(page.read_text())
+        assert "<!-- methods" not in text
+        for path in re.findall(r"^::: (\S+)", text, re.MULTILINE):
             parts = path.split(".")
             file = root.joinpath(*parts)
             owner = root.joinpath(*parts[:-1]).with_suffix(".py")
@@ -37,3 +43,11 @@ def test_aligned_columns_become_a_list() -> None:
     assert as_markdown(text) == (
         "A class.\n\n- `rewards`: (P, G) sums\n- `answers`: P lists, or None\n\nLast words, in\n  two lines."
     )
+
+
+def test_every_method_has_its_place_in_the_reference(root: Path) -> None:
+    text = references((root / "docs" / "api" / "objectives.md").read_text())
+    text += references((root / "docs" / "api" / "preferences.md").read_text())
+    for method in METHODS.values():
+        module = method.settings.partition(":")[0]
+        assert f"::: {module}\n" in text + "\n" or module.startswith("posttrain.references."), method.name
