@@ -71,6 +71,7 @@ METHODS: dict[str, Method] = {
         _listed("policy", "gspo", "GSPO", "one importance ratio a response"),
         _listed("policy", "cispo", "CISPO", "clipped importance weights, no token loses its gradient"),
         _listed("policy", "reinforce", "REINFORCE", "group baseline, no ratio clip"),
+        _listed("policy", "rloo", "RLOO", "whole responses against the mean of the others"),
         _listed("policy", "bapo", "BAPO", "adaptive clipping bounds"),
         _listed("policy", "bnpo", "BNPO", "Beta-normalised advantages"),
         _listed(
@@ -156,7 +157,6 @@ def inner_class(cls: type[Settings], name: str) -> type[Settings]:
 
 NOT_HERE: dict[str, str] = {
     "ppo": "it needs a critic, which is not here; grpo, dapo and bapo learn from the same rewards without one",
-    "rloo": "reinforce has a group's mean as its baseline; TRL's RLOOTrainer leaves the response itself out",
     "reinforce_plus_plus": "reinforce and bnpo are its nearest neighbours here",
     "remax": "reinforce has a group's mean as its baseline instead of a greedy response",
     "vapo": "it needs a critic, which is not here; dapo is the same without one",
