@@ -99,9 +99,9 @@ def trainer_of(way: str) -> type:
 
     from posttrain.objectives.masked_base import reduced_loss
     from posttrain.trainers.masked.bindings import BGPOTrainer, VRPOOLTrainer
+    from posttrain.trainers.masked.diffusion_metrics import DiffusionMetrics
     from posttrain.trainers.masked.likelihood import from_buffer, pass_terms
-    from posttrain.trainers.masked.metrics import DiffusionMetrics
-    from posttrain.trainers.masked.optimizer_step import DiffusionStep
+    from posttrain.trainers.masked.masked_step import DiffusionStep
 
     if way != "vrpo_ol_joint":
         return {"bgpo": BGPOTrainer, "vrpo_ol": VRPOOLTrainer}[way]

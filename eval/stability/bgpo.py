@@ -45,9 +45,9 @@ from posttrain.objectives.masked_base import DiffusionBatch, reduced_loss  # noq
 from posttrain.objectives.vrpo_ol import vrpo_objective  # noqa: E402
 from posttrain.rewards.puzzles import countdown  # noqa: E402
 from posttrain.rollout.base import Sampling  # noqa: E402
-from posttrain.rollout.masked.canvas import Canvas, lay_canvas  # noqa: E402
-from posttrain.rollout.masked.engine import MaskedDiffusionEngine  # noqa: E402
+from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine  # noqa: E402
 from posttrain.rollout.masked.predictor import MaskPredictor, load_mask_model, mask_id_of  # noqa: E402
+from posttrain.rollout.masked.response_canvas import Canvas, lay_canvas  # noqa: E402
 from posttrain.trainers.masked.likelihood import all_terms, draw_noise, pass_terms  # noqa: E402
 
 RESULTS = HERE / "results" / "bgpo"

@@ -42,7 +42,7 @@ from posttrain.recipe import load_recipe  # noqa: E402
 from posttrain.rollout.base import Sampling  # noqa: E402
 from posttrain.run.train import run as run_recipe  # noqa: E402
 from posttrain.trainers.engines.answers import EngineGenerator, prompt_ids, transformers_engine_of  # noqa: E402
-from posttrain.trainers.models.folder import load_dense  # noqa: E402
+from posttrain.trainers.models.policy_folder import load_dense  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results" / "preferences"
 CALM, SORT, SORT2 = "runs/smoke-calm-sft/model", "runs/demo-sft/model", "runs/smoke-salsa-sft2/model"

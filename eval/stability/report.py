@@ -26,8 +26,8 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 from regimes import FAMILY, REGIMES  # noqa: E402  # after the path is set
 from run import RESULTS, summarise  # noqa: E402
 
-from posttrain.observe import plots, report  # noqa: E402
-from posttrain.observe.canvas import PALETTE  # noqa: E402
+from posttrain.observe import plots, run_page  # noqa: E402
+from posttrain.observe.plot_style import PALETTE  # noqa: E402
 
 COLUMNS = {
     "t5": ("t5", "mean of the last five evaluations on 512 held-out problems"),
@@ -220,7 +220,7 @@ def page(runs: Sequence[Run]) -> str:
                 all_charts(mine, cells, regime.own),
             ]
     hardware = "; ".join(sorted({f"{run['hardware']}, {run['date']}" for run in runs}))
-    template = Path(report.__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    template = Path(run_page.__file__).with_name("report_template.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title="Stability lab", body="\n".join(parts), footer=escape(hardware)
     )

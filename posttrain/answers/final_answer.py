@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from posttrain.answers.characters import CURRENCY_SIGNS
+from posttrain.answers.one_character import CURRENCY_SIGNS
 from posttrain.answers.plain_text import last_plain
 from posttrain.answers.spans import Span, mathematics, opens_formula
 from posttrain.answers.tree import GREEK

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from posttrain.answers.boxes import last_boxes
-from posttrain.answers.characters import plain_characters
 from posttrain.answers.final_answer import stated
+from posttrain.answers.one_character import plain_characters
 from posttrain.answers.spans import mathematics
 from posttrain.answers.wording import relation_in_signs
 

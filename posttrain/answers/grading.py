@@ -16,11 +16,11 @@ from typing import Literal
 
 from posttrain.answers.boxes import last_boxes
 from posttrain.answers.canonical import canonical
-from posttrain.answers.characters import plain_characters
 from posttrain.answers.chat import after_reasoning, own_turn
 from posttrain.answers.equal import equal_answers, readable
 from posttrain.answers.final_answer import bare, breaks_off, last_expression, stated
 from posttrain.answers.gold import answer_of
+from posttrain.answers.one_character import plain_characters
 
 AnswerFormat = Literal["boxed", "hash", "flexible"]
 """boxed: the last closed box, or all boxes of its sentence as a list. hash: what follows the last "####" on its line.

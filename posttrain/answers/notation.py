@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from posttrain.answers.characters import CURRENCY_SIGNS, plain_characters
+from posttrain.answers.one_character import CURRENCY_SIGNS, plain_characters
 
 CURRENCY = "¤"  # one sign for every currency's sign
 

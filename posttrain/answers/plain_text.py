@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.answers.characters import CURRENCY_SIGNS
+from posttrain.answers.one_character import CURRENCY_SIGNS
 from posttrain.answers.tree import FUNCTION_NAMES, GREEK
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"

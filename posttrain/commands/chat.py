@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.evaluation import masked
+from posttrain.evaluation import masked_diffusion
 from posttrain.planning.saved_model import DTYPES, model_of
 from posttrain.process import exit_codes
 
@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same answer every time")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="default: cuda where there is one")
-    masked.add_arguments(parser, title="masked-diffusion models")
+    masked_diffusion.add_arguments(parser, title="masked-diffusion models")
 
 
 def main(args: Namespace) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from posttrain.observe.compare import print_comparison, read_runs, write_comparison
-from posttrain.observe.report import print_summary
+from posttrain.observe.overlay import print_comparison, read_runs, write_comparison
+from posttrain.observe.run_page import print_summary
 from posttrain.observe.summary import summarise
-from posttrain.run.report import report_run
+from posttrain.run.whole_page import report_run
 
 COMPARISON = "comparison.html"
 

@@ -19,8 +19,8 @@ from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.base import EngineError
-from posttrain.run.folder import how_to_go_on, opened
 from posttrain.run.plan import Plan, add_recipe_arguments, make_plan, print_plan
+from posttrain.run.run_folder import how_to_go_on, opened
 from posttrain.trainers.seam.faults import NotFinite
 
 LATER_S = 3.0

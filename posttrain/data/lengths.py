@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.data.conversations import Dropped, Messages
 from posttrain.data.files import DataError, Row
-from posttrain.data.layout import Needs
+from posttrain.data.row_layout import Needs
 from posttrain.data.tokens import TemplateCheck, learned_ids, prompt_ids
 from posttrain.recipe.sections import DataSection
 

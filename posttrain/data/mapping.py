@@ -21,7 +21,7 @@ from posttrain.data.conversations import (
 )
 from posttrain.data.decoding import DataError
 from posttrain.data.files import Row
-from posttrain.data.layout import Layout, Needs
+from posttrain.data.row_layout import Layout, Needs
 from posttrain.data.values import lookup, plain, text_of
 from posttrain.recipe.sections import AnswerSection, DataSection
 

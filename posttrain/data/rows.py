@@ -20,9 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data.files import DataError, Row, iter_rows, size_of
 from posttrain.data.known import DATASETS, TASKS
-from posttrain.data.layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
 from posttrain.data.lengths import Limits
 from posttrain.data.mapping import Dropped, map_row
+from posttrain.data.row_layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
 from posttrain.recipe.errors import explain, suggest
 from posttrain.recipe.methods import load
 from posttrain.recipe.sections import DataSection

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.evaluation import masked, store, tasks
+from posttrain.evaluation import masked_diffusion, store, tasks
 from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
@@ -41,15 +41,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--timeout", type=_seconds, default=10.0, help="seconds a response (default: %(default)s)"
     )
     _add_judge(stages.add_parser("judge", help="let a judge compare AlpacaEval's responses"))
-    report = stages.add_parser("report", help="one page and the same in the terminal")
-    report.add_argument(
+    pages = stages.add_parser("report", help="one page and the same in the terminal")
+    pages.add_argument(
         "dirs",
         nargs="+",
         metavar="DIR",
         help=_DIR_HELP + "; the first model is what others are compared with",
     )
-    report.add_argument("--out", default=None, help="the page (default: report.html in the first DIR)")
-    report.add_argument(
+    pages.add_argument("--out", default=None, help="the page (default: report.html in the first DIR)")
+    pages.add_argument(
         "--failed", type=int, default=8, help="responses to read of each result (default: %(default)s)"
     )
 
@@ -75,7 +75,9 @@ def _add_generate(parser: ArgumentParser) -> None:
     for name in ("temperature", "top_p", "min_p"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="instead of the benchmark's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=("transformers", "vllm", masked.ENGINE), default="transformers")
+    parser.add_argument(
+        "--engine", choices=("transformers", "vllm", masked_diffusion.ENGINE), default="transformers"
+    )
     parser.add_argument("--batch-size", type=_whole(1), help="responses at a time (default: 16, vllm 512)")
     parser.add_argument(
         "--gpu-memory-utilization",
@@ -86,7 +88,7 @@ def _add_generate(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="default: cuda where there is one; not with vllm")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where OUT holds another run")
-    masked.add_arguments(parser)
+    masked_diffusion.add_arguments(parser)
 
 
 def _add_judge(parser: ArgumentParser) -> None:
@@ -218,7 +220,7 @@ def _generate(args: Namespace) -> int:
     args.model = model_of(args.model)
     out = Path(args.out or Path("runs") / "eval" / model_name(args.model))
 
-    from posttrain.evaluation import engine as engines
+    from posttrain.evaluation import engine_bridge
     from posttrain.evaluation.generate import generate
 
     wanted = (
@@ -227,14 +229,14 @@ def _generate(args: Namespace) -> int:
     )
     try:
         with JobView(f"loading {args.model}", Console(stderr=True)):
-            generator, tokenizer = _load(args, engines)
+            generator, tokenizer = _load(args, engine_bridge)
     except OSError as error:  # transformers: neither a folder nor a name of the hub
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{wanted} ({reason})") from None
-    weights = engines.weights_hash(args.model)
+    weights = engine_bridge.weights_hash(args.model)
     named: dict[str, Any] = {"path": args.model, "weights": weights}
     if args.adapter:
-        named |= {"adapter": args.adapter, "adapter_weights": engines.weights_hash(args.adapter)}
+        named |= {"adapter": args.adapter, "adapter_weights": engine_bridge.weights_hash(args.adapter)}
     batch_size = args.batch_size or (512 if args.engine == "vllm" else 16)
     for benchmark, rows, sampling in zip(benchmarks, problems, samplings, strict=True):
         with bar(f"{benchmark.name}: generating", len(rows) * sampling.samples) as progress:
@@ -256,12 +258,14 @@ def _load(args: Namespace, engines: Any) -> Any:
     cuda = torch.cuda.is_available()
     dtype = args.dtype or ("bfloat16" if cuda else "float32")
     device = args.device or ("cuda" if cuda else "cpu")
-    if args.engine == masked.ENGINE:
+    if args.engine == masked_diffusion.ENGINE:
         if args.adapter:
             raise ValueError("--adapter goes with --engine transformers; merge the adapter first")
-        return masked.load(args, dtype=dtype, device=device)
-    if masked.given(args):
-        raise ValueError(f"{', '.join(masked.given(args))}: only with --engine {masked.ENGINE}")
+        return masked_diffusion.load(args, dtype=dtype, device=device)
+    if masked_diffusion.given(args):
+        raise ValueError(
+            f"{', '.join(masked_diffusion.given(args))}: only with --engine {masked_diffusion.ENGINE}"
+        )
     if args.engine == "transformers":
         return engines.load_generator(args.model, dtype=dtype, device=device, adapter=args.adapter)
     if args.adapter or args.device:
@@ -356,10 +360,10 @@ def _gamed_file(folder: Path | None) -> Path | None:
 
 
 def _report(args: Namespace) -> int:
-    from posttrain.evaluation import report, terminal
+    from posttrain.evaluation import grades_page, terminal
 
     out = Path(args.out) if args.out else Path(args.dirs[0]) / "report.html"
-    results = report.write(args.dirs, out, responses=args.failed)
+    results = grades_page.write(args.dirs, out, responses=args.failed)
     terminal.show(results, _console())
     _console().print(f"report: {out}", highlight=False, soft_wrap=True)
     return 0

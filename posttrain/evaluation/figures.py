@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from posttrain.evaluation.results import Result
-from posttrain.observe.canvas import LINE, MARK, MUTED, PALETTE, dress, svg
+from posttrain.observe.plot_style import LINE, MARK, MUTED, PALETTE, dress, svg
 
 RIGHT, WRONG = "#059669", "#dc2626"
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.answers.chat import REASONING_TAGS
 from posttrain.evaluation import store, tasks
-from posttrain.evaluation.engine import EvaluationEngine, tokenizer_hash
+from posttrain.evaluation.engine_bridge import EvaluationEngine, tokenizer_hash
 from posttrain.evaluation.tasks import Benchmark, BenchmarkSampling, Problem
 
 Progress = Callable[[int, int], None]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.evaluation import store
+from posttrain.evaluation.grade_metrics import summarise
 from posttrain.evaluation.graders import Attempt, Verdict
-from posttrain.evaluation.metrics import summarise
 from posttrain.rewards.grading_pool import in_chunks
-from posttrain.rewards.pool import Outcome, WorkerPool
+from posttrain.rewards.worker_pool import Outcome, WorkerPool
 
 BLOCK = 1024
 """Responses between two writes to disk, at most; fewer where few workers would be silent for long."""

@@ -92,7 +92,7 @@ def evaluate_checkpoint(
     run came to this step with other weights, the benchmark is measured anew.
     Benchmarks that need a judge are generated only. `progress(name, done, of)`.
     """
-    from posttrain.evaluation.engine import EvaluationEngine, end_tokens, positions, tensors_hash
+    from posttrain.evaluation.engine_bridge import EvaluationEngine, end_tokens, positions, tensors_hash
     from posttrain.evaluation.generate import generate
     from posttrain.evaluation.grade import grade
 
@@ -155,7 +155,7 @@ def flat_metrics(name: str, metrics: dict[str, Any]) -> dict[str, float]:
 def evaluation_section(run_dir: str | Path) -> str:
     """The evaluation part of a run's page, as HTML for report_template.html; "" where nothing was
     evaluated."""
-    from posttrain.evaluation.report import section
+    from posttrain.evaluation.grades_page import section
     from posttrain.evaluation.results import collect
 
     folder = Path(run_dir) / BENCHMARKS

@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.evaluation import store
 from posttrain.evaluation.estimators import Difference
-from posttrain.evaluation.metrics import compare
+from posttrain.evaluation.grade_metrics import compare
 
 _STEP = re.compile(r"(?:checkpoint|step)-0*(\d+)/?$")
 _SAVED = ("model", "checkpoints")

@@ -14,8 +14,8 @@ import torch
 from jinja2.exceptions import TemplateError
 from transformers import PretrainedConfig
 
-from posttrain.evaluation import masked
-from posttrain.evaluation.engine import EvaluationEngine, end_tokens, positions
+from posttrain.evaluation import masked_diffusion
+from posttrain.evaluation.engine_bridge import EvaluationEngine, end_tokens, positions
 from posttrain.evaluation.tasks import BenchmarkSampling
 from posttrain.rollout.adapter_base import base_of, holds_adapter
 from posttrain.rollout.model_folder import load_dense, tokenizer_of
@@ -95,8 +95,8 @@ def load_speaker(args: Namespace, *, dtype: str, device: str) -> Speaker:
 
     args  of the command, with the options of evaluation.masked
     """
-    if is_masked(args.model) or masked.given(args):
-        generator, tokenizer = masked.load(args, dtype=dtype, device=device)
+    if is_masked(args.model) or masked_diffusion.given(args):
+        generator, tokenizer = masked_diffusion.load(args, dtype=dtype, device=device)
         return Speaker(
             tokenizer, generator.max_positions, LONGEST_CANVAS, _canvas_writer(generator, tokenizer)
         )

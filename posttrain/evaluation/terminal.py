@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.evaluation import report
+from posttrain.evaluation import grades_page
 from posttrain.evaluation.figures import group_names
 from posttrain.evaluation.results import Result, by_benchmark, comparisons
 
@@ -24,7 +24,7 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
         console.print(table)
     console.print()
-    for text in report.notes(results):
+    for text in grades_page.notes(results):
         console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
@@ -48,11 +48,11 @@ def _scores(results: Sequence[Result]) -> Titled:
                 cells = [result.title, result.label] if i == 0 else ["", ""]
                 table.add_row(
                     *map(escape, [*cells, name]),
-                    report.shown(entry),
-                    report.interval(entry),
+                    grades_page.shown(entry),
+                    grades_page.interval(entry),
                     f"{entry['problems']:,}",
                     f"{entry['samples']:,}",
-                    *(report.counts(result)[:3] if i == 0 else [""] * 3),
+                    *(grades_page.counts(result)[:3] if i == 0 else [""] * 3),
                 )
     return "Scores", table
 
@@ -75,7 +75,7 @@ def _differences(results: Sequence[Result]) -> Titled | None:
             *names,
             f"{100 * d.value:+.1f}",
             f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
-            report.p_value(d.p_value),
+            grades_page.p_value(d.p_value),
             f"{d.better:,} / {d.worse:,}",
         )
     return "Differences, paired by problem", table
@@ -93,7 +93,7 @@ def _groups(results: Sequence[Result]) -> list[Titled]:
             entries = [r.metrics["groups"].get(name) for r in graded]
             table.add_row(
                 escape(name),
-                *("–" if e is None else f"{report.shown(e)} [dim]({e['problems']})[/]" for e in entries),
+                *("–" if e is None else f"{grades_page.shown(e)} [dim]({e['problems']})[/]" for e in entries),
             )
         tables.append((f"{group[0].title} by group", table))
     return tables
@@ -103,7 +103,7 @@ def _preferences(results: Sequence[Result]) -> Titled | None:
     judged = [r for r in results if r.metrics.get("preference")]
     if not judged:
         return None
-    table = _table(["model"], report.PREFERENCE_HEAD)
+    table = _table(["model"], grades_page.PREFERENCE_HEAD)
     for result in judged:
-        table.add_row(escape(result.label), *report.preference_cells(result))
+        table.add_row(escape(result.label), *grades_page.preference_cells(result))
     return "Behind the win rates", table

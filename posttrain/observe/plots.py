@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from posttrain.observe.canvas import MUTED, PALETTE, dress, svg
 from posttrain.observe.curves import metric_names, series
+from posttrain.observe.plot_style import MUTED, PALETTE, dress, svg
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
 from posttrain.observe.watch import methods_in, who_logs_as
 

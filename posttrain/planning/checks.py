@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from posttrain.data import DataError, Overlap, Survey, overlap, survey
 from posttrain.data.files import Row
 from posttrain.data.known import TASKS
-from posttrain.data.layout import Needs
 from posttrain.data.mapping import Messages, out_columns
+from posttrain.data.row_layout import Needs
 from posttrain.planning.batch import plural, rollout_of, texts_of
-from posttrain.planning.lengths import RowLengths, beyond
 from posttrain.planning.rewards import reward_faults
+from posttrain.planning.row_lengths import RowLengths, beyond
 from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
 from posttrain.planning.tokenizer import PlanTokenizer

@@ -15,7 +15,7 @@ from typing import Any
 from posttrain.data import DataError, survey
 from posttrain.data.files import Row, iter_rows, kind_of
 from posttrain.data.known import DATASETS, TASKS
-from posttrain.data.layout import CONVERSATIONS, TEXTS, Needs
+from posttrain.data.row_layout import CONVERSATIONS, TEXTS, Needs
 from posttrain.planning.row_needs import needed_columns, needs_of_method
 from posttrain.recipe.methods import Method
 from posttrain.recipe.sections import DataSection

@@ -9,7 +9,7 @@ from posttrain.recipe import Recipe
 from posttrain.recipe.methods import Family
 from posttrain.recipe.sections import DataSection, RolloutSection
 from posttrain.recipe.train_options import PolicyTrain, PreferenceTrain, SFTTrain
-from posttrain.rollout.options import TRUNCATING, check_ahead, refused_options, refused_settings
+from posttrain.rollout.engine_options import TRUNCATING, check_ahead, refused_options, refused_settings
 
 _NO_MOMENTS = {"sgd", "adafactor", "rmsprop"}
 

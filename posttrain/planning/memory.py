@@ -21,7 +21,7 @@ from posttrain.planning.activations import (
     layer_weights,
 )
 from posttrain.planning.batch import rollout_of
-from posttrain.planning.masked import logits_bytes, sampling_bytes
+from posttrain.planning.masked_costs import logits_bytes, sampling_bytes
 from posttrain.planning.shapes import Shape
 from posttrain.recipe import Recipe
 from posttrain.recipe.methods import Family

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from posttrain.planning.batch import rollout_of
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import VLLMSection
-from posttrain.rollout.options import check_servers
+from posttrain.rollout.engine_options import check_servers
 
 
 def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:

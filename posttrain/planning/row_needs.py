@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.layout import TEXTS, Needs
+from posttrain.data.row_layout import TEXTS, Needs
 from posttrain.recipe import Recipe
 from posttrain.recipe.methods import Method
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.characters import ROLES, SPECIAL, by_characters
+from posttrain.data.scratch_tokenizer import ROLES, SPECIAL, by_characters
 from posttrain.planning.shapes import local_file, read_mapping
 from posttrain.recipe.sections import ModelSection
 

@@ -206,7 +206,7 @@ class RewardSection(Section):
 
 
 class VLLMSection(Section):
-    """Only read with a vLLM engine; rollout/options.py says which engine reads which key."""
+    """Only read with a vLLM engine; rollout/engine_options.py says which engine reads which key."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: what the trainer computes in
     proof_limit: Positive | None = None  # nats; None: by dtype, see rollout/options.PROOF_LIMITS
@@ -229,7 +229,7 @@ class VLLMSection(Section):
 
 
 class RolloutSection(Section):
-    """Sampling has one set of names for all engines; rollout/options.py says what an engine lacks."""
+    """Sampling has one set of names for all engines; rollout/engine_options.py says what an engine lacks."""
 
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     group_size: Annotated[int, Ge(1), Le(2**16)] = 8  # G
@@ -251,7 +251,7 @@ class RolloutSection(Section):
 
 
 class DiffusionRolloutSection(RolloutSection):
-    """Masked-diffusion methods; see rollout/masked/options.py for what the keys mean."""
+    """Masked-diffusion methods; see rollout/masked/sampler_options.py for what the keys mean."""
 
     engine: Literal["masked_diffusion"] = "masked_diffusion"  # type: ignore[assignment]  # one engine, another set
     diffusion_steps: Count | None = None

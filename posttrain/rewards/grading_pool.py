@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.answers.fallback import prepare
 from posttrain.answers.grading import AnswerFormat, Grade, extract_answer, grade
-from posttrain.rewards.pool import Outcome, WorkerPool, run_pools
+from posttrain.rewards.worker_pool import Outcome, WorkerPool, run_pools
 
 CHUNK = 64  # gradings a call; a chunk that fails is repeated one by one
 

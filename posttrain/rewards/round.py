@@ -11,10 +11,10 @@ from typing import Any
 
 from posttrain.rewards.call import Call, Judged, handler_of
 from posttrain.rewards.messages import messages_of
-from posttrain.rewards.pool import Outcome, WorkerPool
 from posttrain.rewards.resolve import RewardSpec
 from posttrain.rewards.signature import RewardSignature
 from posttrain.rewards.worker import traceback_beyond
+from posttrain.rewards.worker_pool import Outcome, WorkerPool
 
 log = logging.getLogger(__name__)
 

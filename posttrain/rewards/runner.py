@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from posttrain.rewards.pool import Outcome, WorkerPool, WorkerStartError, run_pools, start_pools
 from posttrain.rewards.resolve import RewardSpec, describe
 from posttrain.rewards.round import REASONS, Batch, Reward, RewardError, RewardRound
 from posttrain.rewards.signature import (
@@ -22,6 +21,7 @@ from posttrain.rewards.signature import (
     needs_environments,
     provided_instead,
 )
+from posttrain.rewards.worker_pool import Outcome, WorkerPool, WorkerStartError, run_pools, start_pools
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

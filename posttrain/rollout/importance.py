@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from posttrain.rollout.options import CORRECTIONS
+from posttrain.rollout.engine_options import CORRECTIONS
 
 
 def importance_ratio(

@@ -25,9 +25,8 @@ from posttrain.planning.adapter import adapter_faults
 from posttrain.planning.batch import RolloutSize, plural, rollout_of, steps_of, texts_of
 from posttrain.planning.idle import beyond_the_run, idle_options
 from posttrain.planning.launcher import attention_fault, started
-from posttrain.planning.lengths import RowLengths, row_lengths
 from posttrain.planning.machine import gpu_is_here, memory_of_machine
-from posttrain.planning.masked import diffusion_lines, model_code_faults, sampler_faults
+from posttrain.planning.masked_costs import diffusion_lines, model_code_faults, sampler_faults
 from posttrain.planning.memory import GIB, Launch, Memory, estimate
 from posttrain.planning.method_checks import method_faults, method_warnings, run_in_words
 from posttrain.planning.optimizer import optimizer_faults
@@ -35,13 +34,14 @@ from posttrain.planning.quantization import quantization_faults
 from posttrain.planning.rendered import chat_warnings, example_lines
 from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
 from posttrain.planning.rollout_engine import engine_faults
+from posttrain.planning.row_lengths import RowLengths, row_lengths
 from posttrain.planning.row_needs import needs_of
 from posttrain.planning.shapes import Shape, config_faults, read_shape
 from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
-from posttrain.run.folder import place_faults
 from posttrain.run.hub import hub_warnings
+from posttrain.run.run_folder import place_faults
 
 SMALL_PART = 0.02
 """Share of the peak below which a part of the memory is only told in full."""

@@ -18,10 +18,10 @@ from posttrain.process.stop_requests import REQUESTS
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.run.benchmarks import AtCheckpoints
 from posttrain.run.continuing import Compared
-from posttrain.run.folder import MODEL, how_to_go_on
 from posttrain.run.hub import push
-from posttrain.run.report import report_run
-from posttrain.trainers.preference.rows import PairCounts
+from posttrain.run.run_folder import MODEL, how_to_go_on
+from posttrain.run.whole_page import report_run
+from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.reporting.callbacks import HeldOut, RunCallback, attach
 from posttrain.trainers.reporting.rollout_columns import held_out_rollouts, last_rollout
 from posttrain.trainers.seam.launch_check import check_engine

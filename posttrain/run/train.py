@@ -16,10 +16,10 @@ from posttrain.observe.progress import ProgressView
 from posttrain.process import exit_codes
 from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe, RecipeError
-from posttrain.run.folder import CHECKPOINTS, MODEL, REPORT, Opened, opened, replaced
 from posttrain.run.hub import push
-from posttrain.run.report import report_run
+from posttrain.run.run_folder import CHECKPOINTS, MODEL, REPORT, Opened, opened, replaced
 from posttrain.run.session import Session
+from posttrain.run.whole_page import report_run
 
 
 def run(recipe: Recipe, *, resume: str | None = None) -> int:

@@ -15,7 +15,7 @@ from posttrain.answers import equal, reading, second_opinion
 from posttrain.answers.equal import equal_answers
 from posttrain.answers.grading import Grade, canonical_answer, extract_answer, grade, read_gold
 from posttrain.rewards.grading_pool import Item, grade_many, in_chunks
-from posttrain.rewards.pool import WorkerPool
+from posttrain.rewards.worker_pool import WorkerPool
 
 TABLE = [pytest.param(*case[1:], id=f"{case[0]}: {case[1]} | {case[2]}") for case in cases()]
 

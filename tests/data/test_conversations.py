@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from posttrain.data import DataError, load_rows, survey
-from posttrain.data.characters import ROLES, by_characters
 from posttrain.data.conversations import Dropped, as_messages, dialogue
-from posttrain.data.layout import Needs
 from posttrain.data.mapping import split_pair
+from posttrain.data.row_layout import Needs
+from posttrain.data.scratch_tokenizer import ROLES, by_characters
 from posttrain.data.tokens import TemplateCheck
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe.sections import DataSection

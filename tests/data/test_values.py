@@ -14,8 +14,8 @@ import pytest
 
 from posttrain.data import DataError, load_rows, survey
 from posttrain.data.conversations import Dropped
-from posttrain.data.layout import Needs
 from posttrain.data.mapping import gold_answer
+from posttrain.data.row_layout import Needs
 from posttrain.data.values import has_column, lookup, text_of
 from posttrain.recipe.sections import AnswerSection, DataSection
 

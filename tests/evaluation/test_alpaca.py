@@ -405,7 +405,7 @@ def test_one_judgement_of_805_makes_files_without_nan_and_is_shown(
 ):
     from rich.console import Console
 
-    from posttrain.evaluation import report, terminal
+    from posttrain.evaluation import grades_page, terminal
     from posttrain.evaluation.results import collect
 
     made, problems = benchmark_and_problems
@@ -421,7 +421,7 @@ def test_one_judgement_of_805_makes_files_without_nan_and_is_shown(
     for name in (store.METRICS, store.GRADES, store.JUDGEMENTS):
         assert "NaN" not in (out / name).read_text()
     terminal.show(collect([out]), Console(width=200))
-    report.write([out], tmp_path / "page.html")
+    grades_page.write([out], tmp_path / "page.html")
     assert "nan" not in capsys.readouterr().out
 
 

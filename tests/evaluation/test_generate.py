@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posttrain.evaluation import store
-from posttrain.evaluation.engine import EvaluationEngine, Response, tensors_hash
+from posttrain.evaluation.engine_bridge import EvaluationEngine, Response, tensors_hash
 from posttrain.evaluation.generate import generate, sample_seed
 from posttrain.evaluation.tasks import BenchmarkSampling
 

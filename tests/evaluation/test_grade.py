@@ -6,9 +6,9 @@ import time
 import pytest
 
 from posttrain.evaluation import grade as grading
-from posttrain.evaluation import metrics, store
+from posttrain.evaluation import grade_metrics, store
 from posttrain.evaluation.graders import Attempt, make_grader
-from posttrain.rewards.pool import WorkerPool
+from posttrain.rewards.worker_pool import WorkerPool
 
 
 def verdict(name, gold, text, **arguments):
@@ -239,7 +239,7 @@ def test_two_runs_compared_by_problem(tmp_path, in_process):
     second = write_run(tmp_path / "b", [["#### 3", "#### 3"], ["#### 5", "#### 5"], ["", "#### 7"]])
     grading.grade(first)
     grading.grade(second)
-    found = metrics.compare(first, second)
+    found = grade_metrics.compare(first, second)
     assert found.value == pytest.approx(0.5)  # differences 1/2, 1/2, 1/2
     assert found.p_value == pytest.approx(0.25)  # all three of one sign: 2 of 8
     assert (found.better, found.worse) == (3, 0)
@@ -253,13 +253,13 @@ def test_other_tasks_or_problems_are_not_compared(tmp_path, in_process):
     grading.grade(first)
     grading.grade(second)
     with pytest.raises(ValueError, match="not the same task"):
-        metrics.compare(first, second)
+        grade_metrics.compare(first, second)
     third = write_run(tmp_path / "c")
     grading.grade(third)
     grades = store.read_lines(third / store.GRADES)
     store.write_lines(third / store.GRADES, grades[:4])
     with pytest.raises(ValueError, match="different problems"):
-        metrics.compare(first, third)
+        grade_metrics.compare(first, third)
 
 
 def test_what_cannot_be_judged_is_counted_and_left_out():
@@ -276,7 +276,7 @@ def test_what_cannot_be_judged_is_counted_and_left_out():
         }
         for i, (s, r) in enumerate([(1.0, "equal"), (0.0, "timeout"), (None, "unreadable gold")])
     ]
-    found = metrics.summarise(RUN, rows)
+    found = grade_metrics.summarise(RUN, rows)
     assert found["metrics"]["accuracy"]["value"] == 0.5
     assert (found["cannot_judge"], found["timeouts"], found["problems"]) == (1, 1, 2)
 
@@ -290,7 +290,7 @@ def test_instruction_level_error_is_clustered():
         }
         for i, parts in enumerate([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0], [1.0, 0.0]])
     ]  # fmt: skip
-    found = metrics.summarise(RUN, rows)["metrics"]
+    found = grade_metrics.summarise(RUN, rows)["metrics"]
     assert found["accuracy"]["value"] == 0.5
     assert found["instruction_strict"]["value"] == pytest.approx(5 / 9)
     # cluster sums of deviations from 5/9: 12/9, -15/9, 4/9, -1/9; sqrt(4/3 * 386/81) / 9

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from posttrain.cli import main
-from posttrain.evaluation import masked, store
+from posttrain.evaluation import masked_diffusion, store
 from posttrain.rollout.base import Sampling
-from posttrain.rollout.masked.engine import MaskedDiffusionEngine
-from posttrain.rollout.masked.options import DiffusionSampling
+from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine
 from posttrain.rollout.masked.predictor import MaskPredictor, load_mask_model, scratch_mask_model
+from posttrain.rollout.masked.sampler_options import DiffusionSampling
 
 TASK = """
 name: puzzles
@@ -51,7 +51,7 @@ def test_a_benchmark_is_answered_by_the_sampler_with_the_schedule_asked_for(fold
     flags = ["--engine", "masked_diffusion", "--diffusion-steps", "4", "--block-length", "4"]
     assert generate(folder, *flags) == 0
     run = store.read_json(folder / "out" / "puzzles" / "run.json")
-    assert run["engine"]["name"] == masked.ENGINE
+    assert run["engine"]["name"] == masked_diffusion.ENGINE
     assert (run["engine"]["diffusion_steps"], run["engine"]["block_length"]) == (4, 4)
     lines = (folder / "out" / "puzzles" / "generations.jsonl").read_text().splitlines()
     answers = {row["prompt"]: row["text"] for row in map(json.loads, lines)}

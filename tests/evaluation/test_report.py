@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from posttrain.evaluation import metrics, report, results, store, terminal
+from posttrain.evaluation import grade_metrics, grades_page, results, store, terminal
 
 RUN = {
     "format": 1,
@@ -55,7 +55,7 @@ def write(folder, model, right, *, task="t" * 64, samples=4, group=True):
     store.write_json(folder / store.RUN, run)
     store.write_lines(folder / store.GENERATIONS, generations)
     store.write_lines(folder / store.GRADES, grades)
-    store.write_json(folder / store.METRICS, metrics.summarise(run, grades))
+    store.write_json(folder / store.METRICS, grade_metrics.summarise(run, grades))
     return folder
 
 
@@ -135,7 +135,7 @@ class Checker(HTMLParser):
 
 def test_page_is_whole_escaped_and_says_the_numbers(folders):
     out = folders / "report.html"
-    report.write([folders / "run", folders / "other"], out)
+    grades_page.write([folders / "run", folders / "other"], out)
     page = out.read_text()
     checker = Checker()
     checker.feed(page)
@@ -168,7 +168,7 @@ def test_terminal_says_the_same(folders):
 def test_one_result_needs_no_comparison(tmp_path):
     write(tmp_path / "m/math500", {"path": "m"}, lambda i, j: False, samples=1, group=False)
     out = tmp_path / "report.html"
-    report.write([tmp_path / "m"], out)
+    grades_page.write([tmp_path / "m"], out)
     text = out.read_text()
     assert "Differences" not in text
     assert "pass@k" not in text
@@ -217,7 +217,7 @@ def test_a_preference_shows_what_stands_behind_it(tmp_path):
         | {"truncated": None, "no_answer": 0, "timeouts": 0, "cannot_judge": 5, "preference": behind},
     )
     store.write_lines(folder / store.GRADES, [])
-    report.write([tmp_path], tmp_path / "report.html")
+    grades_page.write([tmp_path], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     for told in ("win_rate [judge]", "55.0 %", "10% of 200", "93%", "1,234", "names another winner in 90%"):
         assert told in text

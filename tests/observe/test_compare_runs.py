@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from posttrain.commands import report as command
-from posttrain.observe.compare import (
+from posttrain.observe.overlay import (
     differing_settings,
     final_figures,
     overlaid,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.observe import canvas, report
+from posttrain.observe import plot_style, run_page
 from posttrain.observe.basis import mean_interval, wilson
 from posttrain.observe.pairs import is_graded, verdict
 from posttrain.observe.summary import summarise
@@ -57,7 +57,7 @@ def test_a_graded_reward_is_called_neither_right_nor_wrong(tmp_path: Path) -> No
     pairs = summarise(tmp_path).pairs
     found = {(pair.before_verdict, pair.after_verdict) for pair in pairs}
     assert found == {("reward 0.00", "reward 0.50"), ("reward 0.25", "reward 1.00")}
-    assert "tag wrong" not in report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "tag wrong" not in run_page.write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_right_and_wrong_are_said_where_the_reward_says_nothing_else(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_only_the_first_reward_decides_whether_a_run_is_graded() -> None:
 def test_the_headline_says_its_problems_and_interval(tmp_path: Path) -> None:
     run_with_held_out(tmp_path, {"before": [0.0] * 50 + [1.0] * 50, "after": [1.0] * 100}, "accuracy")
     assert summarise(tmp_path).basis == "100 problems; 95 % intervals 0.404 to 0.596 and 0.963 to 1"
-    page = report.write_report(tmp_path).read_text(encoding="utf-8")
+    page = run_page.write_report(tmp_path).read_text(encoding="utf-8")
     assert "100 problems; 95 % intervals" in page
 
 
@@ -90,7 +90,7 @@ def test_the_count_of_the_evaluation_itself_comes_first(tmp_path: Path) -> None:
     for when in ("before", "after"):
         writer.write_evaluation(when, {"loss": 1.0, "problems": 640.0})
     assert summarise(tmp_path).basis == "640 problems"
-    assert "<td>problems</td>" not in report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<td>problems</td>" not in run_page.write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_curve_says_how_much_of_it_is_averaged(tmp_path: Path) -> None:
@@ -113,26 +113,28 @@ def test_stretches_of_steps_and_their_settings(tmp_path: Path) -> None:
         (rate, 1, 2, 0.1), (rate, 3, 4, 0.2), (rate, 5, None, 0.3),
         ("train.weight_decay", 1, 2, "unset"), ("train.weight_decay", 3, None, 0.01),
     ]  # fmt: skip
-    page = report.write_report(tmp_path).read_text(encoding="utf-8")
+    page = run_page.write_report(tmp_path).read_text(encoding="utf-8")
     assert "<td>3 to 4</td><td>0.2</td>" in page
     assert "<td>5 to the end</td><td>0.3</td>" in page
 
 
 def test_every_colour_of_a_plot_has_a_light_and_a_dark_form() -> None:
-    template = Path(report.__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    template = Path(run_page.__file__).with_name("report_template.html").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", template, re.DOTALL)
-    variables = set(re.findall(r"var\(--([a-z0-9-]+)", template + canvas.themed(" ".join(canvas._VARIABLES))))
+    variables = set(
+        re.findall(r"var\(--([a-z0-9-]+)", template + plot_style.themed(" ".join(plot_style._VARIABLES)))
+    )
     for name in variables:
         assert f"--{name}:" in light, name
         assert f"--{name}:" in dark, name
-    for colour, name in canvas._VARIABLES.items():
+    for colour, name in plot_style._VARIABLES.items():
         assert f"--{name}: {colour};" in light, name  # the fallback is the light look
     assert "@media screen and (prefers-color-scheme: dark)" in template
 
 
 def test_no_plot_paints_its_own_background_or_black_text(tmp_path: Path) -> None:
     run_with_held_out(tmp_path, {"before": [0.0, 1.0], "after": [1.0, 1.0]}, "accuracy")
-    page = report.write_report(tmp_path).read_text(encoding="utf-8")
+    page = run_page.write_report(tmp_path).read_text(encoding="utf-8")
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert "var(--plot-0, #2563eb)" in drawn
     assert "#ffffff" not in drawn

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from posttrain.commands import report as command
-from posttrain.observe import plots, report
+from posttrain.observe import plots, run_page
 from posttrain.observe.curves import edges
 from posttrain.observe.reasons import CLASSES
 from posttrain.observe.summary import signal_shares, summarise
@@ -91,7 +91,7 @@ def policy_run(folder: Path, steps: int = 50) -> RunWriter:
 
 
 def page_of(folder: Path) -> Page:
-    return Page(report.write_report(folder).read_text(encoding="utf-8"))
+    return Page(run_page.write_report(folder).read_text(encoding="utf-8"))
 
 
 def test_the_page_holds_the_runs_numbers(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_blend_of_two_losses_stands_with_the_signal(tmp_path: Path) -> None:
     words = " ".join(page_of(tmp_path).text.split())
     assert "blend of two losses share copo/global_loss_share" in words
     out = io.StringIO()
-    report.print_summary(summarise(tmp_path), Console(file=out, width=160))
+    run_page.print_summary(summarise(tmp_path), Console(file=out, width=160))
     (line,) = [line for line in out.getvalue().splitlines() if line.startswith("copo/global_loss_share")]
     assert "50.00%" in line
 
@@ -259,7 +259,7 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line(
 def test_the_report_reads_a_run_without_torch(tmp_path: Path) -> None:
     RunWriter(tmp_path).log(1, {"reward": 1.0})
     code = (
-        "import sys; sys.modules['torch'] = None; from posttrain.observe.report import write_report; "
+        "import sys; sys.modules['torch'] = None; from posttrain.observe.run_page import write_report; "
         "write_report(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)

@@ -11,7 +11,7 @@ import pytest
 from small_recipe import POLICY, SFT, Load, Refused
 
 from posttrain.cli import main
-from posttrain.data.characters import by_characters
+from posttrain.data.scratch_tokenizer import by_characters
 from posttrain.planning.adapter import module_shapes
 from posttrain.planning.batch import steps_of
 from posttrain.planning.idle import beyond_the_run

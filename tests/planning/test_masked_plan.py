@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.planning.activations import Arithmetic
-from posttrain.planning.masked import logits_bytes, sampling_bytes
+from posttrain.planning.masked_costs import logits_bytes, sampling_bytes
 from posttrain.planning.shapes import read_shape
 from posttrain.recipe import load_recipe
 from posttrain.recipe.sections import ModelSection

@@ -9,7 +9,7 @@ from typing import Any
 from small_recipe import SFT, Load
 
 from posttrain.cli import main
-from posttrain.planning.lengths import row_lengths
+from posttrain.planning.row_lengths import row_lengths
 from posttrain.planning.tokenizer import plan_tokenizer
 from posttrain.run.plan import make_plan
 
@@ -67,7 +67,7 @@ def test_a_chat_template_is_counted_with_what_it_adds(load: Load, tokenizer: Any
 
 
 def test_of_very_many_rows_some_are_looked_at_and_that_is_said(load: Load, monkeypatch: Any) -> None:
-    monkeypatch.setattr("posttrain.planning.lengths.LOOKED_AT", 3)
+    monkeypatch.setattr("posttrain.planning.row_lengths.LOOKED_AT", 3)
     data = write_rows([{"prompt": "x" * n, "completion": "y"} for n in range(1, 10)])
     plan = make_plan(load(SFT, data=data, train={"max_steps": 1}))
     assert "longest prompt of 3 rows looked at: 7 tokens" in plan.data  # rows 0, 3 and 6

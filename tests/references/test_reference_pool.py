@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.references.pool import ReferencePool
+from posttrain.references.checkpoint_pool import ReferencePool
 
 
 def add_marker(pool: ReferencePool, text: str) -> Path:

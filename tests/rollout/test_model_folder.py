@@ -16,8 +16,8 @@ from posttrain.cli import main
 from posttrain.process import exit_codes
 from posttrain.rollout.adapter_base import BaseMissing, ModelFault, base_of
 from posttrain.rollout.model_folder import dense_folder, load_dense, load_whole, tokenizer_of
-from posttrain.trainers.models.folder import load_policy
 from posttrain.trainers.models.load import character_tokenizer, load_pretrained
+from posttrain.trainers.models.policy_folder import load_policy
 from posttrain.trainers.models.soups import save_soup
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -9,30 +9,30 @@ import sys
 import pytest
 
 from posttrain.recipe.sections import RolloutSection, VLLMSection
-from posttrain.rollout import options
+from posttrain.rollout import engine_options
 from posttrain.rollout.base import Completion, Sampling, rows, stable_seed
 
 
 def test_the_names_are_those_of_sampling() -> None:
-    assert {field.name for field in dataclasses.fields(Sampling)} == options.SAMPLING_OPTIONS
-    assert options.TRUNCATING <= options.SAMPLING_OPTIONS
+    assert {field.name for field in dataclasses.fields(Sampling)} == engine_options.SAMPLING_OPTIONS
+    assert engine_options.TRUNCATING <= engine_options.SAMPLING_OPTIONS
 
 
 def test_every_vllm_key_is_read_by_some_engine() -> None:
-    read = frozenset().union(*(one.settings for one in options.ENGINES.values()))
+    read = frozenset().union(*(one.settings for one in engine_options.ENGINES.values()))
     assert read == set(VLLMSection.model_fields)
 
 
 def test_every_engine_of_a_recipe_is_in_the_table() -> None:
     engines = RolloutSection.model_fields["engine"].annotation.__args__  # type: ignore[union-attr]  # a Literal
-    assert set(engines) <= set(options.ENGINES)
+    assert set(engines) <= set(engine_options.ENGINES)
 
 
 def test_what_an_engine_lacks_is_named() -> None:
-    assert options.refused_options("masked_diffusion", {"top_p", "temperature"}) == ["top_p"]
-    assert options.refused_options("vllm", options.SAMPLING_OPTIONS) == []
-    assert options.refused_settings("vllm_server", {"sleep", "servers"}) == ["sleep"]
-    assert options.refused_settings("vllm", {"sleep", "servers"}) == ["servers"]
+    assert engine_options.refused_options("masked_diffusion", {"top_p", "temperature"}) == ["top_p"]
+    assert engine_options.refused_options("vllm", engine_options.SAMPLING_OPTIONS) == []
+    assert engine_options.refused_settings("vllm_server", {"sleep", "servers"}) == ["sleep"]
+    assert engine_options.refused_settings("vllm", {"sleep", "servers"}) == ["servers"]
 
 
 AHEAD = {"staleness": 0, "partial_budget": None, "max_new_tokens": 8}
@@ -64,7 +64,7 @@ AHEAD = {"staleness": 0, "partial_budget": None, "max_new_tokens": 8}
     ],
 )
 def test_what_does_not_go_together(engine: str, changes: dict, problem: str | None) -> None:
-    found = options.check_ahead(engine, **{**AHEAD, **changes})
+    found = engine_options.check_ahead(engine, **{**AHEAD, **changes})
     assert (not found) if problem is None else any(problem in one for one in found), found
 
 
@@ -87,12 +87,12 @@ def test_what_does_not_go_together(engine: str, changes: dict, problem: str | No
     ],
 )
 def test_servers_and_the_way_to_them(urls: list[str], changes: dict, problem: str | None) -> None:
-    found = options.check_servers(urls, **{"sync": None, **changes})
+    found = engine_options.check_servers(urls, **{"sync": None, **changes})
     assert (not found) if problem is None else any(problem in one for one in found), found
 
 
 def test_the_tables_need_no_torch() -> None:
-    code = "import sys, posttrain.rollout.options, posttrain.rollout.base; sys.exit('torch' in sys.modules)"
+    code = "import sys, posttrain.rollout.engine_options, posttrain.rollout.base; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

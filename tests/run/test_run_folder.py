@@ -19,8 +19,8 @@ from small_recipe import POLICY, Load, Refused
 from posttrain.observe.writer import RunWriter
 from posttrain.recipe import RecipeError
 from posttrain.run import lock as run_lock
-from posttrain.run.folder import holds_run, how_to_go_on, last_checkpoint, opened, replaced, step_of
 from posttrain.run.lock import RunInUse, owned
+from posttrain.run.run_folder import holds_run, how_to_go_on, last_checkpoint, opened, replaced, step_of
 
 
 def a_run(folder: Path, steps: tuple[int, ...] = (), of: int = 8, processes: int = 1) -> Path:
@@ -130,7 +130,7 @@ def test_an_interrupted_overwrite_gives_the_old_run_back(recipe: Any, load: Load
     killed = f"""
 import os
 from posttrain.recipe import load_recipe
-from posttrain.run.folder import opened, replaced
+from posttrain.run.run_folder import opened, replaced
 with opened(load_recipe("r.yaml")) as start, replaced(start.run_dir):
     (start.run_dir / "checkpoints").mkdir(parents=True)
     os.kill(os.getpid(), {int(signal.SIGKILL)})

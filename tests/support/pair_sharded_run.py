@@ -28,8 +28,8 @@ from tiny_run import rows as policy_rows
 from posttrain.data.feedback_logs import Complaint
 from posttrain.preferences.rpo import RPO
 from posttrain.rollout.base import Sampling
-from posttrain.trainers.models.folder import load_policy
 from posttrain.trainers.models.load import character_tokenizer, scratch_llama
+from posttrain.trainers.models.policy_folder import load_policy
 from posttrain.trainers.models.weights import policy_weights
 from posttrain.trainers.policy.salsa_trainer import SALSAConfig, SALSATrainer
 from posttrain.trainers.preference.imitation import answers_of, sample_imitation

@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from posttrain.trainers.models.folder import load_policy
 from posttrain.trainers.models.load import scratch_llama
+from posttrain.trainers.models.policy_folder import load_policy
 
 WORDS = ["red", "green", "blue", "pink", "grey", "teal", "gold"]
 LORA = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])

@@ -35,7 +35,7 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from posttrain.ops.masked_elbo import LogitsFn
 from posttrain.rollout.adapter_base import base_of, holds_adapter
-from posttrain.rollout.masked.options import untrusted
+from posttrain.rollout.masked.sampler_options import untrusted
 from posttrain.rollout.model_folder import load_whole, merged
 
 SHIFTED = frozenset({"Dream"})

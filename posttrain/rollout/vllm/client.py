@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from posttrain.rollout.base import EngineLost, EngineRefused
-from posttrain.rollout.options import is_address
+from posttrain.rollout.engine_options import is_address
 
 START = "start it with: launch/serve_vllm.sh MODEL"
 RUN_HEADER = "X-Posttrain-Run"

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.process.phases import PHASES
 from posttrain.rollout.base import Completion, Engine, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.trainers.models.folder import load_dense
+from posttrain.trainers.models.policy_folder import load_dense
 from posttrain.trainers.seam.faults import NotFinite
 
 _FSDP_MAIN_RANK_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"

@@ -21,7 +21,7 @@ from posttrain.trainers.engines.answers import (
     pad_id,
     whole_weights_everywhere,
 )
-from posttrain.trainers.models.folder import holds_adapter, load_dense
+from posttrain.trainers.models.policy_folder import holds_adapter, load_dense
 from posttrain.trainers.seam.build import model_and_tokenizer
 
 _LOOKAHEAD = ("staleness", "partial_budget", "importance_correction")

@@ -26,9 +26,9 @@ from posttrain.rollout.base import (
     stable_seed,
 )
 from posttrain.rollout.checksum import dtype_name
+from posttrain.rollout.engine_options import PROOF_LIMITS, check_ahead
 from posttrain.rollout.importance import importance_ratio
 from posttrain.rollout.lookahead import Ahead, Peekable, Schedule
-from posttrain.rollout.options import PROOF_LIMITS, check_ahead
 from posttrain.rollout.partial import Pool, from_plain, join, to_plain
 from posttrain.trainers.engines.rollout_plan import RolloutPlan, Round, Rows
 from posttrain.trainers.engines.weight_sync import WeightSync, marked_versions, together

@@ -1,8 +1,8 @@
 """The trainers of the masked-diffusion methods: each line of METHODS binds one objective to `DiffusionTrainer`.
 
 `BGPOTrainer(model, reward_funcs, args=BGPOConfig(output_dir=..., samples=16), train_dataset=...)` works like any TRL
-trainer; the config holds TRL's arguments, the sampler's (posttrain/rollout/masked/options.py), and the settings of
-the objective, which its docstring explains.
+trainer; the config holds TRL's arguments, the sampler's (posttrain/rollout/masked/sampler_options.py), and the
+settings of the objective, which its docstring explains.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from posttrain.objectives.masked_base import DiffusionObjective
 from posttrain.ops.masked_elbo import Noise
-from posttrain.rollout.masked.canvas import Canvas, lay_canvas
 from posttrain.rollout.masked.predictor import MaskPredictor
+from posttrain.rollout.masked.response_canvas import Canvas, lay_canvas
 from posttrain.trainers.masked.likelihood import all_terms, draw_noise, to_buffer
 from posttrain.trainers.seam.trl_seam import use_adapter
 

@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 from posttrain.objectives.masked_base import DiffusionObjective, Level
 from posttrain.ops.masked_elbo import Noise, masked_logprobs
 from posttrain.rollout.base import stable_seed
-from posttrain.rollout.masked.canvas import Canvas
 from posttrain.rollout.masked.predictor import MaskPredictor
+from posttrain.rollout.masked.response_canvas import Canvas
 
 
 def draw_noise(

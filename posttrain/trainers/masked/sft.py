@@ -19,7 +19,6 @@ from posttrain.data.tokens import masked_ids, prompt_ids
 from posttrain.objectives.masked_base import ElboObjective
 from posttrain.objectives.mdlm_sft import MaskedSFT
 from posttrain.recipe import Recipe
-from posttrain.rollout.masked.canvas import Canvas, lay_canvas
 from posttrain.rollout.masked.predictor import (
     MaskPredictor,
     check_mask_predictor,
@@ -27,8 +26,9 @@ from posttrain.rollout.masked.predictor import (
     whole_on_this_rank,
     with_generation_config,
 )
-from posttrain.trainers.masked.build import mask_ingredients
+from posttrain.rollout.masked.response_canvas import Canvas, lay_canvas
 from posttrain.trainers.masked.likelihood import draw_noise, pass_terms
+from posttrain.trainers.masked.mask_ingredients import mask_ingredients
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import TIMES, check_best_metric

@@ -20,20 +20,20 @@ from posttrain.objectives.masked_base import (
     DiffusionObjective,
 )
 from posttrain.recipe import Recipe
-from posttrain.rollout.masked.options import DiffusionSampling, schedule
 from posttrain.rollout.masked.predictor import (
     MaskPredictor,
     load_mask_model,
     mask_id_of,
     with_generation_config,
 )
-from posttrain.trainers.forward.layout import Layout
+from posttrain.rollout.masked.sampler_options import DiffusionSampling, schedule
+from posttrain.trainers.forward.choose_layout import Layout
 from posttrain.trainers.forward.padded import PaddedScorer
-from posttrain.trainers.masked.build import mask_ingredients, sampler_arguments
+from posttrain.trainers.masked.diffusion_metrics import DiffusionMetrics
 from posttrain.trainers.masked.elbo_scorer import ElboScorer
-from posttrain.trainers.masked.metrics import DiffusionMetrics
-from posttrain.trainers.masked.optimizer_step import DiffusionStep
-from posttrain.trainers.masked.rollouts import MaskedRollouts
+from posttrain.trainers.masked.mask_ingredients import mask_ingredients, sampler_arguments
+from posttrain.trainers.masked.masked_rollouts import MaskedRollouts
+from posttrain.trainers.masked.masked_step import DiffusionStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.build import policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from posttrain.data.characters import ROLES, by_characters
+from posttrain.data.scratch_tokenizer import ROLES, by_characters
 from posttrain.rollout.adapter_base import base_of, holds_adapter
 from posttrain.rollout.model_folder import load_dense, tokenizer_of
 

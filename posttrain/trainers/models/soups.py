@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from posttrain.references.soup import UNRELATED, StateDict, average, distance
 from posttrain.rollout.model_folder import tokenizer_of
 from posttrain.trainers.engines.answers import whole_weights_everywhere
-from posttrain.trainers.models.folder import load_dense
+from posttrain.trainers.models.policy_folder import load_dense
 
 logger = logging.getLogger(__name__)
 

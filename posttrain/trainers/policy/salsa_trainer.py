@@ -23,7 +23,7 @@ from posttrain.trainers.forward.base import Rows, Wanted
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.models.soups import check_vocabulary, soup_with
 from posttrain.trainers.policy.loss_metrics import LossMetrics
-from posttrain.trainers.policy.optimizer_step import PolicyStep
+from posttrain.trainers.policy.policy_step import PolicyStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
 from posttrain.trainers.seam.trl_seam import use_adapter

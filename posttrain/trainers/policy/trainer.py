@@ -35,8 +35,8 @@ from posttrain.trainers.engines.attach import attach_engine
 from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.forward.base import Rows, Scorer, Wanted
+from posttrain.trainers.forward.choose_layout import Layout, choose_layout
 from posttrain.trainers.forward.head import HeadOptions
-from posttrain.trainers.forward.layout import Layout, choose_layout
 from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
@@ -46,7 +46,7 @@ from posttrain.trainers.policy.judging import Judge, Rollout, reward_arguments
 from posttrain.trainers.policy.keeper import Keeper
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.micro_batches import MicroBatches
-from posttrain.trainers.policy.optimizer_step import PolicyStep
+from posttrain.trainers.policy.policy_step import PolicyStep
 from posttrain.trainers.policy.reward_sources import reward_sources
 from posttrain.trainers.policy.rollout_batch import add_to_buffer
 from posttrain.trainers.policy.step_in_hand import StepInHand

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from posttrain.data import DataError, load_rows
-from posttrain.data.layout import Needs
+from posttrain.data.row_layout import Needs
 from posttrain.preferences.base import Imitation
 from posttrain.recipe.sections import DataSection
 from posttrain.rollout.base import Sampling, stable_seed

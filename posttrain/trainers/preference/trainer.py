@@ -35,7 +35,7 @@ from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.reference import share_from_main
 from posttrain.trainers.preference.collator import PairCollator, take_imitation
 from posttrain.trainers.preference.imitation import ImitatedAnswers, tokenize_imitation
-from posttrain.trainers.preference.rows import (
+from posttrain.trainers.preference.pair_rows import (
     PROMPT_FILLS,
     PairCounts,
     account_tokens,

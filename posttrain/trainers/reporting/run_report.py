@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from posttrain.observe.progress import ProgressView
-from posttrain.observe.report import write_report
+from posttrain.observe.run_page import write_report
 from posttrain.observe.writer import EVALUATION, METRICS, RunWriter
 from posttrain.trainers.reporting.callbacks import HeldOut, RunCallback
 from posttrain.trainers.reporting.rollout_columns import held_out_rollouts, last_rollout

@@ -21,7 +21,7 @@ from posttrain.preferences.drift import DRIFT
 from posttrain.recipe import Recipe
 from posttrain.rollout.base import Sampling
 from posttrain.trainers.engines.from_recipe import staged_options
-from posttrain.trainers.preference.rows import PairCounts
+from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.preference.trainer import PreferenceConfig
 from posttrain.trainers.seam.build import ingredients, training_arguments
 from posttrain.trainers.seam.config import flat_config, settings_from

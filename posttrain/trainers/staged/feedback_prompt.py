@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.feedback_logs import Complaint
 from posttrain.trainers.engines.answers import cut_at, prompt_ids
-from posttrain.trainers.preference.rows import drop_oldest_turns
+from posttrain.trainers.preference.pair_rows import drop_oldest_turns
 
 REQUEST = (
     "Give an improved answer to my request before that, taking this feedback into account. "

@@ -43,18 +43,18 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.preferences.base import PairLoss
 from posttrain.process.phases import PHASES
-from posttrain.references.pool import ReferencePool
+from posttrain.references.checkpoint_pool import ReferencePool
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.trainers.engines.answers import EngineGenerator, Generator, stop_ids, transformers_engine_of
 from posttrain.trainers.models.adapters import check_adapter
-from posttrain.trainers.models.folder import (
+from posttrain.trainers.models.policy_folder import (
     holds_adapter,
     load_adapter_into,
     load_dense,
     load_policy,
     save_policy,
 )
-from posttrain.trainers.preference.rows import PairCounts
+from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.reporting.run_report import reports_of
 from posttrain.trainers.seam.launch_check import check_engine

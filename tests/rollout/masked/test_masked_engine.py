@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from posttrain.rollout.base import Sampling
-from posttrain.rollout.masked.engine import MaskedDiffusionEngine, fill
-from posttrain.rollout.masked.options import DiffusionSampling, schedule
+from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine, fill
 from posttrain.rollout.masked.predictor import MaskPredictor, scratch_mask_model
+from posttrain.rollout.masked.sampler_options import DiffusionSampling, schedule
 
 MASK = 4
 

@@ -18,8 +18,8 @@ from transformers.trainer_callback import TrainerCallback
 from posttrain.objectives.base import StepTotals
 from posttrain.objectives.bgpo import BGPO
 from posttrain.objectives.masked_base import DiffusionBatch, reduced_loss
-from posttrain.rollout.masked.canvas import Canvas, lay_canvas
 from posttrain.rollout.masked.predictor import MaskPredictor, load_mask_model
+from posttrain.rollout.masked.response_canvas import Canvas, lay_canvas
 from posttrain.trainers.masked.likelihood import (
     all_terms,
     draw_noise,
@@ -369,7 +369,7 @@ def test_a_causal_model_is_refused(tmp_path):
 
 def test_a_causal_model_whose_weights_come_later_is_refused_before_its_first_step(tmp_path, monkeypatch):
     # as under ZeRO-3, where no rank holds the weights when the trainer is made
-    monkeypatch.setattr("posttrain.trainers.masked.rollouts.whole_on_this_rank", lambda: False)
+    monkeypatch.setattr("posttrain.trainers.masked.masked_rollouts.whole_on_this_rank", lambda: False)
     causal = scratch_llama(tokenizer_of(), hidden_size=32, layers=2, heads=2, max_positions=64)
     args = config("BGPO", tmp_path, samples=2)
     run = trainer_class("BGPO")(causal, judged, args, rows(), processing_class=tokenizer_of())

@@ -186,7 +186,7 @@ def test_a_run_with_an_adapter_is_no_dead_end(lora_run, tmp_path, capsys):
 
 
 def test_an_adapter_is_evaluated_as_it_is(lora_run, tmp_path):
-    from posttrain.evaluation.engine import load_generator, weights_hash
+    from posttrain.evaluation.engine_bridge import load_generator, weights_hash
     from posttrain.evaluation.tasks import BenchmarkSampling
 
     generator, tokenizer = load_generator(str(lora_run), dtype="float32", device="cpu")

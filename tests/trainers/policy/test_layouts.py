@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.rewards.hooks import yields_answers
+from posttrain.trainers.forward.choose_layout import choose_layout
 from posttrain.trainers.forward.head import HeadOptions
-from posttrain.trainers.forward.layout import choose_layout
 from posttrain.trainers.policy import bindings
 from posttrain.trainers.policy.group_order import group_ordered
 

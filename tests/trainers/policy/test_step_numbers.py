@@ -15,10 +15,10 @@ from posttrain.objectives.bgpo import BGPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.rollout.base import Completion, Sampling
-from posttrain.rollout.masked.canvas import lay_canvas
+from posttrain.rollout.masked.response_canvas import lay_canvas
 from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.masked.likelihood import draw_noise
-from posttrain.trainers.masked.rollouts import sampling_of
+from posttrain.trainers.masked.masked_rollouts import sampling_of
 from posttrain.trainers.policy.bindings import GRPOConfig
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.token_weights import token_weights

@@ -17,7 +17,7 @@ from trl import SFTConfig
 
 from posttrain.preferences.dpo import DPO
 from posttrain.process.storage import StorageError
-from posttrain.run.folder import replaced
+from posttrain.run.run_folder import replaced
 from posttrain.trainers.policy.bindings import BAPOConfig, BAPOTrainer, GRPOConfig, GRPOTrainer
 from posttrain.trainers.preference.sft import SFTTrainer
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from posttrain.data.feedback_logs import Complaint, SeedPair
 from posttrain.rollout.base import Sampling
 from posttrain.trainers.engines.answers import EngineGenerator
-from posttrain.trainers.models.folder import save_policy
+from posttrain.trainers.models.policy_folder import save_policy
 from posttrain.trainers.seam import stopping
 from posttrain.trainers.seam.launch_check import check_engine
 from posttrain.trainers.seam.stopping import StopOnSignal

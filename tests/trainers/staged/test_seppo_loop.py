@@ -11,7 +11,7 @@ from staged_helpers import LORA, WORDS, KillAt, Killed, lines, make_model, optio
 from transformers import TrainerCallback
 
 from posttrain.rollout.base import Sampling
-from posttrain.trainers.models.folder import load_dense
+from posttrain.trainers.models.policy_folder import load_dense
 from posttrain.trainers.staged.seppo import SePPOConfig, SePPOTrainer
 
 WINNERS = Dataset.from_list([{"prompt": f"name {w}:", "chosen": w} for w in WORDS])

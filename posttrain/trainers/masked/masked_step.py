@@ -23,10 +23,10 @@ from posttrain.objectives.masked_base import (
     term_coefficients,
 )
 from posttrain.ops.masked_elbo import Noise
-from posttrain.rollout.masked.canvas import Canvas
 from posttrain.rollout.masked.predictor import MaskPredictor
+from posttrain.rollout.masked.response_canvas import Canvas
+from posttrain.trainers.masked.diffusion_metrics import DiffusionMetrics, signal_of
 from posttrain.trainers.masked.likelihood import all_terms, from_buffer, pass_terms
-from posttrain.trainers.masked.metrics import DiffusionMetrics, signal_of
 from posttrain.trainers.policy.step_in_hand import StepHost, StepInHand
 from posttrain.trainers.seam.held_back import backward_of_a_part, gradients_held_back
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 
 from posttrain.rollout.base import Sampling, stable_seed
-from posttrain.rollout.masked.engine import MaskedDiffusionEngine
-from posttrain.rollout.masked.options import DiffusionSampling
+from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine
 from posttrain.rollout.masked.predictor import MaskPredictor, check_mask_predictor, whole_on_this_rank
+from posttrain.rollout.masked.sampler_options import DiffusionSampling
 from posttrain.trainers.masked.elbo_scorer import ElboScorer
 
 

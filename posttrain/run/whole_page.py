@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from posttrain.evaluation.in_training import evaluation_section
-from posttrain.observe.report import write_report
+from posttrain.observe.run_page import write_report
 
 
 def report_run(run_dir: str | Path, out: str | Path | None = None) -> Path:

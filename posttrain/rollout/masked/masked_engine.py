@@ -27,8 +27,8 @@ from posttrain.ops.masked_elbo import LogitsFn
 from posttrain.process.phases import PHASES
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
-from posttrain.rollout.masked.options import DiffusionSampling, Remasking, schedule
 from posttrain.rollout.masked.predictor import MaskPredictor, evaluating
+from posttrain.rollout.masked.sampler_options import DiffusionSampling, Remasking, schedule
 
 _LAST = 1e6  # taken off the confidence of an end token that must wait; confidences lie within [-log V, 1]
 

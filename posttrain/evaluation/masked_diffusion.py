@@ -12,12 +12,12 @@ from dataclasses import asdict
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from posttrain.rollout.masked.options import DiffusionSampling
+from posttrain.rollout.masked.sampler_options import DiffusionSampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.evaluation.engine import EvaluationEngine
+    from posttrain.evaluation.engine_bridge import EvaluationEngine
 
 ENGINE = "masked_diffusion"
 
@@ -70,8 +70,8 @@ def load(args: Namespace, *, dtype: str, device: str) -> tuple[EvaluationEngine,
     """The model bidirectional, probed, with the sampler's options."""
     import torch
 
-    from posttrain.evaluation.engine import EvaluationEngine, end_tokens, positions
-    from posttrain.rollout.masked.engine import MaskedDiffusionEngine
+    from posttrain.evaluation.engine_bridge import EvaluationEngine, end_tokens, positions
+    from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine
     from posttrain.rollout.masked.predictor import (
         MaskPredictor,
         check_mask_predictor,

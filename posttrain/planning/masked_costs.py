@@ -10,7 +10,7 @@ from posttrain.planning.batch import plural
 from posttrain.planning.shapes import Shape, read_config
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import DiffusionRolloutSection
-from posttrain.rollout.masked.options import DiffusionSampling, schedule, untrusted
+from posttrain.rollout.masked.sampler_options import DiffusionSampling, schedule, untrusted
 
 
 def _sampling(rollout: DiffusionRolloutSection) -> DiffusionSampling:

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import MaskSection, ModelSection
-from posttrain.rollout.masked.options import DiffusionSampling
 from posttrain.rollout.masked.predictor import (
     load_mask_model,
     mask_id_of,
@@ -17,6 +16,7 @@ from posttrain.rollout.masked.predictor import (
     scratch_mask_model,
     with_generation_config,
 )
+from posttrain.rollout.masked.sampler_options import DiffusionSampling
 from posttrain.rollout.model_folder import tokenizer_of
 from posttrain.trainers.models.load import character_tokenizer
 from posttrain.trainers.seam.build import Ingredients, ingredients, torch_dtype

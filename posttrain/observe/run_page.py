@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain.observe import plots, writer
-from posttrain.observe.canvas import themed
 from posttrain.observe.curves import edges, metric_names, series
 from posttrain.observe.pairs import BeforeAfter
+from posttrain.observe.plot_style import themed
 from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
 from posttrain.observe.summary import Summary, facts, summarise

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from posttrain.rollout.masked.options import DIFFUSION_SAMPLING
+from posttrain.rollout.masked.sampler_options import DIFFUSION_SAMPLING
 
 SAMPLING_OPTIONS = frozenset(
     {

@@ -1,6 +1,6 @@
 """`posttrain report RUN RUN ...`: several runs on one page. Shared axes, the settings that differ, final figures.
 
-Reads the run folders only, as report.py does.
+Reads the run folders only, as run_page.py does.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rich.table import Table
 
 from posttrain import __version__
 from posttrain.observe import plots
-from posttrain.observe.canvas import PALETTE, themed
 from posttrain.observe.curves import edges, metric_names, series
+from posttrain.observe.plot_style import PALETTE, themed
 from posttrain.observe.plots import Curve, Panel, Spec
-from posttrain.observe.report import IN_TERMINAL, TEMPLATE, number, write_page
+from posttrain.observe.run_page import IN_TERMINAL, TEMPLATE, number, write_page
 from posttrain.observe.summary import Summary, facts, summarise
 
 UNSET = "unset"
