@@ -103,11 +103,14 @@ def test_a_room_imports_only_what_it_may(room):
     assert not strays, "\n".join(strays)
 
 
-def test_only_the_objectives_table_looks_at_the_list_of_methods():
-    for file in (PACKAGE / "objectives").glob("*.py"):
+def test_only_a_method_that_is_built_on_others_looks_at_the_list_of_methods():
+    for file in (PACKAGE / "objectives").rglob("*.py"):
         names = [name for _, name in imports(parse(file), package_of(file))]
-        assert file.name == "__init__.py" or not any(
-            within(name, "posttrain.recipe.methods") for name in names
+        built_on = "built_on: " in file.read_text(encoding="utf-8")
+        assert (
+            built_on
+            or file == PACKAGE / "objectives" / "__init__.py"
+            or not any(within(name, "posttrain.recipe.methods") for name in names)
         ), file
 
 
@@ -190,3 +193,74 @@ def test_a_room_imports_only_from_floors_below_its_own() -> None:
             if here is not None and there is not None and there != here and floor[there] >= floor[here]:
                 strays.append(f"{file.relative_to(ROOT)}:{line}: {name}")
     assert not strays, "\n".join(strays)
+
+
+def wing_floors() -> dict[str, int]:
+    """Wing of trainers/ -> its floor, from the second table of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return {wing: int(floor) for floor, wing in re.findall(r"^\| 4\.(\d) \| `(\w+)/`", text, re.MULTILINE)}
+
+
+def wing_of(name: str) -> str | None:
+    parts = name.split(".")
+    inside = parts[:2] == ["posttrain", "trainers"] and len(parts) > 2
+    return parts[2] if inside and (PACKAGE / "trainers" / parts[2]).is_dir() else None
+
+
+def test_a_wing_imports_only_from_floors_below_its_own() -> None:
+    floor = wing_floors()
+    assert set(floor) == {path.name for path in (PACKAGE / "trainers").iterdir() if any(path.glob("*.py"))}
+    strays = []
+    for file in sorted((PACKAGE / "trainers").rglob("*.py")):
+        here = wing_of(package_of(file) if file.name != "__init__.py" else dotted(file))
+        for line, name in imports(parse(file), package_of(file)):
+            there = wing_of(name)
+            if here is not None and there is not None and there != here and floor[there] >= floor[here]:
+                strays.append(f"{file.relative_to(ROOT)}:{line}: {name}")
+    assert not strays, "\n".join(strays)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """At import time; a package's own __init__ is run by whoever imports a part of it and counts as the part."""
+    graph = {}
+    for file in PACKAGE.rglob("*.py"):
+        names = (name for _, name in imports(module_level(parse(file)), package_of(file)))
+        targets = {find(name) for name in names if within(name, "posttrain")}
+        graph[file] = {target for target in targets if target is not None and target != file}
+    done: set[Path] = set()
+
+    def visit(file: Path, trail: list[Path]) -> None:
+        if file in trail:
+            circle = [*trail[trail.index(file) :], file]
+            pytest.fail(" -> ".join(str(one.relative_to(ROOT)) for one in circle))
+        if file not in done:
+            for target in sorted(graph[file]):
+                visit(target, [*trail, file])
+            done.add(file)
+
+    for file in sorted(graph):
+        visit(file, [])
+
+
+# Files whose name says their place in a room rather than what is inside it.
+PLACES = {"__init__.py", "base.py", "bindings.py", "trainer.py"}
+
+
+def test_no_name_stands_twice() -> None:
+    """A method's name may stand in its own file and at its trainer, a command's at the command."""
+    modules: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file.name not in PLACES and file.parent.name != "commands":
+            modules.setdefault(file.stem, []).append(dotted(file))
+        for node in ast.walk(parse(file)):
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(dotted(file))
+    methods = {
+        path.stem
+        for room in ("objectives", "preferences", "references")
+        for path in (PACKAGE / room).glob("*.py")
+    }
+    twice = {stem: places for stem, places in modules.items() if len(places) > 1 and stem not in methods}
+    assert not twice
+    assert not {name: places for name, places in classes.items() if len(places) > 1}

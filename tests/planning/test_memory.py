@@ -272,7 +272,7 @@ def test_a_colocated_engine_takes_its_share(load: Load) -> None:
 
 
 def test_scratch_parameters_equal_the_model_that_is_built() -> None:
-    from posttrain.trainers.seam.build import model_and_tokenizer
+    from posttrain.trainers.models.ingredients import model_and_tokenizer
 
     section = ModelSection(scratch=ScratchSection(hidden_size=16, layers=3, heads=2, alphabet="abc"))
     shape = read_shape(section)

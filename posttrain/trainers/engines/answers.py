@@ -9,9 +9,7 @@ An engine of posttrain/rollout does the work; this file turns prompts into token
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +20,8 @@ from posttrain.process.phases import PHASES
 from posttrain.rollout.base import Completion, Engine, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.trainers.models.policy_folder import load_dense
+from posttrain.trainers.models.whole_weights import whole_weights_everywhere
 from posttrain.trainers.seam.faults import NotFinite
-
-_FSDP_MAIN_RANK_ONLY = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 Prompt = str | list[dict[str, Any]]
 EngineOf = Callable[[Path], Engine]
@@ -100,21 +97,6 @@ def transformers_engine_of(
         return TransformersEngine.of(model, pad_token_id=pad_id(tokenizer))
 
     return engine_of
-
-
-@contextmanager
-def whole_weights_everywhere() -> Iterator[None]:
-    """FSDP may load weights on the main rank only, to spread them when training begins; to generate, every rank
-    needs them now."""
-    before = os.environ.get(_FSDP_MAIN_RANK_ONLY)
-    os.environ[_FSDP_MAIN_RANK_ONLY] = "False"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_FSDP_MAIN_RANK_ONLY]
-        else:
-            os.environ[_FSDP_MAIN_RANK_ONLY] = before
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:

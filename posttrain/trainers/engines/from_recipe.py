@@ -19,10 +19,10 @@ from posttrain.trainers.engines.answers import (
     EngineGenerator,
     EngineOf,
     pad_id,
-    whole_weights_everywhere,
 )
+from posttrain.trainers.models.ingredients import model_and_tokenizer
 from posttrain.trainers.models.policy_folder import holds_adapter, load_dense
-from posttrain.trainers.seam.build import model_and_tokenizer
+from posttrain.trainers.models.whole_weights import whole_weights_everywhere
 
 _LOOKAHEAD = ("staleness", "partial_budget", "importance_correction")
 

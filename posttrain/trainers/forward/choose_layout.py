@@ -14,7 +14,7 @@ from posttrain.trainers.forward.trimmed import TrimmedScorer
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """name    "padded", "trimmed" or "shared"
     reason  why, as a sentence's end: "shared (each prompt once for its group, no padding)" """
 
@@ -47,7 +47,7 @@ def choose_layout(
     head: HeadOptions,
     needs: frozenset[str] = frozenset(),
     num_candidates: int = 0,
-) -> Layout:
+) -> RowLayout:
     """The layout asked for; "auto" is shared prompts wherever the model can take them, else trimmed rows. Packed rows
     never hold more tokens than padded ones, whatever the group size, the prompts' length or the padding; on CUDA
     "auto" also asks whether the kernel for them is the faster one.
@@ -57,17 +57,17 @@ def choose_layout(
     Raises ValueError where "shared" is asked of a model that cannot take it.
     """
     if asked == "padded":
-        return Layout("padded", "as train.layout asks; every row at the longest one's length", padded)
+        return RowLayout("padded", "as train.layout asks; every row at the longest one's length", padded)
     cannot = why_not_packed(model) or _dropout_fault(model, accelerator)
     if asked == "shared" and cannot is not None:
         raise ValueError(f"layout 'shared' cannot be used with {type(model).__name__}: {cannot}; use 'auto'")
     if asked == "trimmed":
-        return Layout("trimmed", f"as train.layout asks; {_TRIMMED}", TrimmedScorer(padded))
+        return RowLayout("trimmed", f"as train.layout asks; {_TRIMMED}", TrimmedScorer(padded))
     reason = cannot or (_slower_fault(model, accelerator) if asked == "auto" else None)
     if reason is not None:
-        return Layout("trimmed", f"not shared: {reason}; {_TRIMMED}", TrimmedScorer(padded))
+        return RowLayout("trimmed", f"not shared: {reason}; {_TRIMMED}", TrimmedScorer(padded))
     scorer = SharedScorer(accelerator, head, padded, needs, num_candidates)
-    return Layout("shared", "each prompt once for its group, no padding", scorer)
+    return RowLayout("shared", "each prompt once for its group, no padding", scorer)
 
 
 def _slower_fault(model: Any, accelerator: Accelerator) -> str | None:

@@ -18,7 +18,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Spans [start, end) in the packed row: of a prompt, and of the completions that follow it."""
 
     prompt: Span
@@ -43,7 +43,7 @@ class SharedRows:
 
     ids: Tensor
     positions: Tensor
-    groups: tuple[Group, ...]
+    groups: tuple[PromptGroup, ...]
     predicting: Tensor
     targets: Tensor
     scattered: Tensor
@@ -112,7 +112,7 @@ def share_prompts(input_ids: Tensor, attention_mask: Tensor, length: int) -> Sha
     predicting: list[int] = []
     targets: list[int] = []
     scattered: list[int] = []
-    groups: list[Group] = []
+    groups: list[PromptGroup] = []
     for prompt, rows in rows_of.items():
         start = len(packed)
         packed += prompt
@@ -128,7 +128,7 @@ def share_prompts(input_ids: Tensor, attention_mask: Tensor, length: int) -> Sha
             predicting += [end - 1, *range(begin, len(packed))][: len(completion)]
             targets += completion
             scattered += [row * length + column for column in columns]
-        groups.append(Group((start, end), tuple(spans)))
+        groups.append(PromptGroup((start, end), tuple(spans)))
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=input_ids.device)

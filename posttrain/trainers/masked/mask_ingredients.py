@@ -18,8 +18,8 @@ from posttrain.rollout.masked.predictor import (
 )
 from posttrain.rollout.masked.sampler_options import DiffusionSampling
 from posttrain.rollout.model_folder import tokenizer_of
+from posttrain.trainers.models.ingredients import Ingredients, ingredients, torch_dtype
 from posttrain.trainers.models.load import character_tokenizer
-from posttrain.trainers.seam.build import Ingredients, ingredients, torch_dtype
 
 
 def mask_ingredients(recipe: Recipe) -> Ingredients:

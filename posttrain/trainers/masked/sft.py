@@ -32,9 +32,9 @@ from posttrain.trainers.masked.mask_ingredients import mask_ingredients
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import TIMES, check_best_metric
-from posttrain.trainers.seam.build import training_arguments
 from posttrain.trainers.seam.config import flat_config, settings_from
 from posttrain.trainers.seam.finite import FiniteSteps
+from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments, refuse_changed
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint

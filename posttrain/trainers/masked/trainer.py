@@ -27,7 +27,7 @@ from posttrain.rollout.masked.predictor import (
     with_generation_config,
 )
 from posttrain.rollout.masked.sampler_options import DiffusionSampling, schedule
-from posttrain.trainers.forward.choose_layout import Layout
+from posttrain.trainers.forward.choose_layout import RowLayout
 from posttrain.trainers.forward.padded import PaddedScorer
 from posttrain.trainers.masked.diffusion_metrics import DiffusionMetrics
 from posttrain.trainers.masked.elbo_scorer import ElboScorer
@@ -35,8 +35,8 @@ from posttrain.trainers.masked.mask_ingredients import mask_ingredients, sampler
 from posttrain.trainers.masked.masked_rollouts import MaskedRollouts
 from posttrain.trainers.masked.masked_step import DiffusionStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
-from posttrain.trainers.seam.build import policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
+from posttrain.trainers.seam.recipe_arguments import policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.taken_over import own_arguments
 
 DiffusionConfig = flat_config("DiffusionConfig", PolicyConfig, DiffusionSampling, __name__)
@@ -142,9 +142,9 @@ class DiffusionTrainer(PolicyTrainer):
 
     # Loss
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> RowLayout:
         """One canvas per row: its likelihood is the ELBO scorer's, and no log-prob from left to right is asked for."""
-        return Layout("padded", "a canvas per row", PaddedScorer(self._get_per_token_logps_and_entropies))
+        return RowLayout("padded", "a canvas per row", PaddedScorer(self._get_per_token_logps_and_entropies))
 
     def make_step(self) -> DiffusionStep:
         return DiffusionStep(self, self.objective, self.method, DiffusionMetrics(self.accelerator))

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.references.soup import UNRELATED, StateDict, average, distance
 from posttrain.rollout.model_folder import tokenizer_of
-from posttrain.trainers.engines.answers import whole_weights_everywhere
 from posttrain.trainers.models.policy_folder import load_dense
+from posttrain.trainers.models.whole_weights import whole_weights_everywhere
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,27 +22,12 @@ from posttrain.objectives.base import Groups
 from posttrain.process.phases import PHASES
 from posttrain.rewards.messages import text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
+from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl
 from posttrain.trainers.seam.config import PolicyConfig
 
 log = logging.getLogger(__name__)
 _LOGS_KEPT = 100  # entries of trainer_state.log_history that a reward in another process is given
-
-
-@dataclass
-class Rollout:
-    """The rollout all ranks have just scored, in global order (a group's G responses are neighbours)."""
-
-    prompts: list[Any]
-    completions: list[str]
-    completion_ids: list[list[int]]
-    columns: dict[str, list[Any]]
-    rewards_per_function: Tensor  # (B, K), NaN = not judged
-    answers: list[str | None] | None
-    counts: dict[str, dict[str, int]]
-    extra: dict[str, list[Any]] = field(default_factory=dict)  # what rewards logged beside each response
-    advantages: list[float] | None = None
-    weight_versions: list[int] | None = None  # the latest weights a response was sampled with, where known
 
 
 class JudgeHost(Protocol):

@@ -34,15 +34,17 @@ from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.engines.attach import attach_engine
 from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.engines.rollouts import Rollouts
+from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.forward.base import Rows, Scorer, Wanted
-from posttrain.trainers.forward.choose_layout import Layout, choose_layout
+from posttrain.trainers.forward.choose_layout import RowLayout, choose_layout
 from posttrain.trainers.forward.head import HeadOptions
 from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
+from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.policy.group_order import group_ordered
-from posttrain.trainers.policy.judging import Judge, Rollout, reward_arguments
+from posttrain.trainers.policy.judging import Judge, reward_arguments
 from posttrain.trainers.policy.keeper import Keeper
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.micro_batches import MicroBatches
@@ -53,10 +55,10 @@ from posttrain.trainers.policy.step_in_hand import StepInHand
 from posttrain.trainers.policy.token_batch import token_batch
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import POLICY_EVALUATION, check_best_metric
-from posttrain.trainers.seam.build import ingredients, policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.config import PolicyConfig, settings_from
 from posttrain.trainers.seam.finite import FiniteSteps, reward_fault
 from posttrain.trainers.seam.given_rows import require_columns, require_rewards
+from posttrain.trainers.seam.recipe_arguments import policy_arguments, reward_runner, training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments
 from posttrain.trainers.seam.trl_seam import GRPOTrainer
@@ -378,7 +380,7 @@ class PolicyTrainer(
 
     # Scoring
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> RowLayout:
         """The layout whose scorer every log-prob of the run comes from."""
         return choose_layout(
             self.args.layout,

@@ -17,11 +17,12 @@ from posttrain.data import RowCounts
 from posttrain.data.tokens import learned_ids
 from posttrain.recipe import Recipe
 from posttrain.trainers.models.adapters import check_adapter
+from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import SFT_EVALUATION, check_best_metric
-from posttrain.trainers.seam.build import ingredients, training_arguments
 from posttrain.trainers.seam.finite import FiniteSteps
 from posttrain.trainers.seam.given_rows import require_columns
+from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
 

@@ -32,6 +32,7 @@ from posttrain.rollout.model_folder import without_router_logits
 from posttrain.trainers.engines.answers import Answer
 from posttrain.trainers.engines.from_recipe import answers_of_start, sampling_of
 from posttrain.trainers.models.adapters import check_adapter
+from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.models.reference import share_from_main
 from posttrain.trainers.preference.collator import PairCollator, take_imitation
 from posttrain.trainers.preference.imitation import ImitatedAnswers, tokenize_imitation
@@ -44,10 +45,10 @@ from posttrain.trainers.preference.pair_rows import (
 )
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import PAIR_EVALUATION, check_best_metric
-from posttrain.trainers.seam.build import ingredients, training_arguments
 from posttrain.trainers.seam.config import settings_from
 from posttrain.trainers.seam.finite import FiniteSteps
 from posttrain.trainers.seam.given_rows import require_columns
+from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments, refuse_changed
 from posttrain.trainers.seam.trl_seam import disable_gradient_checkpointing, use_adapter
@@ -85,7 +86,7 @@ class PreferenceConfig(DPOConfig):
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPairs:
     """One forward: log-probs of whole answers in float32 and their lengths (N,); token statistics (N, T-1)."""
 
     logps: Tensor
@@ -284,7 +285,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         self._log_loss("train" if training else "eval", inputs, scored, batch, losses)
         return loss
 
-    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Scored, PairBatch]:
+    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[ScoredPairs, PairBatch]:
         """The policy's forward on chosen, rejected and, if any, imitated answers; the reference's on the pairs."""
         pairs, imitation = take_imitation(inputs)
         together = (
@@ -322,7 +323,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
             chosen, rejected = self._score(model, inputs, router_logits=False).logps.chunk(2)
         return chosen, rejected
 
-    def _score(self, model: Any, inputs: Mapping[str, Any], *, router_logits: bool) -> Scored:
+    def _score(self, model: Any, inputs: Mapping[str, Any], *, router_logits: bool) -> ScoredPairs:
         """One forward on (N, T) tokens."""
         arguments = {key: inputs[key] for key in ("input_ids", "attention_mask")} | {"use_cache": False}
         if router_logits:
@@ -332,7 +333,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         outputs = model(**arguments, labels=labels, fused_lm_head=True)
         # Prompt-learning adapters put virtual tokens in front; the last positions are the real ones.
         real = slice(-(mask.size(1) - 1), None)
-        return Scored(
+        return ScoredPairs(
             logps=outputs.log_probs[:, real].float().sum(dim=1),
             lengths=mask[:, 1:].sum(dim=1),
             entropy=None if outputs.entropy is None else outputs.entropy[:, real].detach(),
@@ -343,7 +344,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
     # Metrics
 
     def _log_loss(
-        self, mode: str, inputs: Mapping[str, Any], scored: Scored, batch: PairBatch, losses: Tensor
+        self, mode: str, inputs: Mapping[str, Any], scored: ScoredPairs, batch: PairBatch, losses: Tensor
     ) -> None:
         """Means over all pairs or tokens of all ranks, in one reduction and one transfer to the host."""
         if scored.entropy is None or scored.is_top1 is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.trainers.policy.judging import Rollout
+from posttrain.trainers.engines.scored_rollout import Rollout
 
 
 def last_rollout(trainer: Any) -> dict[str, list[Any]] | None:

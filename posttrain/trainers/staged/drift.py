@@ -21,10 +21,11 @@ from posttrain.preferences.drift import DRIFT
 from posttrain.recipe import Recipe
 from posttrain.rollout.base import Sampling
 from posttrain.trainers.engines.from_recipe import staged_options
+from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.preference.trainer import PreferenceConfig
-from posttrain.trainers.seam.build import ingredients, training_arguments
 from posttrain.trainers.seam.config import flat_config, settings_from
+from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.taken_over import own_arguments
 from posttrain.trainers.staged.feedback_prompt import FeedbackPrompts, plain_lines
 from posttrain.trainers.staged.staged import Pair, Stage, StagedTrainer

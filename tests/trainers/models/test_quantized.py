@@ -10,8 +10,8 @@ import torch
 from posttrain.recipe import load_recipe
 from posttrain.rollout.model_folder import load_dense
 from posttrain.run.train import run
+from posttrain.trainers.models.ingredients import model_and_tokenizer
 from posttrain.trainers.models.load import scratch_llama
-from posttrain.trainers.seam.build import model_and_tokenizer
 
 RECIPE = """\
 method: {method}

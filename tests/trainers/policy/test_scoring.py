@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from posttrain.rewards.runner import RewardError, Scores
+from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.policy import judging
-from posttrain.trainers.policy.judging import Judge, Rollout, _in_order, require_judged, state_snapshot
+from posttrain.trainers.policy.judging import Judge, _in_order, require_judged, state_snapshot
 
 NAN = float("nan")
 

@@ -1,8 +1,7 @@
-"""From a checked recipe to what every trainer takes: model, tokenizer, rows and training arguments."""
+"""From a recipe's `model` and `data` sections to a model, its tokenizer, an adapter's config and rows."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,11 @@ from posttrain.data import RowCounts, load_rows
 from posttrain.data.reward_columns import marked
 from posttrain.planning.checks import loaded_faults
 from posttrain.planning.launcher import started
-from posttrain.planning.rewards import spec_of
 from posttrain.planning.row_needs import needs_of
 from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.recipe.sections import ModelSection, PeftSection
 from posttrain.recipe.train_options import SFTTrain
-from posttrain.rewards.runner import RewardRunner
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.load import character_tokenizer, load_pretrained, scratch_llama
@@ -125,27 +122,3 @@ def lora(section: PeftSection, revision: str | None = None) -> LoraConfig:
         use_dora=section.dora,
         task_type="CAUSAL_LM",
     )
-
-
-def training_arguments(recipe: Recipe, config_class: type, **changes: Any) -> Any:
-    """The family's TRL config, filled from the recipe; `changes` win."""
-    names = {f.name for f in dataclasses.fields(config_class) if f.init}
-    return config_class(**{**recipe.trl_arguments(sorted(names)), **changes})
-
-
-def policy_arguments(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says outside `train` and `objective` that a `PolicyConfig` holds."""
-    if recipe.rollout is None:
-        raise ValueError(f"{recipe.path}: {recipe.method} needs a rollout section")
-    return {
-        "reward_weights": [reward.weight for reward in recipe.rewards],
-        "num_generations_eval": 1,
-        "eval_temperature": recipe.rollout.eval_temperature,
-        "record_steps": list(recipe.output.record),
-        "log_completions": False,  # the run folder keeps them, see observe/writer.py
-    }
-
-
-def reward_runner(recipe: Recipe) -> RewardRunner:
-    """The recipe's rewards, each in processes of its own."""
-    return RewardRunner([spec_of(reward) for reward in recipe.rewards])
