@@ -4,6 +4,7 @@
 # make test-optional   only the tests of the optional stack
 # make lint            ruff
 # make types           pyright
+# make stubs           what editors see of posttrain.trainers, from the list of methods
 # make docs            the documentation as a site, in build/site
 # make clean           remove the environment and all runs
 PYTHON ?= python3.11
@@ -18,7 +19,7 @@ ifeq ($(filter-out 0,$(GPU)),)
 PINS := torch==2.13.0 -c constraints.txt
 endif
 
-.PHONY: demo test test-all test-optional lint types docs clean
+.PHONY: demo test test-all test-optional lint types stubs docs clean
 .DELETE_ON_ERROR:
 
 $(BIN)/.core: pyproject.toml constraints.txt
@@ -51,6 +52,9 @@ lint: $(BIN)/.core
 
 types: $(BIN)/.core
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+stubs: $(BIN)/.core
+	$(BIN)/python -m posttrain.trainers.seam.stub
 
 $(BIN)/.docs: $(BIN)/.core
 	$(BIN)/python -m pip install --quiet $(PINS) -e '.[docs]'

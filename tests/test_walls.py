@@ -22,7 +22,7 @@ METHOD = (
 # room -> what may be imported beyond the standard library and the room itself: a prefix of dotted names
 ROOMS = {
     "ops": ("torch",),
-    "settings": ("pydantic",),
+    "settings": ("pydantic", "annotated_types"),
     "objectives": (*METHOD, "posttrain.ops", "posttrain.recipe.methods"),
     "preferences": (*METHOD, "posttrain.ops"),
     "references": (*METHOD, "posttrain.ops"),

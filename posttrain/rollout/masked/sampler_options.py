@@ -6,10 +6,12 @@ No torch here: `posttrain plan` reads this file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge
+from pydantic.dataclasses import dataclass
+
+from posttrain.settings import STRICT
 
 Remasking = Literal["low_confidence", "random", "entropy", "margin"]
 EndRule = Literal["free", "last", "never"]
@@ -18,21 +20,23 @@ DIFFUSION_SAMPLING = frozenset({"temperature", "max_new_tokens", "stop_token_ids
 """Names of the common sampling options that this engine honours; it has no truncation of the distribution."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DiffusionSampling:
-    """How a canvas of masks is filled; length and temperature come with each call.
+    """How a canvas of masks is filled; length and temperature come with each call."""
 
-    remasking  what a position's turn depends on: low_confidence, the probability of its token (LLaDA); entropy
-               of its distribution; margin between its two likeliest tokens; random
-    end_rule   end tokens: free; last, revealed only when nothing else is left in the block; never
-    """
-
-    diffusion_steps: Annotated[int, Ge(1)] | None = None  # forward passes a canvas; None: one a token
-    block_length: Annotated[int, Ge(1)] | None = None  # filled left to right in blocks; None: one block
+    diffusion_steps: Annotated[int, Ge(1)] | None = None
+    """forward passes per canvas; None: one per token"""
+    block_length: Annotated[int, Ge(1)] | None = None
+    """a canvas is filled left to right in blocks of this length; None: one block"""
     remasking: Remasking = "low_confidence"
-    cfg_scale: Annotated[float, Ge(0)] = 0.0  # w of classifier-free guidance, u + (w + 1)(c - u)
+    """what a position's turn depends on: the probability of its token (LLaDA), the entropy of its distribution, the
+    margin between its two likeliest tokens, or chance"""
+    cfg_scale: Annotated[float, Ge(0)] = 0.0
+    """w of classifier-free guidance, u + (w + 1)(c - u)"""
     end_rule: EndRule = "free"
-    sampler_rows: Annotated[int, Ge(1)] = 64  # canvases a forward pass; bounds memory
+    """end tokens: free; last, revealed only when nothing else is left in the block; never"""
+    sampler_rows: Annotated[int, Ge(1)] = 64
+    """canvases per forward pass; bounds memory"""
 
 
 def schedule(options: DiffusionSampling, max_new_tokens: int) -> tuple[int, int, int]:

@@ -81,8 +81,8 @@ def _whole(parameter: Tensor | None) -> Tensor | None:
 
 def _by_trl(
     hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: Any,
+    bias: Any,
     targets: Tensor,
     shape: HeadShape,
     entropy: bool,

@@ -76,7 +76,15 @@ MaskedSFTConfig = flat_config("MaskedSFTConfig", MaskedConfig, MaskedSFT, __name
 
 
 class MaskedSFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, Trainer):
-    """`transformers.Trainer` on rows of "prompt" and "completion" (text, or messages)."""
+    """Supervised fine-tuning of a masked-diffusion model by the ELBO of the given answers.
+
+    `MaskedSFTTrainer(model, MaskedSFTConfig(output_dir=...), rows, processing_class=tokenizer)`, a
+    `transformers.Trainer` on rows of "prompt" and "completion" (text, or messages). `help(MaskedSFTConfig)` lists its
+    settings.
+
+    model             one that predicts hidden tokens from both sides
+    processing_class  its tokenizer, which has a mask token
+    """
 
     row_counts: RowCounts | None = None
 

@@ -28,7 +28,15 @@ from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
 
 
 class SFTTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, trl.SFTTrainer):
-    """`trl.SFTTrainer`; beside its step counter, the tokens it has counted are carried over a resume."""
+    """`trl.SFTTrainer`: supervised fine-tuning on given answers.
+
+    `SFTTrainer(model, args=SFTConfig(output_dir=...), train_dataset=rows, processing_class=tokenizer)`. A resume
+    continues exactly, the count of tokens too; a step that is not finite ends the run at a message.
+
+    args           a `trl.SFTConfig`, or transformers' own TrainingArguments; TypeError for another trainer's
+    train_dataset  columns prompt and completion, messages, conversations, a text column or input_ids; ValueError
+                   where it has none of these
+    """
 
     row_counts: RowCounts | None = None
 

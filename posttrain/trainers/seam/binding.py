@@ -5,6 +5,7 @@ A wing's `bindings.py` names its base trainer and config once; the methods are t
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +52,19 @@ class Binding:
             f"{stem}Config", flat_config(f"{stem}Config", self.config, settings, self.module)
         )
         told = {
-            "__doc__": f"{stem}: {method.summary}. See {settings.__module__}.",
+            "__doc__": _page(stem, method, settings, self.trainer),
             "__module__": self.module,
             self.learner: settings,
             "config_class": config,
         }
         made.setdefault(f"{stem}Trainer", type(f"{stem}Trainer", (self.trainer,), told))
         return made[name]
+
+
+def _page(stem: str, method: Method, settings: type, base: type) -> str:
+    """What `help` shows of a trainer: the method and its paper, and the parameters of the trainer it is made of."""
+    paper = (inspect.getdoc(sys.modules[settings.__module__]) or "").strip()
+    return (
+        f"{stem}: {method.summary}. `help({stem}Config)` lists its settings.\n\n{paper}\n\n"
+        f"A {base.__name__}, whose parameters it has:\n\n{inspect.getdoc(base)}"
+    )

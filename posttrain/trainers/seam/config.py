@@ -7,13 +7,19 @@ method's dataclass; `flat_config` copies them over and `settings_from` collects 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic.dataclasses import is_pydantic_dataclass
 from trl import GRPOConfig
 
-from posttrain.settings.base import checked
+from posttrain.recipe.errors import suggest
+from posttrain.settings.base import REQUIRED, checked, list_settings
+from posttrain.settings.spelling import spell_type
 from posttrain.trainers.seam.taken_over import refuse_changed
 
 LAYOUTS = ("auto", "padded", "trimmed", "shared")
@@ -103,22 +109,76 @@ class PolicyConfig(GRPOConfig):
 def flat_config(name: str, base: type[ConfigT], settings: type, module: str) -> type[ConfigT]:
     """A subclass of `base` with the fields of the frozen dataclass `settings` added as keyword arguments.
 
+    A config checks itself when it is made: an unknown argument is a TypeError that names the nearest one, a setting
+    out of range a ValueError. `made_of` lists the settings classes it has the fields of.
+
     Raises TypeError when a setting would shadow an argument of `base`.
     """
     taken = {f.name for f in dataclasses.fields(base)}  # type: ignore[arg-type]  # TRL configs are dataclasses
-    own = [f for f in dataclasses.fields(settings) if f.init]
+    own = fields_of(settings)
     clash = sorted(taken & {f.name for f in own})
     if clash:
         raise TypeError(f"{settings.__name__}: settings {clash} would shadow arguments of {base.__name__}")
     added = [(f.name, f.type, field(default=f.default, default_factory=f.default_factory)) for f in own]  # type: ignore[arg-type]  # one of the two is MISSING
-    namespace = {
-        "__doc__": f"{base.__name__} plus the settings of {settings.__name__} (see its docstring).",
-    }
-    config = dataclasses.make_dataclass(name, added, bases=(base,), namespace=namespace)
+    config = dataclasses.make_dataclass(name, added, bases=(base,))
+    config.made_of = (*vars(base).get("made_of", ()), settings)  # type: ignore[attr-defined]  # the class is made here
+    config.__doc__ = config_page(base, config.made_of)  # type: ignore[attr-defined]
     config.__module__ = (
         module  # from Python 3.12 on, make_dataclass puts its caller's there; a checkpoint pickles it
     )
+    _check_when_made(config, settings)
     return config
+
+
+def _check_when_made(config: Any, settings: type) -> None:
+    plain = config.__init__
+    names = [f.name for f in dataclasses.fields(config) if f.init]
+
+    @functools.wraps(plain)
+    def checked_init(self: Any, *arguments: Any, **named: Any) -> None:
+        for name in named:
+            if name not in names:
+                near = (
+                    suggest(name, names)
+                    or f"; its own settings: {', '.join(f.name for f in fields_of(settings))}"
+                )
+                raise TypeError(f"{config.__name__}: no argument '{name}'{near}")
+        plain(self, *arguments, **named)
+        settings_from(self, settings)
+
+    checked_init.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]  # help() and editors read it
+    config.__init__ = checked_init
+
+
+def fields_of(settings: type) -> list[dataclasses.Field[Any]]:
+    """The settings that can be given."""
+    return [f for f in dataclasses.fields(settings) if f.init]
+
+
+def config_page(base: type, made_of: Sequence[type]) -> str:
+    """What `help` shows of a config: each setting of the method, each of our own, with type, default and meaning."""
+    page = []
+    for settings in reversed(made_of):
+        page += [f"Settings of {settings.__name__} ({settings.__module__}):", ""]
+        if is_pydantic_dataclass(settings):
+            for setting in list_settings(settings):
+                page += _paragraph(
+                    setting.name, spell_type(setting.annotation), setting.default, setting.meaning
+                )
+    static = next(cls for cls in base.__mro__ if "made_of" not in vars(cls))
+    own = [f for f in fields_of(static) if f.name in vars(static).get("__annotations__", {})]
+    page += [f"Of {static.__name__}:", ""] if own else []
+    for one in own:
+        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        page += _paragraph(one.name, str(one.type), default, one.metadata.get("help", ""))
+    upstream = next(cls for cls in base.__mro__ if not cls.__module__.startswith("posttrain."))
+    return "\n".join([*page, f"All other arguments are {upstream.__module__}.{upstream.__name__}'s."])
+
+
+def _paragraph(name: str, kind: str, default: Any, meaning: str) -> list[str]:
+    said = "required" if default is REQUIRED else f"default {default!r}"
+    indented = textwrap.indent(textwrap.fill(meaning, 96), "    ")
+    return [f"{name}: {kind}, {said}", *([indented] if meaning else []), ""]
 
 
 def settings_from(args: Any, settings: type[SettingsT]) -> SettingsT:

@@ -1,0 +1,685 @@
+# Made by `python -m posttrain.trainers.seam.stub`; a test holds it to what that gives.
+# ruff: noqa: E501
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from posttrain.trainers.masked.sft import MaskedConfig, MaskedSFTTrainer as MaskedSFTTrainer
+from posttrain.trainers.masked.trainer import DiffusionTrainer
+from posttrain.trainers.policy.salsa_trainer import SALSATrainer as SALSATrainer
+from posttrain.trainers.policy.trainer import PolicyTrainer
+from posttrain.trainers.preference.sft import SFTTrainer as SFTTrainer
+from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
+from posttrain.trainers.reporting.run_report import RunReport as RunReport
+from posttrain.trainers.seam.config import PolicyConfig
+from posttrain.trainers.staged.drift import DRIFTTrainer as DRIFTTrainer
+from posttrain.trainers.staged.seppo import SePPOTrainer as SePPOTrainer
+from trl.trainer.sft_config import SFTConfig as SFTConfig
+
+@dataclass
+class GRPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of GRPO."""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+
+class GRPOTrainer(PolicyTrainer):
+    """GRPO: group-relative policy optimisation. `help(GRPOConfig)` lists its settings."""
+    args: GRPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: GRPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class DrGRPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of DrGRPO."""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+
+class DrGRPOTrainer(PolicyTrainer):
+    """DrGRPO: GRPO without its length and difficulty bias. `help(DrGRPOConfig)` lists its settings."""
+    args: DrGRPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: DrGRPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class DAPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of DAPO."""
+    clip_low: float = ...
+    """epsilon_low"""
+    clip_high: float = ...
+    """epsilon_high"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+
+class DAPOTrainer(PolicyTrainer):
+    """DAPO: clip-higher and a token-level loss. `help(DAPOConfig)` lists its settings."""
+    args: DAPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: DAPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class GSPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of GSPO."""
+    clip_low: float = ...
+    """epsilon below 1, section 5.1"""
+    clip_high: float = ...
+    """epsilon above 1, section 5.1"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+
+class GSPOTrainer(PolicyTrainer):
+    """GSPO: one importance ratio a response. `help(GSPOConfig)` lists its settings."""
+    args: GSPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: GSPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class CISPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of CISPO."""
+    ratio_max: float = ...
+    """1 + epsilon_high^IS: a bound, not an epsilon"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+
+class CISPOTrainer(PolicyTrainer):
+    """CISPO: clipped importance weights, no token loses its gradient. `help(CISPOConfig)` lists its settings."""
+    args: CISPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: CISPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class REINFORCEConfig(PolicyConfig):
+    """PolicyConfig and the settings of REINFORCE."""
+    baseline: Literal['group', 'none'] = ...
+    """subtracted from the reward: the mean of its group, or nothing"""
+
+class REINFORCETrainer(PolicyTrainer):
+    """REINFORCE: group baseline, no ratio clip. `help(REINFORCEConfig)` lists its settings."""
+    args: REINFORCEConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: REINFORCEConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class RLOOConfig(PolicyConfig):
+    """PolicyConfig and the settings of RLOO."""
+    clip: float | None = ...
+    """epsilon on either side of the response's ratio; off"""
+
+class RLOOTrainer(PolicyTrainer):
+    """RLOO: whole responses against the mean of the others. `help(RLOOConfig)` lists its settings."""
+    args: RLOOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: RLOOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class BAPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of BAPO."""
+    preset: Literal['paper', 'recipe'] = ...
+    """whose values fill what is not set: section 5.1, or the code's"""
+    target: float | None = ...
+    """rho_0 (metric share: 0.4), or k (metric ratio: 1.0)"""
+    low: tuple[float, float, float] | None = ...
+    """a-, b-, delta_2: start, end, step of the lower bound"""
+    high: tuple[float, float, float] | None = ...
+    """a+, b+, delta_1: start, end, step of the upper bound"""
+    order: Literal['upper_first', 'lower_first'] | None = ...
+    """which bound moves first"""
+    metric: Literal['share', 'ratio'] | None = ...
+    """pos / (pos + neg), or pos / neg"""
+    scope: Literal['step', 'microbatch'] | None = ...
+    """what the sums run over, always over all ranks"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO, a bound; for A < 0"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+
+class BAPOTrainer(PolicyTrainer):
+    """BAPO: adaptive clipping bounds. `help(BAPOConfig)` lists its settings."""
+    args: BAPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: BAPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class BNPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of BNPO."""
+    reward_range: tuple[float, float] = ...
+    """mapped to [0, 1]; of each function if `decompose`"""
+    decompose: bool = ...
+    """A = plain mean over reward functions of A^(k); weights unused"""
+    fixed_shape: tuple[float, float] | None = ...
+    """(alpha, beta) instead of the fit"""
+    aggregate: Literal['per_response_sum', 'per_response', 'per_token'] = ...
+    """as released"""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO, a bound; for A < 0"""
+
+class BNPOTrainer(PolicyTrainer):
+    """BNPO: Beta-normalised advantages. `help(BNPOConfig)` lists its settings."""
+    args: BNPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: BNPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class COPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of COPO."""
+    gamma: float = ...
+    """gamma: how sharply entropy decides between the losses"""
+    rho: float = ...
+    """rho, in bits: entropy at which both weigh the same; at most log2 G"""
+    selective: Literal['response', 'group', 'degenerate', 'none'] = ...
+    """see local_weight"""
+    incorrect_at: float = ...
+    """a response is incorrect where its reward is at most this"""
+    entropy_coefficient: bool = ...
+    """global reward times 1 - lambda H (reward_coef_flg), lambda = (1-1/G)/log2 G"""
+    clip_low: float = ...
+    """epsilon below 1, both losses"""
+    clip_high: float = ...
+    """epsilon above 1, both losses"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO, a bound; for negative advantages"""
+
+class COPOTrainer(PolicyTrainer):
+    """COPO: consistency-aware: local and global advantages blended by answer entropy. `help(COPOConfig)` lists its settings."""
+    args: COPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: COPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class CAPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of CAPO."""
+    num_candidates: int = ...
+    """K, the candidate ids a token; one alone never moves"""
+    base: str = ...
+    """whose loss the kept tokens have"""
+    base_settings: dict[str, Any] | None = ...
+    """the base's own settings, e.g. {clip_high: 0.28}"""
+    objective_threshold: float | None = ...
+    """tau_H (delta_H); 0 = test off"""
+    policy_threshold: float | None = ...
+    """tau_F (delta_F); 0 = test off"""
+    symmetric: bool = ...
+    """-tau_H < m_H; false: 0 <= m_H"""
+    optimizer_model: Literal['adam', 'sgd'] = ...
+    """Opt: what a token's own step is predicted with"""
+    cold_start: Literal['raw', 'adam'] = ...
+    """Adam model before its first update: gradient, or Adam"""
+    moment_decay: tuple[float, float] = ...
+    """beta_1, beta_2 of the Adam model"""
+    moment_epsilon: float = ...
+    """epsilon of the Adam model"""
+    calibrate: bool = ...
+    """first steps with the tests off, then the thresholds they propose"""
+    calibration_steps: int = ...
+    """optimizer steps measured, once the Adam model acts"""
+    calibration_holds: bool = ...
+    """no token counts while calibrating, so that the policy stays as it is"""
+    calibration_follows: bool = ...
+    """thresholds rise where later steps would reject more than the target"""
+    target_rejection: float = ...
+    """share of the tokens with an advantage that the proposed thresholds reject"""
+
+class CAPOTrainer(PolicyTrainer):
+    """CAPO: curvature-aware token rejection. `help(CAPOConfig)` lists its settings."""
+    args: CAPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: CAPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class MaskedSFTConfig(MaskedConfig):
+    """MaskedConfig and the settings of MaskedSFT."""
+    noise: Literal['bernoulli', 'count'] = ...
+    """how t and the hidden tokens are drawn"""
+    t_floor: float = ...
+    """smallest t of bernoulli noise"""
+    tail: Literal['fill', 'drop'] = ...
+    """what stands behind the first end token"""
+    canvas_length: int | None = ...
+    """response columns; None: the longest response of the batch"""
+    length_normalise: bool = ...
+    """divide each response's term by its scored tokens"""
+
+@dataclass
+class BGPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of BGPO and DiffusionSampling."""
+    diffusion_steps: int | None = ...
+    """forward passes per canvas; None: one per token"""
+    block_length: int | None = ...
+    """a canvas is filled left to right in blocks of this length; None: one block"""
+    remasking: Literal['low_confidence', 'random', 'entropy', 'margin'] = ...
+    """what a position's turn depends on: the probability of its token (LLaDA), the entropy of its distribution, the
+margin between its two likeliest tokens, or chance"""
+    cfg_scale: float = ...
+    """w of classifier-free guidance, u + (w + 1)(c - u)"""
+    end_rule: Literal['free', 'last', 'never'] = ...
+    """end tokens: free; last, revealed only when nothing else is left in the block; never"""
+    sampler_rows: int = ...
+    """canvases per forward pass; bounds memory"""
+    tail: Literal['drop', 'mask', 'fill'] = ...
+    """what stands behind the first end token"""
+    samples: int = ...
+    """n_t"""
+    noise: Literal['bernoulli', 'count', 'complementary'] = ...
+    """how t and hidden tokens are drawn"""
+    t_floor: float = ...
+    """smallest t of bernoulli noise"""
+    ddof: Literal[0, 1] = ...
+    """std: 1 the sample's, 0 the population's"""
+    clip_low: float | None = ...
+    """departure: PPO clip below 1"""
+    clip_high: float | None = ...
+    """departure: PPO clip above 1"""
+    dual_clip: float | None = ...
+    """departure: cap of the ratio where A < 0"""
+    length_normalise: Literal['none', 'response', 'canvas'] = ...
+    """departure: ELBO a token, of the response or of the canvas"""
+    d_clamp: float | None = ...
+    """departure: |d| is held at this"""
+
+class BGPOTrainer(DiffusionTrainer):
+    """BGPO: diffusion: a bound of the objective, one pass's memory for any sample size. `help(BGPOConfig)` lists its settings."""
+    args: BGPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: BGPOConfig | None = ...,
+        *datasets: Any,
+        **named: Any,
+    ) -> None: ...
+
+@dataclass
+class VRPOOLConfig(PolicyConfig):
+    """PolicyConfig and the settings of VRPOOL and DiffusionSampling."""
+    diffusion_steps: int | None = ...
+    """forward passes per canvas; None: one per token"""
+    block_length: int | None = ...
+    """a canvas is filled left to right in blocks of this length; None: one block"""
+    remasking: Literal['low_confidence', 'random', 'entropy', 'margin'] = ...
+    """what a position's turn depends on: the probability of its token (LLaDA), the entropy of its distribution, the
+margin between its two likeliest tokens, or chance"""
+    cfg_scale: float = ...
+    """w of classifier-free guidance, u + (w + 1)(c - u)"""
+    end_rule: Literal['free', 'last', 'never'] = ...
+    """end tokens: free; last, revealed only when nothing else is left in the block; never"""
+    sampler_rows: int = ...
+    """canvases per forward pass; bounds memory"""
+    tail: Literal['drop', 'mask', 'fill'] = ...
+    """what stands behind the first end token"""
+    samples: int = ...
+    """n_t; 2 for code"""
+    noise: Literal['bernoulli', 'count', 'complementary'] = ...
+    """how t and hidden tokens are drawn"""
+    t_floor: float = ...
+    """smallest t of bernoulli noise"""
+    ddof: Literal[0, 1] = ...
+    """std: 1 the sample's, 0 the population's"""
+
+class VRPOOLTrainer(DiffusionTrainer):
+    """VRPOOL: diffusion: ratio of ELBO estimates, in two passes. `help(VRPOOLConfig)` lists its settings."""
+    args: VRPOOLConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: VRPOOLConfig | None = ...,
+        *datasets: Any,
+        **named: Any,
+    ) -> None: ...
+
+@dataclass
+class DiffuGRPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of DiffuGRPO and DiffusionSampling."""
+    diffusion_steps: int | None = ...
+    """forward passes per canvas; None: one per token"""
+    block_length: int | None = ...
+    """a canvas is filled left to right in blocks of this length; None: one block"""
+    remasking: Literal['low_confidence', 'random', 'entropy', 'margin'] = ...
+    """what a position's turn depends on: the probability of its token (LLaDA), the entropy of its distribution, the
+margin between its two likeliest tokens, or chance"""
+    cfg_scale: float = ...
+    """w of classifier-free guidance, u + (w + 1)(c - u)"""
+    end_rule: Literal['free', 'last', 'never'] = ...
+    """end tokens: free; last, revealed only when nothing else is left in the block; never"""
+    sampler_rows: int = ...
+    """canvases per forward pass; bounds memory"""
+    tail: Literal['drop', 'mask', 'fill'] = ...
+    """what stands behind the first end token"""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    p_mask_prompt: float = ...
+    """probability that a prompt token is hidden"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+    average: Literal['token', 'response'] = ...
+    """token: the released code; response: the paper's formula"""
+
+class DiffuGRPOTrainer(DiffusionTrainer):
+    """DiffuGRPO: diffusion: GRPO on a fully masked response. `help(DiffuGRPOConfig)` lists its settings."""
+    args: DiffuGRPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: DiffuGRPOConfig | None = ...,
+        *datasets: Any,
+        **named: Any,
+    ) -> None: ...
+
+@dataclass
+class CoupledGRPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of CoupledGRPO and DiffusionSampling."""
+    diffusion_steps: int | None = ...
+    """forward passes per canvas; None: one per token"""
+    block_length: int | None = ...
+    """a canvas is filled left to right in blocks of this length; None: one block"""
+    remasking: Literal['low_confidence', 'random', 'entropy', 'margin'] = ...
+    """what a position's turn depends on: the probability of its token (LLaDA), the entropy of its distribution, the
+margin between its two likeliest tokens, or chance"""
+    cfg_scale: float = ...
+    """w of classifier-free guidance, u + (w + 1)(c - u)"""
+    end_rule: Literal['free', 'last', 'never'] = ...
+    """end tokens: free; last, revealed only when nothing else is left in the block; never"""
+    sampler_rows: int = ...
+    """canvases per forward pass; bounds memory"""
+    tail: Literal['drop', 'mask', 'fill'] = ...
+    """what stands behind the first end token"""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    t_low: float = ...
+    """smallest share hidden"""
+    t_high: float = ...
+    """largest share hidden"""
+
+class CoupledGRPOTrainer(DiffusionTrainer):
+    """CoupledGRPO: diffusion: GRPO on complementary masks. `help(CoupledGRPOConfig)` lists its settings."""
+    args: CoupledGRPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: CoupledGRPOConfig | None = ...,
+        *datasets: Any,
+        **named: Any,
+    ) -> None: ...
+
+@dataclass
+class SALSAConfig(PolicyConfig):
+    """PolicyConfig and the settings of SALSA."""
+    others: list[str] = ...
+    """theta_2, ...: folders or hub names of the further SFT models"""
+    weights: list[float] = ...
+    """alpha, 1 - alpha: the model's own first"""
+    objective: str = ...
+    """what optimises the reward; the paper has PPO"""
+    objective_settings: dict[str, Any] = ...
+    """of that objective"""
+    kl_to_start: bool = ...
+    """also log the KL to the first SFT model, at the price of one more forward"""
+
+@dataclass
+class DPOConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of DPO."""
+
+class DPOTrainer(PreferenceTrainer):
+    """DPO: direct preference optimisation. `help(DPOConfig)` lists its settings."""
+    args: DPOConfig
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = ...,
+        args: DPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        sampling: Any = ...,
+        answer: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class IPOConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of IPO."""
+
+class IPOTrainer(PreferenceTrainer):
+    """IPO: a squared target instead of DPO's logistic. `help(IPOConfig)` lists its settings."""
+    args: IPOConfig
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = ...,
+        args: IPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        sampling: Any = ...,
+        answer: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class SimPOConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of SimPO."""
+    margin: float = ...
+    """gamma"""
+
+class SimPOTrainer(PreferenceTrainer):
+    """SimPO: no reference, token-mean rewards and a margin. `help(SimPOConfig)` lists its settings."""
+    args: SimPOConfig
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = ...,
+        args: SimPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        sampling: Any = ...,
+        answer: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class HingeConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of Hinge."""
+
+class HingeTrainer(PreferenceTrainer):
+    """Hinge: DPO's margin under a hinge. `help(HingeConfig)` lists its settings."""
+    args: HingeConfig
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = ...,
+        args: HingeConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        sampling: Any = ...,
+        answer: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class DRIFTConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of DRIFT."""
+    iterations: int = ...
+    """K of the main table"""
+    nll_weight: float = ...
+    """released configs' rpo_alpha; 0 is the paper's loss"""
+    guided: bool = ...
+    """False: chosen ~ pi(. | x) without the complaint, the paper's ablation"""
+    compat: Literal['corrected', 'reference'] = ...
+    """"reference" repeats the released code's quirks"""
+    seed_data: str | None = ...
+    """logged repairs for the warm start: a file with prompt, chosen, rejected"""
+    seed_epochs: int = ...
+    """epochs over the seed pairs, when there are any"""
+    holdout_rows: int = ...
+    """first rows of the file kept out of training; the release holds out 100"""
+    drop_identical: bool = ...
+    """pairs with equal answers; "reference" keeps them"""
+    drop_empty: bool = ...
+    """sampled answers without text"""
+    drop_apologies: bool = ...
+    """sampled answers that open by apologising, a trace of the hidden complaint"""
+
+@dataclass
+class SePPOConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of SePPO."""
+    rounds: int = ...
+    """K"""
+    steps_per_round: int = ...
+    """optimizer steps between two checkpoints of the pool"""
+    reference: Literal['initial', 'latest', 'random'] = ...
+    """r ~ U{0, ..., k-1}"""
+    flip: Literal['sign', 'indicator', 'none'] = ...
+    """s in {+1, -1}, {1, 0} or always +1"""
+    deadband: float = ...
+    """tau, nats: a winner margin this close to 0 is a tie"""
+
+@dataclass
+class RPOConfig(PreferenceConfig):
+    """PreferenceConfig and the settings of RPO."""
+    eta: float = ...
+    """eta; the average form wants about 0.2"""
+    form: Literal['cumulative', 'average', 'token_mean'] = ...
+    """which of the three losses of this name"""
+    imitate: Literal['chosen', 'reference', 'dataset'] = ...
+    """pi_base: whose answers are imitated"""
+    imitation_data: str | None = ...
+    """for imitate "dataset": a file of rows with prompt and completion"""
+
+class RPOTrainer(PreferenceTrainer):
+    """RPO: DPO with an imitation term against overoptimisation. `help(RPOConfig)` lists its settings."""
+    args: RPOConfig
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = ...,
+        args: RPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        sampling: Any = ...,
+        answer: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
