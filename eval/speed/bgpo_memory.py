@@ -128,7 +128,7 @@ def trainer_of(way: str) -> type:
 
 
 def config_of(way: str, samples: int, folder: str, args: argparse.Namespace) -> Any:
-    """Two updates a rollout, so that the second is off-policy; one rollout more than is timed, for counting."""
+    """Two updates per rollout, so that the second is off-policy; one rollout more than is timed, for counting."""
     from posttrain.trainers.masked import bindings as diffusion_bindings
 
     config_class = diffusion_bindings.BGPOConfig if way == "bgpo" else diffusion_bindings.VRPOOLConfig

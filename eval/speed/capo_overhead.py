@@ -56,7 +56,7 @@ def clocks() -> tuple[float, float]:
 
 
 def measure(name: str, model: LlamaForCausalLM, tokenizer: Any, args: argparse.Namespace) -> dict[str, float]:
-    """Mean seconds a step, whole and without generation, by either clock."""
+    """Mean seconds per step, whole and without generation, by either clock."""
     method = name.split()[0]
     settings = dict(METHODS[name])
     if method == "CAPO":

@@ -1,4 +1,4 @@
-"""Rollouts: tokens a second of each engine, and how much of a training step is spent waiting for one.
+"""Rollouts: tokens per second of each engine, and how much of a training step is spent waiting for one.
 
     python eval/speed/rollout.py engines [--hidden 256 --layers 4 --prompts 16 --group 8 --tokens 256 --rounds 3]
     python eval/speed/rollout.py waiting [--model runs/demo-sft/model --steps 40]

@@ -6,7 +6,7 @@
               of BGPO's on-policy gradient, sqrt(E |g - E g|^2) / |E g|, and, after one update along it, the means of
               VRPO-OL's objective and of BGPO's bound
     curves    bgpo, vrpo_ol, diffu_grpo and coupled_grpo from the same start at the same learning rate, two updates a
-              rollout, until each has spent the same number of forward passes a response, rollout and old terms included
+              rollout, until each has spent the same number of forward passes per response, rollout and old terms included
 
 The model is the one of recipes/smoke/mdlm_countdown.yaml (0.1 million parameters), trained first where its folder is
 missing. Writes JSON, a table and a plot to results/bgpo. Nothing here shows what a method does at real size.
@@ -213,7 +213,7 @@ def passes_a_rollout(method: str) -> int:
 
 
 def curves(seed: int, folder: Path, rollouts: int) -> Numbers:
-    """Reward of each rollout and held-out accuracy, against forward passes a response."""
+    """Reward of each rollout and held-out accuracy, against forward passes per response."""
     need_start()
     budget = rollouts * passes_a_rollout("bgpo")
     found: Numbers = {}
@@ -277,7 +277,7 @@ def table(results: Numbers) -> str:
     if "curves" in results:
         runs = results["curves"]["runs"]
         lines += [
-            "| method | passes a rollout | rollouts | held out: before | after "
+            "| method | passes per rollout | rollouts | held out: before | after "
             "| reward: first half | last fifth | largest drift |",
             "|---|---|---|---|---|---|---|---|",
         ]
@@ -323,7 +323,7 @@ def _draw_curves(axis: Any, its: Numbers) -> None:
                 *_smooth(run["reward"], run["passes_a_rollout"]), color=colour, alpha=0.25, linewidth=0.8
             )
         axis.plot(*_smooth(mean, runs[0]["passes_a_rollout"]), color=colour, label=method)
-    axis.set(title="Reward of the rollouts", xlabel="forward passes a response", ylabel="reward")
+    axis.set(title="Reward of the rollouts", xlabel="forward passes per response", ylabel="reward")
 
 
 def _smooth(values: Sequence[float], cost: int) -> tuple[list[int], list[float]]:

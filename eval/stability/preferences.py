@@ -359,7 +359,9 @@ def _draw_salsa(axis: Any, runs: list[Numbers]) -> None:
             values = run[str(alpha)]
             axis.scatter(values["kl_to_start"], values["reward"], s=5, color=colour, alpha=0.5, label=label)
             label = None
-    axis.set(title="SALSA", xlabel="KL to the first SFT model, nats a token", ylabel="reward of the rollout")
+    axis.set(
+        title="SALSA", xlabel="KL to the first SFT model, nats per token", ylabel="reward of the rollout"
+    )
 
 
 EXPERIMENTS: dict[str, Callable[[int, Path], Numbers]] = {

@@ -91,13 +91,13 @@ REGIMES: dict[str, Regime] = {
         ("reinforce", "bnpo", "bnpo_per_response", "capo_follows"),
     ),
     "reuse8_1e-4": Regime(
-        "eight updates a rollout, learning rate 1e-4",
+        "eight updates per rollout, learning rate 1e-4",
         {"train.num_iterations": 8, "train.max_steps": 240, "train.eval_steps": 16},
         {**CLIPPED, **CAPO_FORMS},
         CLIP,
     ),
     "reuse8_3e-4": Regime(
-        "eight updates a rollout, learning rate 3e-4",
+        "eight updates per rollout, learning rate 3e-4",
         {
             "train.num_iterations": 8,
             "train.max_steps": 240,
@@ -114,7 +114,7 @@ REGIMES: dict[str, Regime] = {
         CLIP,
     ),
     "long_wrong": Regime(
-        "wrong answers twice as long as right ones, eight updates a rollout, learning rate 1e-4",
+        "wrong answers twice as long as right ones, eight updates per rollout, learning rate 1e-4",
         {
             "train.num_iterations": 8,
             "train.max_steps": 240,

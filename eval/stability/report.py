@@ -33,7 +33,7 @@ COLUMNS = {
     "t5": ("t5", "mean of the last five evaluations on 512 held-out problems"),
     "best": ("best", "best of the evaluations"),
     "steps_to_90": ("to .90", "first evaluated step at which held-out accuracy is at least .90"),
-    "entropy_last": ("entropy", "nats a token, mean of the last ten steps"),
+    "entropy_last": ("entropy", "nats per token, mean of the last ten steps"),
     "grad_norm_mean": ("grad norm", "gradient norm, mean over steps, before clipping"),
     "grad_norm_spread": ("its spread", "standard deviation over steps"),
     "clip_share": ("clipped", "tokens whose ratio is clipped, mean over steps"),
@@ -57,7 +57,7 @@ COLUMNS = {
 PLOTTED = (
     ("eval_accuracy", "Held-out accuracy", True),
     ("reward", "Reward of the rollouts", False),
-    ("entropy", "Entropy [nats a token]", False),
+    ("entropy", "Entropy [nats per token]", False),
     ("grad_norm", "Gradient norm", False),
     ("lab/coverage", "Responses with gradient", True),
     ("kept_share", "Tokens kept", True),

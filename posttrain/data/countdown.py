@@ -44,7 +44,7 @@ class Countdown:
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0
     """share of right completions"""
     demonstrations: Annotated[int, Ge(1), Le(100)] = 1
-    """completions a problem, each drawn anew"""
+    """completions per problem, each drawn anew"""
 
     def __post_init__(self) -> None:
         if not self.operators or set(self.operators) - set("+-*/"):

@@ -30,7 +30,7 @@ class Sort:
     teacher_accuracy: Annotated[float, Ge(0), Le(1)] = 1.0
     """share of right completions"""
     demonstrations: Annotated[int, Ge(1), Le(100)] = 1
-    """completions a problem, each drawn anew"""
+    """completions per problem, each drawn anew"""
 
     def rows(self, split: str, *, completions: bool) -> Iterator[dict[str, str]]:
         """prompt and answer of each problem of "train" or "test"; with `completions`, the teacher's too."""

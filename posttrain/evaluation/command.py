@@ -38,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--workers", type=_whole(1), default=_cores(), help="worker processes (default: %(default)s)"
     )
     grade.add_argument(
-        "--timeout", type=_seconds, default=10.0, help="seconds a response (default: %(default)s)"
+        "--timeout", type=_seconds, default=10.0, help="seconds per response (default: %(default)s)"
     )
     _add_judge(stages.add_parser("judge", help="let a judge compare AlpacaEval's responses"))
     pages = stages.add_parser("report", help="one page and the same in the terminal")

@@ -1,6 +1,6 @@
 """Scores of a model on a benchmark, with intervals, in plain numpy.
 
-Every estimator first gives one value a problem, (P,), and its uncertainty is that of drawing other problems:
+Every estimator first gives one value per problem, (P,), and its uncertainty is that of drawing other problems:
 samples of one problem are not independent evidence, so nothing here resamples them. Shapes: P problems,
 n samples of a problem; ragged n is a list of arrays.
 

@@ -35,7 +35,10 @@ def _at_least(kind: Callable[[str], float], lowest: float) -> Callable[[str], fl
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "diffusion_steps": {"type": _at_least(int, 1), "help": "forward passes a canvas (default: one a token)"},
+    "diffusion_steps": {
+        "type": _at_least(int, 1),
+        "help": "forward passes per canvas (default: one a token)",
+    },
     "block_length": {
         "type": _at_least(int, 1),
         "help": "the canvas is filled in blocks of this size (default: one block)",

@@ -123,7 +123,7 @@ class Transport:
         }
 
     def __call__(self, prompts: Sequence[str], **settings: Any) -> dict[str, list[Any]]:
-        """The package's signature: one answer a prompt, as text and in whole."""
+        """The package's signature: one answer per prompt, as text and in whole."""
         for name in _UNSUPPORTED:
             if settings.get(name):
                 raise ValueError(f"the annotator asks for {name}, which only OpenAI's tokenizer can give")

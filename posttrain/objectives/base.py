@@ -102,7 +102,7 @@ class Objective(Settings):
                   sampled one always among them, with logits after temperature
                   (`ops.logprobs.top_candidates`)"""
     num_candidates: ClassVar[int] = 0
-    """How many candidate ids a token the method wants, where it needs "candidates"."""
+    """How many candidate ids per token the method wants, where it needs "candidates"."""
     observes_step: ClassVar[bool] = False
     """Whether every micro-batch of the optimizer step must be seen, by `observe_step` or to count the kept
     tokens, before the first backward. Without it no second forward pass is called for, even where `keep`
@@ -141,7 +141,7 @@ class Objective(Settings):
         return batch.advantages
 
     def token_loss(self, batch: TokenBatch) -> Tensor:
-        """The loss a token, before masking and reduction. (B, T), or (B, 1) to be broadcast."""
+        """The loss per token, before masking and reduction. (B, T), or (B, 1) to be broadcast."""
         raise NotImplementedError  # every method defines its own
 
     def clip_bounds(self, batch: TokenBatch) -> tuple[float | Tensor, float | Tensor] | None:

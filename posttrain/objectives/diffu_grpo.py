@@ -2,7 +2,7 @@
 
 Against GRPO: the log-prob of a token is read off one forward pass on a canvas of masks, with some prompt
 tokens hidden as well, other ones in each inner iteration; a mean-field stand-in for the likelihood, not a
-bound of it. Against BGPO: one pass instead of n, a ratio a token instead of a response, clipped. Departures:
+bound of it. Against BGPO: one pass instead of n, a ratio per token instead of per response, clipped. Departures:
 none. Where paper and released code differ, the code's defaults stand: advantage without the standard
 deviation, every token of the step weighs the same. KL (k3, 0.04) is the trainer's beta.
 """

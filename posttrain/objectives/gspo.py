@@ -1,6 +1,6 @@
 """GSPO. Zheng et al. 2025, https://arxiv.org/abs/2507.18071
 
-Against GRPO: one importance ratio a response, the geometric mean of its tokens' ratios (eq. 7), and so one
+Against GRPO: one importance ratio per response, the geometric mean of its tokens' ratios (eq. 7), and so one
 clip a response (eq. 5). Its ratios live near one: the paper's clip range is three orders of magnitude below
 GRPO's.
 Departures: none. The token-level variant (GSPO-token) is not built.

@@ -100,7 +100,7 @@ class DiffusionObjective(Objective):
         raise NotImplementedError  # every method hides tokens its own way
 
     def losses(self, batch: DiffusionBatch) -> Tensor:
-        """The loss a response (B,), or a token (B, L), before reduction."""
+        """The loss per response (B,), or per token (B, L), before reduction."""
         raise NotImplementedError  # every method defines its own
 
     def penalty(self, batch: DiffusionBatch) -> Tensor:
@@ -127,7 +127,7 @@ class DiffusionObjective(Objective):
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class ElboObjective(DiffusionObjective):
-    """What BGPO and VRPO-OL share: n ELBO terms a response, group-normalised advantages, a mean over responses."""
+    """What BGPO and VRPO-OL share: n ELBO terms per response, group-normalised advantages, a mean over responses."""
 
     samples: Annotated[int, Ge(1)] = 16
     """n_t"""

@@ -1,7 +1,7 @@
 """VRPO-OL, the online form of VRPO. Zhu et al. 2025 (LLaDA 1.5), https://arxiv.org/abs/2505.19223, made
 online in BGPO, https://arxiv.org/abs/2510.11683, eq. 6 and 7.
 
-Against GRPO: one ratio a response, exp of the difference of its ELBO estimates under the new and the old
+Against GRPO: one ratio per response, exp of the difference of its ELBO estimates under the new and the old
 policy on the same hidden tokens; no clip, no KL. Against BGPO: the objective itself and not a bound of it;
 biased by O(1/n), since exp stands outside the mean. Departures: memory. The published form keeps the graphs
 of all n passes; here a first pass without gradient gives exp(mean d), and one backward a pass then carries it

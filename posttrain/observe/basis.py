@@ -65,7 +65,7 @@ def steps_basis(run_dir: Path, averaged: int, logged: int) -> str:
     import pyarrow.parquet as pq
 
     rows = pq.read_metadata(files[max(files)]).num_rows
-    return f"{words}; {rows:,} responses a rollout"
+    return f"{words}; {rows:,} responses per rollout"
 
 
 def _interval(

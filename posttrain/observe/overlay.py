@@ -89,7 +89,7 @@ def final_figures(runs: Sequence[Run]) -> list[tuple[str, list[tuple[float, floa
 
 
 def overlaid(runs: Sequence[Run]) -> list[Panel]:
-    """One panel a metric, one curve a run, in the order of a run's own page; only what two runs share, but for what
+    """One panel a metric, one curve per run, in the order of a run's own page; only what two runs share, but for what
     tells whether they learned."""
     names = list(dict.fromkeys(name for run in runs for name in metric_names(run.summary.rows)))
     panels, claimed = [], set()

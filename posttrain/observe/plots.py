@@ -85,9 +85,9 @@ SPECS = (
         "Log-prob of the responses [nats]",
         (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
     ),
-    Spec("Policy", "Entropy [nats a token]", (("entropy", "policy"),)),
+    Spec("Policy", "Entropy [nats per token]", (("entropy", "policy"),)),
     Spec("Policy", "Gradient norm", (("grad_norm", "before clipping"),), log=True),
-    Spec("Policy", "KL to the reference [nats a token]", (("kl", "k3 estimate"),)),
+    Spec("Policy", "KL to the reference [nats per token]", (("kl", "k3 estimate"),)),
     Spec(
         "Policy",
         "Response length [tokens]",
@@ -112,7 +112,7 @@ SPECS = (
     ),
     Spec("Policy", "Groups with equal rewards", (("frac_reward_zero_std", "share of groups"),), percent=True),
     Spec("Policy", "Tokens the objective kept", (("kept_share", "share of loss tokens"),), percent=True),
-    Spec("Policy", "ELBO [nats a token]", (("elbo_per_token", "policy"),)),
+    Spec("Policy", "ELBO [nats per token]", (("elbo_per_token", "policy"),)),
     Spec("Policy", "ELBO drift since the rollout [nats]", (("drift", "mean"), ("largest_drift", "largest"))),
     Spec("Policy", "Tokens no pass hid", (("unhidden", "share"),), percent=True),
     Spec(
@@ -120,10 +120,10 @@ SPECS = (
         "Age of the sampled tokens [optimizer steps]",
         (("rollout/staleness", "mean"), ("rollout/staleness_max", "oldest")),
     ),
-    Spec("Run", "Tokens a second", (("tokens_per_second", "rollout tokens"),)),
+    Spec("Run", "Tokens per second", (("tokens_per_second", "rollout tokens"),)),
     Spec(
         "Run",
-        "Seconds a step",
+        "Seconds per step",
         (
             ("step_time", "whole step"),
             ("rollout/wait_s", "waiting for samples"),

@@ -42,7 +42,7 @@ class ProgressView:
     """What is known of the run so far. Opened (`with`, or `open`), it shows that the run is alive until `close`.
 
     enabled  False on every rank but 0: then nothing is ever printed
-    every    steps between two plain lines; None picks about twenty lines a run
+    every    steps between two plain lines; None picks about twenty lines per run
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Advantages from the rewards of prompt groups. Shapes: P prompts, G responses a prompt.
+"""Advantages from the rewards of prompt groups. Shapes: P prompts, G responses per prompt.
 
 A reward of NaN means unjudged: it never enters a mean or a standard deviation, and the response gets
 advantage 0. Standard deviations are the sample's (divisor n - 1).

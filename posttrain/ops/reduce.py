@@ -1,7 +1,7 @@
 """From token losses to this micro-batch's share of the step's loss; the name says what is divided by.
 
 Every divisor counts the whole optimizer step (all micro-batches, all ranks), so the shares add up to the
-step's loss however the batch was split. Shapes: losses (B, T), or (B, 1) for one value a response; mask
+step's loss however the batch was split. Shapes: losses (B, T), or (B, 1) for one value per response; mask
 (B, T); totals ().
 """
 

@@ -1,4 +1,4 @@
-"""Policy-gradient losses a token. Shapes: ratios (B, T) or (B, 1), advantages (B, 1) or (B, T).
+"""Policy-gradient losses per token. Shapes: ratios (B, T) or (B, 1), advantages (B, 1) or (B, T).
 
 Bounds are absolute ratios: 1.28, not 0.28.
 """

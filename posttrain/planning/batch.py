@@ -1,7 +1,7 @@
 """Batch arithmetic of a run, exact and in words.
 
-Letters: W processes, b responses a micro-batch, a micro-batches an optimizer step, s micro-batches of one rollout,
-mu passes over it, G responses a prompt. One rollout is b * W * s responses of b * W * s / G prompts, trained on in
+Letters: W processes, b responses per micro-batch, a micro-batches an optimizer step, s micro-batches of one rollout,
+mu passes over it, G responses per prompt. One rollout is b * W * s responses of b * W * s / G prompts, trained on in
 s * mu / a optimizer steps.
 """
 
@@ -69,7 +69,7 @@ class RolloutSize:
     def in_words(self) -> list[str]:
         share = self.accumulation * self.micro_batch * self.processes
         lines = [
-            f"{plural(self.prompts, 'prompt')} x {self.group} responses = {self.completions} completions a rollout",
+            f"{plural(self.prompts, 'prompt')} x {self.group} responses = {self.completions} completions per rollout",
             f"{plural(self.optimizer_steps, 'optimizer step')} a rollout"
             + (f", in {self.passes} passes over it" if self.passes > 1 else ""),
             f"each optimizer step = {plural(self.accumulation, 'micro-batch')} x {self.micro_batch} responses on "

@@ -57,7 +57,7 @@ NOTES = {
     "data.args": "of the generated task",
     "data.eval": "held-out rows; what it does not say is as above",
     "rollout.engine": "vllm or vllm_server are faster on a GPU",
-    "rollout.group_size": "G, answers a prompt",
+    "rollout.group_size": "G, answers per prompt",
     "rollout.max_new_tokens": "longest answer",
     "rollout.temperature": "of sampling",
     "rollout.diffusion_steps": "forward passes that fill the canvas",

@@ -42,7 +42,7 @@ def model_code_faults(recipe: Recipe) -> Iterator[str]:
 
 
 def diffusion_lines(recipe: Recipe) -> Iterator[str]:
-    """Forward passes a rollout and a likelihood cost."""
+    """Forward passes per rollout and a likelihood cost."""
     if not isinstance(recipe.rollout, DiffusionRolloutSection):
         return
     sampling = _sampling(recipe.rollout)

@@ -17,7 +17,7 @@ from posttrain.settings import RunView, Settings
 ONLY_WITH_REWARDS = frozenset(
     {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction"}
 )
-"""Options of `rollout` that a method which draws one answer a prompt, between trainings, has no use for."""
+"""Options of `rollout` that a method which draws one answer per prompt, between trainings, has no use for."""
 VLLM_ONLY_WITH_REWARDS = {
     "sleep": "the engine is closed before training begins",
     "proof_limit": "the engine reads the policy's folder, and no weights are sent to it",
@@ -71,7 +71,7 @@ def _asked(recipe: Recipe, processes: int) -> Iterator[tuple[Settings, RunView]]
 
 
 def _sampling_faults(recipe: Recipe, rollout: RolloutSection) -> Iterator[str]:
-    """Of a method that draws one answer a prompt, before or between trainings."""
+    """Of a method that draws one answer per prompt, before or between trainings."""
     for key in sorted(ONLY_WITH_REWARDS & rollout.changed()):
         yield f"rollout: '{key}' does nothing with method '{recipe.method}'; remove it"
     if rollout.engine == "vllm_server":

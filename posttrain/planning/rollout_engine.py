@@ -39,6 +39,6 @@ def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:
     if rollout.partial_budget is not None and not batch.whole_groups_per_process:
         yield (
             f"rollout: partial_budget needs whole groups on every process, and {batch.completions_per_process} "
-            f"completions a process are no multiple of group_size {batch.group}; change "
+            f"completions per process are no multiple of group_size {batch.group}; change "
             "train.per_device_train_batch_size or steps_per_generation"
         )

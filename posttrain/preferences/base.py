@@ -1,4 +1,4 @@
-"""What a preference method is: the batch of pairs it reads and the loss a pair it returns.
+"""What a preference method is: the batch of pairs it reads and the loss per pair it returns.
 
 Shapes: B pairs. A log-prob is that of a whole answer given its prompt, summed over the answer's tokens (end
 token included, prompt and padding not), in nats and at least float32: half precision loses whole nats over a

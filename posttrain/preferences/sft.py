@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, and the negative log-likelihoods a pair loss may carry, named by what they divide by."""
+"""Supervised fine-tuning, and the negative log-likelihoods per pair loss may carry, named by what they divide by."""
 
 from __future__ import annotations
 

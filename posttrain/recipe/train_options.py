@@ -212,7 +212,7 @@ ELSEWHERE: dict[str, str] = {
     "output_dir": "write output.dir and output.name",
     "loss_type": "choose the loss with 'method', its settings in 'objective'",
     "loss_weights": "choose the loss with 'method', its settings in 'objective'",
-    "importance_sampling_level": "choose 'method: gspo' for one ratio a response",
+    "importance_sampling_level": "choose 'method: gspo' for one ratio per response",
     "epsilon": "write objective.clip_low, an epsilon or a bound as the method's page says",
     "epsilon_high": "write objective.clip_high, an epsilon or a bound as the method's page says",
     "delta": "the clip belongs to the method: see its settings with 'posttrain methods NAME'",

@@ -48,7 +48,7 @@ class Sampling:
     min_p               0 = off
     repetition_penalty  1 = off
     seed                row i of a call draws from seed + i; None: from the engine's own randomness
-    n                   completions a prompt
+    n                   completions per prompt
     """
 
     temperature: float = 1.0
@@ -127,7 +127,7 @@ class Engine(Protocol):
     dtype: str
 
     def generate(self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        """n completions a prompt, prompt-major. One `Sampling` for all, or one (with n = 1) a prompt."""
+        """n completions per prompt, prompt-major. One `Sampling` for all, or one (with n = 1) a prompt."""
         ...
 
     def update_weights(self, named_tensors: NamedTensors, version: int) -> None: ...

@@ -77,7 +77,7 @@ class Pool:
         self.drawn_rounds = -1  # the last round whose rows are here
 
     def draw(self, prompts: Sequence[list[int]], rows: Sequence[Any], group_size: int) -> None:
-        """Adds a batch: prompts and rows hold `group_size` neighbours a group."""
+        """Adds a batch: prompts and rows hold `group_size` neighbours per group."""
         for start in range(0, len(prompts), group_size):
             self.groups.append(Group(self.drawn, prompts[start], list(rows[start : start + group_size])))
             self.drawn += 1

@@ -107,7 +107,7 @@ class GSPOConfig(PolicyConfig):
     """c of dual-clip PPO (a bound), for negative advantages; off"""
 
 class GSPOTrainer(PolicyTrainer):
-    """GSPO: one importance ratio a response. `help(GSPOConfig)` lists its settings."""
+    """GSPO: one importance ratio per response. `help(GSPOConfig)` lists its settings."""
     args: GSPOConfig
     def __init__(
         self,
@@ -295,7 +295,7 @@ class COPOTrainer(PolicyTrainer):
 class CAPOConfig(PolicyConfig):
     """PolicyConfig and the settings of CAPO."""
     num_candidates: int = ...
-    """K, the candidate ids a token; one alone never moves"""
+    """K, the candidate ids per token; one alone never moves"""
     base: str = ...
     """whose loss the kept tokens have"""
     base_settings: dict[str, Any] | None = ...

@@ -62,7 +62,7 @@ def test_other_ranks_print_nothing() -> None:
 
 
 def test_time_left_follows_the_recent_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seconds a step at first, then one second a step for more than the window."""
+    """Two seconds per step at first, then one second a step for more than the window."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     view, _ = plain()

@@ -309,7 +309,7 @@ def test_curvature_is_judged_again_with_the_recorded_moments(tmp_path: Path) -> 
     ]  # or calibrate has nothing to find
     _, (calibrating,) = replay_file(path, ["capo"], ["capo.calibrate=true", *without])
     assert calibrating.notes == ["running statistics start empty"]
-    with pytest.raises(ValueError, match="wants 50 candidates a token and the record holds 4"):
+    with pytest.raises(ValueError, match="wants 50 candidates per token and the record holds 4"):
         replay_file(path, ["wide=capo"], [])
     with pytest.raises(ValueError, match="num_candidates"):
         replay_file(path, ["capo"], ["capo.num_candidates=1"])

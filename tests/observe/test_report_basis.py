@@ -98,7 +98,8 @@ def test_a_curve_says_how_much_of_it_is_averaged(tmp_path: Path) -> None:
     assert summarise(tmp_path).basis == "means of the first and last 2 of 5 logged steps"
     writer.write_completions(5, {"prompt": ["p"] * 8, "completion": ["c"] * 8})
     assert (
-        summarise(tmp_path).basis == "means of the first and last 2 of 5 logged steps; 8 responses a rollout"
+        summarise(tmp_path).basis
+        == "means of the first and last 2 of 5 logged steps; 8 responses per rollout"
     )
 
 

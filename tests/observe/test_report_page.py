@@ -105,7 +105,7 @@ def test_the_page_holds_the_runs_numbers(tmp_path: Path) -> None:
     assert "tiny<b>" in words  # text, not markup
     assert "<i>13" in words
     for title in (
-        "Reward", "Accuracy", "Entropy [nats a token]", "Gradient norm", "KL to the reference [nats a token]",
+        "Reward", "Accuracy", "Entropy [nats per token]", "Gradient norm", "KL to the reference [nats per token]",
         "Clip bounds of the ratio", "Positive share of the signal", "Clipped tokens", "Response length [tokens]",
         "Groups with equal rewards", "Generated tokens by class over the steps", "bapo/negative_ratio_max",
     ):  # fmt: skip

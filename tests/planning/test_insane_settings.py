@@ -131,7 +131,7 @@ def test_of_a_run_in_stages_train_speaks_of_one(load: Load) -> None:
 
 
 def test_a_run_told_in_epochs_is_counted_too(load: Load) -> None:
-    # 64 rows, 2 prompts a step: 32 steps an epoch
+    # 64 rows, 2 prompts per step: 32 steps an epoch
     epochs = {"max_steps": None, "num_train_epochs": 1}
     assert refusals(load, train=epochs, output={"record": [32]}) == []
     (refusal,) = refusals(load, train=epochs, output={"record": [33]})

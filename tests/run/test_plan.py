@@ -31,7 +31,7 @@ def plan_of(load: Load, base: dict[str, Any] = POLICY, processes: int = 1, **cha
 
 
 def test_the_arithmetic_by_hand() -> None:
-    # 8 responses x 2 processes x 8 micro-batches = 128 = 16 prompts x 8; 2 micro-batches a step: 4 steps
+    # 8 responses x 2 processes x 8 micro-batches = 128 = 16 prompts x 8; 2 micro-batches per step: 4 steps
     rollout = RolloutSize(processes=2, micro_batch=8, accumulation=2, window=8, passes=1, group=8)
     assert rollout.completions == 128
     assert rollout.prompts == 16
@@ -40,7 +40,7 @@ def test_the_arithmetic_by_hand() -> None:
     assert rollout.whole_groups_per_process
     assert list(rollout.faults()) == []
     assert rollout.in_words()[:4] == [
-        "16 prompts x 8 responses = 128 completions a rollout",
+        "16 prompts x 8 responses = 128 completions per rollout",
         "4 optimizer steps a rollout",
         "each optimizer step = 2 micro-batches x 8 responses on 2 processes = 32 responses",
         "whole groups per process: yes",
@@ -367,7 +367,7 @@ def test_exit_codes_and_one_line_a_refusal(load: Load, capsys: pytest.CaptureFix
     load()
     assert main(["plan", "r.yaml"]) == 0
     out, err = capsys.readouterr()
-    assert "2 prompts x 4 responses = 8 completions a rollout" in out
+    assert "2 prompts x 4 responses = 8 completions per rollout" in out
     assert out.splitlines()[1] == "can start"
     assert "Resolved recipe" not in out
     assert err == ""

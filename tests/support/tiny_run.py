@@ -17,7 +17,7 @@ def rows(count: int = 12) -> Dataset:
 
 
 def arguments(output_dir: Any, **extra: Any) -> dict[str, Any]:
-    """Three prompts of four responses of at most ten tokens a step, on the CPU, without any logging backend."""
+    """Three prompts of four responses of at most ten tokens per step, on the CPU, without any logging backend."""
     return {
         "output_dir": str(output_dir),
         "use_cpu": True,

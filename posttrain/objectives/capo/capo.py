@@ -62,7 +62,7 @@ class CAPO(Objective):
     symmetric: bool = True
     """-tau_H < m_H; false: 0 <= m_H"""
     num_candidates: Annotated[int, Ge(2)] = 50
-    """K, the candidate ids a token; one alone never moves"""
+    """K, the candidate ids per token; one alone never moves"""
     optimizer_model: Literal["adam", "sgd"] = "adam"
     """Opt: what a token's own step is predicted with"""
     cold_start: Literal["raw", "adam"] = "raw"

@@ -1,6 +1,6 @@
 """Adam moments of the LM head's rows, kept on the scale of one token's gradient (CAPO's optimizer model).
 
-Shapes: N tokens, K candidate ids a token, H hidden size, R rows. The gradient of row id i from one token is a
+Shapes: N tokens, K candidate ids per token, H hidden size, R rows. The gradient of row id i from one token is a
 number times the token's hidden state, so a batch of gradients is (ids, coefficients, hidden), and (N, K, H)
 is never built.
 """

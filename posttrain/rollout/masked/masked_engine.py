@@ -215,7 +215,7 @@ class MaskedDiffusionEngine:
         *,
         return_trace: bool = False,
     ) -> Any:
-        """n completions a prompt, prompt-major, each cut behind its first stop token.
+        """n completions per prompt, prompt-major, each cut behind its first stop token.
 
         return_trace  each with the pass that revealed every position of its canvas, max_new_tokens of them
         """

@@ -95,7 +95,7 @@ class Rollouts:
         per_rank = self.host.args.per_device_train_batch_size * (self.host.args.steps_per_generation or 1)
         if plan.partial_budget is not None and per_rank % self.host.num_generations:
             problems.append(
-                f"partial_budget needs whole groups on every process: {per_rank} completions a process are no "
+                f"partial_budget needs whole groups on every process: {per_rank} completions per process are no "
                 f"multiple of {self.host.num_generations} generations"
             )
         if (plan.staleness or plan.partial_budget) and self.host.tools:
@@ -394,7 +394,7 @@ class Rollouts:
                     self.host._metrics["train"][f"sampling/{name}/{kind}"].append(reduced.item())
 
     def _gathered(self, value: Tensor) -> Tensor:
-        """One value a rank."""
+        """One value per rank."""
         return torch.atleast_1d(torch.as_tensor(self.host.accelerator.gather(value)))
 
     def _log_rollout(self, name: str, value: float) -> None:

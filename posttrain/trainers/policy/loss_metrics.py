@@ -115,7 +115,7 @@ def _extreme(name: str, values: Tensor) -> Tensor:
 
 
 def _masked(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    if values.size(1) == 1:  # one value a response
+    if values.size(1) == 1:  # one value per response
         return values.sum(), torch.full((), float(values.size(0)), device=values.device)
     return (values * mask).sum(), mask.sum()
 

@@ -23,7 +23,7 @@ from posttrain.process.phases import PHASES
 
 _RATES = ("_runtime", "_per_second", "num_tokens", "epoch")
 _SHOWN = ("loss", "accuracy", "reward", "completions/mean_length", "completions/clipped_ratio")
-_PACED = 20  # logs over which tokens a second are averaged
+_PACED = 20  # logs over which tokens per second are averaged
 
 
 class RunCallback(TrainerCallback):
@@ -137,7 +137,7 @@ class RunCallback(TrainerCallback):
             self.writer.finish(state.global_step)
 
     def _speed(self, tokens: float) -> float | None:
-        """Tokens a second since the oldest of the last logs that counted any."""
+        """Tokens per second since the oldest of the last logs that counted any."""
         if self._tokens and tokens < self._tokens[-1][1]:
             self._tokens.clear()  # a trainer that counts from zero after a resume
         self._tokens.append((time.monotonic(), tokens))

@@ -65,7 +65,7 @@ class PolicyConfig(GRPOConfig):
 
     reward_timeout_s   seconds one reward call may take before its group is given up
     reward_on_error    "raise" stops the run with the reward's traceback; "skip" leaves the group unjudged
-    reward_workers     worker processes a reward function; None: half the processors, four at most
+    reward_workers     worker processes per reward function; None: half the processors, four at most
     eval_temperature   sampling temperature of evaluation: 0 is greedy, None the one of training
     record_steps       optimizer steps whose micro-batches are saved for `posttrain replay`
     layout             how rows go through the model: "padded" as TRL does; "trimmed" to the longest of a micro-batch;
@@ -76,7 +76,9 @@ class PolicyConfig(GRPOConfig):
 
     reward_timeout_s: float = field(default=30.0, metadata={"help": "Seconds one reward call may take."})
     reward_on_error: str = field(default="raise", metadata={"help": "'raise' or 'skip'."})
-    reward_workers: int | None = field(default=None, metadata={"help": "Worker processes a reward function."})
+    reward_workers: int | None = field(
+        default=None, metadata={"help": "Worker processes per reward function."}
+    )
     eval_temperature: float | None = field(
         default=None,
         metadata={"help": "Sampling temperature of evaluation; 0 is greedy, None the training one."},

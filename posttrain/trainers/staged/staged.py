@@ -375,7 +375,7 @@ class StagedTrainer:
         return replace(self.sampling, stop_token_ids=stop_ids(self.processing_class, config))
 
     def sample(self, stage: Stage, policy: Path, prompts: list[list[int]]) -> list[str]:
-        """One answer a prompt, batches shared out over ranks. Those on disk from before a kill are taken over."""
+        """One answer per prompt, batches shared out over ranks. Those on disk from before a kill are taken over."""
         file = stage.folder / f"samples-{self.ranks.process_index}.jsonl"
         drop_partial_line(file)
         found = read_samples(stage.folder)

@@ -406,7 +406,7 @@ def test_plans_an_engine_cannot_keep_are_refused(tmp_path: Path) -> None:
         trainer.use_engine(CopyEngine(trainer.model), RolloutPlan(partial_budget=10))
     uneven = trainer_in(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     uneven.args.steps_per_generation = 3
-    with pytest.raises(ValueError, match="6 completions a process are no multiple of 4"):
+    with pytest.raises(ValueError, match="6 completions per process are no multiple of 4"):
         uneven.use_engine(CopyEngine(uneven.model), RolloutPlan(partial_budget=4))
 
 
