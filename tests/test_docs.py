@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from docs.docstring_methods import on_config, references
+from docs.floors_drawing import draw, floors
 from posttrain.recipe.methods import METHODS
 
 
@@ -51,3 +52,11 @@ def test_every_method_has_its_place_in_the_reference(root: Path) -> None:
     for method in METHODS.values():
         module = method.settings.partition(":")[0]
         assert f"::: {module}\n" in text + "\n" or module.startswith("posttrain.references."), method.name
+
+
+def test_the_drawing_of_the_floors_is_that_of_the_tables(root: Path) -> None:
+    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert (root / "docs" / "assets" / "floors.svg").read_text(encoding="utf-8") == draw(text), (
+        "run python docs/floors_drawing.py"
+    )
+    assert list(floors(text))[:3] == ["6", "5", "4.5"]

@@ -5,8 +5,9 @@
     gradient  one rollout of the fine-tuned model; with the noise drawn anew for each n and design, the relative spread
               of BGPO's on-policy gradient, sqrt(E |g - E g|^2) / |E g|, and, after one update along it, the means of
               VRPO-OL's objective and of BGPO's bound
-    curves    bgpo, vrpo_ol, diffu_grpo and coupled_grpo from the same start at the same learning rate, two updates a
-              rollout, until each has spent the same number of forward passes per response, rollout and old terms included
+    curves    bgpo, vrpo_ol, diffu_grpo and coupled_grpo from the same start at the same learning rate, two updates per
+              rollout, until each has spent the same number of forward passes per response, rollout and old terms
+              included
 
 The model is the one of recipes/smoke/mdlm_countdown.yaml (0.1 million parameters), trained first where its folder is
 missing. Writes JSON, a table and a plot to results/bgpo. Nothing here shows what a method does at real size.

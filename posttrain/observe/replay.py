@@ -183,8 +183,8 @@ def _check_needs(record: Record, objective: Objective) -> list[str]:
         recorded = min(batch.forward["candidate_ids"].size(-1) for batch in record.batches)
         if objective.num_candidates > recorded:
             raise ValueError(
-                f"{type(objective).__name__} wants {objective.num_candidates} candidates per token and the record holds "
-                f"{recorded}; --set num_candidates to {recorded} or less"
+                f"{type(objective).__name__} wants {objective.num_candidates} candidates per token and the record "
+                f"holds {recorded}; --set num_candidates to {recorded} or less"
             )
     if len(record.ranks) < record.world_size:
         return [f"ranks {record.ranks} of {record.world_size} found: sums are over these ranks alone"]

@@ -39,13 +39,13 @@ def soup_with(model: PreTrainedModel, others: Sequence[str], weights: Sequence[f
     states = [first.state_dict(), *[other.to(first.device).state_dict() for other in rest]]  # type: ignore[arg-type]  # as torch
     soup = average(states, weights)
     if PartialState().is_main_process:  # elsewhere FSDP may not have given the policy its weights yet
-        warn_of_strangers(["the policy", *others], states)
+        warn_of_unrelated_weights(["the policy", *others], states)
     reference = rest[0].to(first.dtype)  # type: ignore[arg-type]  # as torch
     reference.load_state_dict(soup)
     return reference.requires_grad_(False).eval()
 
 
-def warn_of_strangers(names: Sequence[str], states: Sequence[StateDict]) -> None:
+def warn_of_unrelated_weights(names: Sequence[str], states: Sequence[StateDict]) -> None:
     """Says so when a model lies as far from the first as if they had nothing in common; data would have to prove it."""
     for name, state in zip(names[1:], states[1:], strict=True):
         apart = distance(states[0], state)
@@ -129,7 +129,7 @@ def save_soup(
     states = [model.state_dict() for model in models]
     soup = average(states, weights)
     if check_texts is None:
-        warn_of_strangers(paths, states)
+        warn_of_unrelated_weights(paths, states)
     measured: dict[str, Any] = {}
     if check_texts is not None:
         measured["models"] = [perplexity(model.eval(), tokenizer, check_texts) for model in models]
