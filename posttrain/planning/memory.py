@@ -244,7 +244,7 @@ def arithmetic(recipe: Recipe, size: int, device: Literal["cuda", "cpu"]) -> Ari
 
 def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
     rows, train = _rows(recipe), recipe.train
-    here = rows * tokens
+    here = tokens_at_once(recipe, rows, tokens)
     one = here * layer_bytes(shape, how, tokens)
     casts = shape.layers * layer_weights(shape) * 2.0 if how.autocast else 0.0
     whole = shape.layers * one
@@ -252,8 +252,9 @@ def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
     inputs = shape.layers * here * shape.hidden * how.weight
     masked = logits_bytes(recipe, shape, rows, tokens, how)
     scored = recipe.rollout.max_new_tokens if recipe.rollout is not None and how.cuda else tokens - 1
-    forward = masked.forward if masked else head_forward(shape, how, rows * scored)
-    backward = masked.backward if masked else head_backward(shape, how, rows * scored)
+    positions = here * scored // tokens
+    forward = masked.forward if masked else head_forward(shape, how, positions)
+    backward = masked.backward if masked else head_backward(shape, how, positions)
     embedding = shape.vocabulary * shape.hidden * 4.0 if how.trained is None else 0.0
     widths = here * BACKWARD_WIDTHS * shape.intermediate * how.compute
     if train.gradient_checkpointing:
@@ -268,6 +269,13 @@ def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
         scoring=one + casts + forward if _scores_without_gradient(recipe) else 0.0,
         all_layers=whole,
     )
+
+
+def tokens_at_once(recipe: Recipe, rows: int, tokens: int) -> int:
+    """Of one forward and backward: all rows at the longest one's length, as if no layout shared prompts or left padding
+    out, but no more than `max_tokens_per_micro_batch` where a row alone is not longer."""
+    limit = recipe.train.max_tokens_per_micro_batch if isinstance(recipe.train, PolicyTrain) else None
+    return rows * tokens if limit is None else min(rows * tokens, max(limit, tokens))
 
 
 def _scores_without_gradient(recipe: Recipe) -> bool:

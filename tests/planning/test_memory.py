@@ -352,3 +352,14 @@ def test_text_families_are_measured_by_max_length(load: Load) -> None:
         "train.max_length would say"
         in estimate(load(SFT, train={"max_length": None}), SHAPE, Launch()).notes[0]
     )
+
+
+def test_a_limit_of_tokens_bounds_what_a_micro_batch_keeps(load: Load) -> None:
+    """8 rows of 7 + 9 tokens are 128: at 32 a quarter of it; a limit below a row cannot cut the row."""
+    whole = memory_of(load)
+    quarter = memory_of(load, train={"max_tokens_per_micro_batch": 32})
+    assert quarter.layers == whole.layers / 4
+    assert quarter.head < whole.head
+    one = memory_of(load, train={"max_tokens_per_micro_batch": 1})
+    assert one.layers == whole.layers / 8
+    assert memory_of(load, train={"max_tokens_per_micro_batch": 10_000}) == whole
