@@ -15,9 +15,9 @@ import torch
 from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).parent))
+from letter_rewards import partly_right
 from tiny_run import arguments, rows
 
-from posttrain.rewards.hooks import yields_answers
 from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 from posttrain.trainers.policy import bindings
 
@@ -38,19 +38,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **SLOW,
     },
 }
-
-
-def first_letters(completions: list[str], **_: Any) -> list[str | None]:
-    return [text[:1] or None for text in completions]
-
-
-@yields_answers(first_letters)
-def partly_right(completions: list[str], *, prompts: list[str], **_: Any) -> list[float]:
-    """1.0 for some responses, so that groups differ; never looks at other responses."""
-    return [
-        float(zlib.crc32(f"{p}|{c}".encode()) % 5 < 2 + int(p[0]) % 3)
-        for p, c in zip(prompts, completions, strict=True)
-    ]
 
 
 def fixed_completion(prompt: list[int], place: int) -> list[int]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
+from letter_rewards import judged
 
-
-def judged(completions, **_):
-    """Any fixed function of the text: the rewards of a group must differ."""
-    return [float(len(set(text)) % 3) for text in completions]
+__all__ = ["arguments", "judged", "rows"]
 
 
 def rows(count: int = 12) -> Dataset:

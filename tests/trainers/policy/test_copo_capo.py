@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from letter_rewards import judged_with_answers, same_for_a_prompt
 from peft import LoraConfig
 from tiny_run import arguments, judged, rows
 from torch.testing import assert_close
@@ -18,7 +19,6 @@ from posttrain.objectives.base import TokenBatch
 from posttrain.objectives.copo import COPO
 from posttrain.observe.signal import account_objective
 from posttrain.recipe import load_recipe
-from posttrain.rewards.hooks import yields_answers
 from posttrain.run.plan import make_plan
 from posttrain.trainers.forward.base import Rows
 from posttrain.trainers.policy import bindings
@@ -26,21 +26,6 @@ from posttrain.trainers.policy.loss_metrics import LossMetrics
 
 LORA = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 TEMPERATURE = 0.7
-
-
-def first_letters(completions, **_):
-    return [text[:1] or None for text in completions]
-
-
-@yields_answers(first_letters)
-def same_for_a_prompt(completions, *, prompts, **_):
-    """Every group is degenerate; prompts differ."""
-    return [int(prompt.split("+")[0]) ** 2 / 576 for prompt in prompts]
-
-
-@yields_answers(first_letters)
-def judged_with_answers(completions, **_):
-    return judged(completions)
 
 
 def spied(name: str, model: Any, tokenizer: Any, folder: Path, reward: Any = judged, **settings: Any):
@@ -312,7 +297,7 @@ def test_plan_refuses_copo_without_answers(method, objective, tmp_path):
             {"objective_threshold": -0.01},
             "CAPO: objective_threshold: Input should be greater than or equal to 0",
         ),
-        ({"base": "gspo"}, "CAPO: base: Input should be 'grpo'"),
+        ({"base": "gspo"}, "CAPO: base: 'gspo' is none of grpo, "),
         ({"moment_decay": (0.9,)}, "CAPO: moment_decay"),
     ],
 )

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from letter_rewards import judged_with_answers
 from tiny_run import arguments, judged, rows
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from posttrain.rewards.hooks import yields_answers
 from posttrain.trainers.forward.choose_layout import choose_layout
 from posttrain.trainers.forward.head import HeadOptions
 from posttrain.trainers.policy import bindings
@@ -33,7 +33,7 @@ def trained(method: str, model: Any, tokenizer: Any, folder: Any, **extra: Any) 
     settings = {**SGD, **METHODS[method], **extra}
     config = getattr(bindings, f"{method}Config")(**arguments(folder, **settings))
     trainer = getattr(bindings, f"{method}Trainer")(
-        copy.deepcopy(model), rewarded, config, rows(), processing_class=tokenizer
+        copy.deepcopy(model), judged_with_answers, config, rows(), processing_class=tokenizer
     )
     trainer.train()
     return {
@@ -41,15 +41,6 @@ def trained(method: str, model: Any, tokenizer: Any, folder: Any, **extra: Any) 
         "logs": [log for log in trainer.state.log_history if "loss" in log],
         "layout": trainer.layout.name,
     }
-
-
-def first_letters(completions: list[str], **_: Any) -> list[str | None]:
-    return [text[:1] or None for text in completions]
-
-
-@yields_answers(first_letters)
-def rewarded(completions: list[str], **_: Any) -> list[float]:
-    return judged(completions)
 
 
 def agree(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 from datasets import Dataset
+from letter_rewards import short_and_odd
 
 from posttrain.trainers import BAPOConfig, BAPOTrainer
-
-
-def odd_length(completions, *, answer, limit=9, **_):
-    return [float(len(text) % 2) * (len(text) < limit) for text in completions]
 
 
 def test_a_model_may_be_given_by_its_folder(tiny_model, tokenizer, tmp_path):
@@ -20,7 +17,7 @@ def test_a_model_may_be_given_by_its_folder(tiny_model, tokenizer, tmp_path):
         max_completion_length=6, max_steps=1, learning_rate=1e-2, use_cpu=True, bf16=False, report_to=[],
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": f"{i}>", "answer": str(i)} for i in range(8)])
-    trainer = BAPOTrainer(str(tmp_path / "model"), odd_length, args=args, train_dataset=rows)
+    trainer = BAPOTrainer(str(tmp_path / "model"), short_and_odd, args=args, train_dataset=rows)
     start = tiny_model.state_dict()
     assert all(torch.equal(value, start[name]) for name, value in trainer.ref_model.state_dict().items())
     trainer.train()

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from letter_rewards import judged
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,10 +22,6 @@ from posttrain.trainers.policy.bindings import GRPOConfig, GRPOTrainer
 from posttrain.trainers.policy.salsa_trainer import SALSAConfig, SALSATrainer
 
 ROWS = Dataset.from_list([{"prompt": f"{i}>"} for i in range(8)])
-
-
-def judged(completions, **_):
-    return [float(len(set(text)) % 3) for text in completions]
 
 
 def options(config, folder, **changes):

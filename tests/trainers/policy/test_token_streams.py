@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from letter_rewards import by_letters
 from pydantic.dataclasses import dataclass
 from tiny_run import arguments, rows
 from torch import Tensor
@@ -42,10 +43,6 @@ class LaterTokensCount(Objective):
 
     def reduce(self, losses: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
         return per_token(losses, mask, totals.num_tokens)
-
-
-def by_letters(completions: list[str], **_: Any) -> list[float]:
-    return [float(sum(map(ord, text)) % 7) - 3.0 for text in completions]
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from letter_rewards import odd_length
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -17,10 +18,6 @@ from posttrain.observe.writer import completion_files, read_evaluation, read_eve
 from posttrain.process.phases import PHASES
 from posttrain.trainers import BAPOConfig, BAPOTrainer, RunReport
 from posttrain.trainers.reporting.run_report import changed_arguments, plain
-
-
-def odd_length(completions, **_):
-    return [float(len(text) % 2) for text in completions]
 
 
 def policy_trainer(model: Any, tokenizer: Any, folder: Path, **more: Any) -> BAPOTrainer:

@@ -9,20 +9,12 @@ import pytest
 import trl
 from datasets import Dataset
 from finite_runs import PAIRS, TEXTS
+from letter_rewards import logging_its_own, odd_length
 from tiny_run import arguments, judged, rows
 
 import posttrain.trainers as trainers
 from posttrain.rollout.masked.predictor import scratch_mask_model
 from posttrain.trainers.seam.best_metric import PAIR_EVALUATION, POLICY_EVALUATION, SFT_EVALUATION
-
-
-def zero_or_one(completions, **_):
-    return [float(len(text) % 2) for text in completions]
-
-
-def named(completions, log_metric, **_):
-    log_metric("mine", 1.0)
-    return [float(len(set(text))) for text in completions]
 
 
 def build(family, model, tokenizer, folder, metric, reward=judged):
@@ -79,14 +71,14 @@ def test_a_name_that_nothing_logs_is_refused_at_the_start(
 @pytest.mark.parametrize(
     ("family", "metric", "names"),
     [
-        ("policy", "reward", POLICY_EVALUATION | {"rewards/zero_or_one/mean", "rewards/zero_or_one/std"}),
+        ("policy", "reward", POLICY_EVALUATION | {"rewards/odd_length/mean", "rewards/odd_length/std"}),
         ("preference", "rpo/imitation_nll_per_token", PAIR_EVALUATION | {"rpo/imitation_nll_per_token"}),
         ("sft", "eval_loss", SFT_EVALUATION),
         ("masked_sft", "loss", {"loss"}),
     ],
 )
 def test_the_names_that_are_offered_are_logged(family, metric, names, tiny_model, tokenizer, tmp_path):
-    trainer = build(family, tiny_model, tokenizer, tmp_path, metric, zero_or_one)
+    trainer = build(family, tiny_model, tokenizer, tmp_path, metric, odd_length)
     trainer.train()
     assert trainer.state.best_metric is not None
     logged = {key for entry in trainer.state.log_history for key in entry if key.startswith("eval_")}
@@ -94,7 +86,7 @@ def test_the_names_that_are_offered_are_logged(family, metric, names, tiny_model
 
 
 def test_names_that_rewards_log_cannot_be_known(tiny_model, tokenizer, tmp_path):
-    build("policy", tiny_model, tokenizer, tmp_path, "mine", named)
+    build("policy", tiny_model, tokenizer, tmp_path, "mine", logging_its_own)
 
 
 def test_every_name_that_trl_logs_is_explained(root):
