@@ -36,12 +36,12 @@ demo: $(BIN)/.core
 	VENV=$(VENV) bash launch/demo.sh
 
 test: $(BIN)/.core
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 NEED := --need vllm --need deepspeed --need evaluation --need bnb
 
 test-all: $(BIN)/.all
-	$(BIN)/python -m pytest $(NEED) -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(NEED) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-optional: $(BIN)/.all
 	$(BIN)/python -m pytest $(NEED) -m 'vllm or deepspeed or evaluation or bnb'

@@ -91,7 +91,25 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("; ".join(f"--need {name}: {EXTRAS[name][1]}" for name in missing))
 
 
+# Files that take minutes, longest first: begun last, one of them would be waited for alone. Under pytest-xdist this
+# needs --no-loadscope-reorder, which `make test` gives.
+LONG = (
+    "test_demo.py",
+    "test_recipe_runs.py",
+    "test_recipe_with_server.py",
+    "test_split.py",
+    "test_pair_sharded.py",
+    "test_sharded.py",
+    "test_seppo_loop.py",
+    "test_two_ranks.py",
+    "test_masked_split.py",
+    "test_masked_sharded.py",
+    "test_finite.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         for name in sorted(ABSENT.intersection(mark.name for mark in item.iter_markers())):
             item.add_marker(pytest.mark.skip(reason=f"the extra {name} is not installed"))
