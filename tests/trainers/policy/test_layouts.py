@@ -142,3 +142,28 @@ def test_on_cuda_shared_prompts_are_taken_where_they_were_measured_to_be_faster(
     layout = choose_layout(asked, model, None, accelerator=accelerator, head=HeadOptions())  # type: ignore[arg-type]  # not asked
     assert layout.name == ("shared" if expected == "shared" else "trimmed")
     assert expected in f"{layout.name} {layout.reason}"
+
+
+@pytest.mark.parametrize(("iterations", "passes"), [(1, [4, 4]), (2, [4 + 3 + 4, 4 + 3])])
+def test_bounds_over_four_micro_batches_cost_no_second_forward_on_policy(
+    iterations, passes, tiny_model, tokenizer, tmp_path
+):
+    """In later passes over a rollout the others are read again, and the old log-probs cost a pass at its start."""
+    split = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}
+    config = bindings.BAPOConfig(
+        **arguments(tmp_path, **SGD, **split, target=0.55, num_iterations=iterations, max_steps=2)
+    )
+    trainer = bindings.BAPOTrainer(
+        tiny_model, judged_with_answers, config, rows(), processing_class=tokenizer
+    )
+    scorer, counts = trainer.scorer, []
+    score = scorer.score
+
+    def counted(model: Any, part: Any, *wanted: Any) -> Any:
+        size = wanted[0].rows_at_once if wanted and wanted[0].rows_at_once else len(part.prompt_ids)
+        counts.append((trainer.state.global_step, -(-len(part.prompt_ids) // size)))
+        return score(model, part, *wanted)
+
+    scorer.score = counted  # type: ignore[method-assign]  # spied on
+    trainer.train()
+    assert [sum(passes for at, passes in counts if at == step) for step in (0, 1)] == passes
