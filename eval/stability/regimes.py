@@ -80,7 +80,7 @@ CLIP = ("dapo", "fixed_wide", "bapo", "bapo_paper")
 
 REGIMES: dict[str, Regime] = {
     "on_policy": Regime(
-        "one update a rollout, learning rate 1e-4",
+        "one update per rollout, learning rate 1e-4",
         {"train.max_steps": 120, "train.eval_steps": 5},
         {
             **FAMILY,
@@ -126,19 +126,19 @@ REGIMES: dict[str, Regime] = {
         warmup="long_wrong",
     ),
     "aggressive_adamw": Regime(
-        "one update a rollout, learning rate 8e-4, AdamW: plain GRPO ends below its start",
+        "one update per rollout, learning rate 8e-4, AdamW: plain GRPO ends below its start",
         {"train.max_steps": 120, "train.learning_rate": 8e-4},
         {**FAMILY, **AGGRESSIVE},
         ("capo", *AGGRESSIVE),
     ),
     "aggressive_adamw_5e-4": Regime(
-        "one update a rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
+        "one update per rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
         {"train.max_steps": 120, "train.learning_rate": 5e-4},
         {"grpo": FAMILY["grpo"], "capo": FAMILY["capo"], **CAPO_FORMS, **AGGRESSIVE},
         ("capo", "capo_follows", "capo_random", "capo_sgd_model", "grpo_clip_0.2"),
     ),
     "plain_sgd": Regime(
-        "one update a rollout, plain SGD at .06, gradients not clipped",
+        "one update per rollout, plain SGD at .06, gradients not clipped",
         {
             "train.max_steps": 120,
             "train.learning_rate": 0.06,

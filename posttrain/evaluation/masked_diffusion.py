@@ -37,7 +37,7 @@ def _at_least(kind: Callable[[str], float], lowest: float) -> Callable[[str], fl
 _OPTIONS: dict[str, dict[str, Any]] = {
     "diffusion_steps": {
         "type": _at_least(int, 1),
-        "help": "forward passes per canvas (default: one a token)",
+        "help": "forward passes per canvas (default: one per token)",
     },
     "block_length": {
         "type": _at_least(int, 1),

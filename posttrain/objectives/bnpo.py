@@ -108,7 +108,7 @@ def _check(rewards: Tensor, reward_range: Range) -> None:
     if not lowest < highest:
         raise ValueError(f"BNPO: reward_range = {tuple(reward_range)} must be (lowest, highest)")
     if rewards.size(1) < 2:
-        raise ValueError("BNPO: one response a prompt has no success rate; use a group size of at least 2")
+        raise ValueError("BNPO: one response per prompt has no success rate; use a group size of at least 2")
     slack = RANGE_TOLERANCE * (highest - lowest)
     if ((rewards < lowest - slack) | (rewards > highest + slack)).any():
         raise ValueError(

@@ -226,7 +226,7 @@ class COPO(Objective):
     def _entropy(self, groups: Groups) -> Tensor:
         if groups.rewards.size(1) < 2:
             raise ValueError(
-                "COPO: one response a prompt has no local advantage; use a group size of at least 2"
+                "COPO: one response per prompt has no local advantage; use a group size of at least 2"
             )
         if groups.answers is None:
             raise ValueError(
@@ -234,7 +234,9 @@ class COPO(Objective):
                 "answer hook"
             )
         if [len(group) for group in groups.answers] != [groups.rewards.size(1)] * groups.rewards.size(0):
-            raise ValueError("COPO: answers must be one list a prompt, with one answer (or None) a response")
+            raise ValueError(
+                "COPO: answers must be one list per prompt, with one answer (or None) per response"
+            )
         return answer_entropy(groups.answers).to(groups.rewards)
 
     @staticmethod

@@ -221,7 +221,7 @@ ELSEWHERE: dict[str, str] = {
     "reward_weights": "write the weight beside the reward: rewards[].weight",
     "reward_funcs": "write the 'rewards' section",
     "generation_batch_size": "write steps_per_generation; the size follows (posttrain plan shows it)",
-    "num_generations_eval": "evaluation samples one response a prompt at rollout.eval_temperature",
+    "num_generations_eval": "evaluation samples one response per prompt at rollout.eval_temperature",
     "use_vllm": "write rollout.engine: vllm",
     "vllm_mode": "write rollout.engine: vllm (colocated) or vllm_server",
     "vllm_gpu_memory_utilization": "write rollout.vllm.gpu_memory_utilization",

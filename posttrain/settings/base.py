@@ -17,6 +17,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Number, Real
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
@@ -207,8 +209,12 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def checked(cls: type[SettingsT], values: Mapping[str, Any], where: str = "") -> SettingsT:
-    """`cls` with these values. ValueError "{where}name: why" at the first that is of a wrong type or out of range, else
-    the class's own refusal of how they go together."""
+    """`cls` with these values. ValueError "{where}name: why, not value" at the first that is of a wrong type or out of
+    range, else the class's own refusal of how they go together."""
+    for name, value in values.items():
+        if (plain := _as_plain(value)) is _NOT_PLAIN:
+            raise ValueError(f"{where}{name}: a {type(value).__name__} is no setting's type; got {value!r}")
+        values = {**values, name: plain}
     try:
         return TypeAdapter(cls).validate_json(
             json.dumps(dict(values)), strict=True
@@ -218,4 +224,21 @@ def checked(cls: type[SettingsT], values: Mapping[str, Any], where: str = "") ->
         if first["type"] == "value_error":
             raise ValueError(first["msg"].removeprefix("Value error, ")) from None
         name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}{name}: {first['msg']}") from None
+        raise ValueError(f"{where}{name}: {first['msg']}, not {first['input']!r}") from None
+
+
+_NOT_PLAIN: Any = object()
+
+
+def _as_plain(value: Any) -> Any:
+    """The value as JSON can hold it: a number of NumPy's as Python's, a path as text; else _NOT_PLAIN."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Number) and not isinstance(value, int | float):
+        value = float(value) if isinstance(value, Real) and not isinstance(value, Integral) else value
+        value = int(value) if isinstance(value, Integral) else value
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return _NOT_PLAIN
+    return value

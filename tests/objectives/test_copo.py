@@ -169,7 +169,7 @@ def test_no_answer_is_one_shared_symbol():
 def test_answers_are_asked_for_loudly():
     with pytest.raises(ValueError, match="math_answer"):
         COPO().advantages(groups_of(REWARDS, None))
-    with pytest.raises(ValueError, match="one list a prompt"):
+    with pytest.raises(ValueError, match="one list per prompt"):
         COPO().advantages(groups_of(REWARDS, ANSWERS[:4]))
     with pytest.raises(ValueError, match="at least 2"):
         COPO().advantages(groups_of(torch.ones(3, 1), [[1], [1], [1]]))

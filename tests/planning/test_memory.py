@@ -312,7 +312,7 @@ def test_a_config_of_another_kind_is_not_guessed(tmp_path: Path) -> None:
 def test_too_little_memory_is_warned_of(load: Load) -> None:
     recipe = load(POLICY, model={"scratch": None, "path": "Qwen/Qwen2.5-7B-Instruct"})
     (warning,) = make_plan(recipe, device_gib=80).warnings
-    assert "GiB a device are more than 80 GiB hold" in warning
+    assert "GiB per device are more than 80 GiB hold" in warning
     assert make_plan(recipe, processes=8, zero=3, device_gib=80).warnings == []
 
 

@@ -99,6 +99,12 @@ class PolicyConfig(GRPOConfig):
         self.check_carried()
         if self.reward_on_error not in ("raise", "skip"):
             raise ValueError(f"reward_on_error is 'raise' or 'skip', not {self.reward_on_error!r}")
+        if not self.reward_timeout_s > 0:
+            raise ValueError(f"reward_timeout_s is a number of seconds above 0, not {self.reward_timeout_s}")
+        if self.reward_workers is not None and self.reward_workers < 1:
+            raise ValueError(f"reward_workers is 1 or more, or None, not {self.reward_workers}")
+        if self.eval_temperature is not None and not 0 <= self.eval_temperature <= 100:
+            raise ValueError(f"eval_temperature lies between 0 (greedy) and 100, not {self.eval_temperature}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
