@@ -226,7 +226,8 @@ def _plan_memory(plan: Plan, lengths: RowLengths | None) -> None:
         plan.memory_here = here.peak
     if limit is not None and plan.memory.peak > 0.9 * limit * GIB:
         plan.warnings.append(
-            f"about {plan.memory.peak / GIB:.0f} GiB per device are more than {limit:g} GiB hold with a tenth to spare: "
+            f"about {plan.memory.peak / GIB:.0f} GiB per device are more than {limit:g} GiB hold with a tenth to "
+            f"spare: "
             "more processes with --zero 3, model.peft, or a smaller per_device_train_batch_size"
         )
     whole = memory_of_machine()

@@ -79,11 +79,17 @@ class PolicyTrainer(
     `PolicyTrainer(model, reward_funcs, args=PolicyConfig(...), train_dataset=..., objective=GRPO())`; the trainer of
     a method (`BAPOTrainer`) takes the objective's settings from its config instead.
 
+    model         a causal language model, or the folder or hub name of one; a new adapter is `peft_config`
+    args          the method's config; TRL's GRPOConfig is taken over where it means the same. None: its defaults
+    train_dataset, eval_dataset  rows with a column "prompt" (text or messages) and what the rewards read
     reward_funcs  a function `f(completions, *, column, ...) -> list[float | None]`, its name ("math_answer",
                   "package.module:function", "file.py:function"), a `RewardSpec` or a mapping of its fields, a reward
                   model or its name, or a list of any of these. Functions are given the completions' text; those whose
                   parameter says `completions: list[list[dict]]` are given messages
     ref_model     the KL reference (beta > 0), when it is not the model as it is now
+
+    Raises ValueError where settings, columns, rewards or an adapter cannot be; `train` raises NotFinite, RewardError or
+    EngineError after the state was saved.
     """
 
     objective_class: ClassVar[type[Objective] | None] = None
