@@ -53,14 +53,16 @@ def varied(completions: list[str], **_: Any) -> list[float]:
 def prompts_of(case: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     """Prompts of one length, as the peers' samplers draw different rows; of a real model, one prompt many times."""
     if case.get("prompt") is not None:
-        return [{"prompt": [{"role": "user", "content": case["prompt"]}]}] * 64
+        turn = [{"role": "user", "content": case["prompt"]}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return [{"prompt": text}] * 64  # as text: a reward is given text by both peers then
     words = random.Random(0)
     usable = case["vocabulary"] - 1 - int(case["end_share"] * case["vocabulary"])
-    text = [
+    texts = [
         " ".join(f"w{words.randrange(3, usable)}" for _ in range(case["prompt_tokens"])) for _ in range(64)
     ]
-    assert len(tokenizer(text[0])["input_ids"]) == case["prompt_tokens"]
-    return [{"prompt": one} for one in text]
+    assert len(tokenizer(texts[0])["input_ids"]) == case["prompt_tokens"]
+    return [{"prompt": one} for one in texts]
 
 
 def arguments(case: dict[str, Any], folder: str) -> dict[str, Any]:
