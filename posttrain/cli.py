@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("compute a recorded step again under other objectives", "posttrain.observe.replay:main"),
     "methods": ("list the methods, or the settings of one", "posttrain.commands.methods:main"),
     "soup": ("average the weights of models that share their start", "posttrain.commands.soup:main"),
+    "export": (
+        "write a run's checkpoint, whole or sharded, as a plain transformers folder",
+        "posttrain.commands.export:main",
+    ),
     "merge": ("write a LoRA adapter and its base as one model folder", "posttrain.commands.merge:main"),
     "data feedback": (
         "turn logs of conversations with complaints into rows for method drift",
@@ -40,6 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data preview": (
         "show rows as the trainer reads them: tokens, their boundaries, what is learned from",
         "posttrain.commands.data_preview:main",
+    ),
+    "data describe": (
+        "know a data set before training: lengths, duplicates, languages, faults, labels",
+        "posttrain.commands.data_describe:main",
     ),
     "data overlap": (
         "count test rows that share runs of words with training rows",
@@ -54,8 +62,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "A run": ("init", "plan", "train", "launch", "report"),
-    "Its model": ("chat", "eval", "merge", "soup"),
-    "Data": ("data preview", "data overlap", "data feedback"),
+    "Its model": ("chat", "eval", "export", "merge", "soup"),
+    "Data": ("data describe", "data preview", "data overlap", "data feedback"),
     "Methods": ("methods", "replay"),
 }
 """How `posttrain --help` orders the commands; what stands in no group comes last."""
@@ -80,12 +88,15 @@ MEANT: dict[str, str] = {
     "ask": "chat",
     "talk": "chat",
     "preview": "data preview",
+    "describe": "data describe",
     "overlap": "data overlap",
     "average": "soup",
     "list": "methods",
     "settings": "methods NAME",
-    "push": "train, with output.hub in the recipe",
-    "upload": "train, with output.hub in the recipe",
+    "push": "export RUN --out DIR --push NAME, or train with output.hub in the recipe",
+    "upload": "export RUN --out DIR --push NAME, or train with output.hub in the recipe",
+    "convert": "export",
+    "gather": "export",
     "serve": "launch/serve_vllm.sh MODEL, a script of the repository",
     "version": "--version",
 }

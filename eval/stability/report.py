@@ -10,7 +10,6 @@ are grouped apart and say their number of steps. Steps at which a calibration ho
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,8 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 from regimes import FAMILY, REGIMES  # noqa: E402  # after the path is set
-from run import RESULTS, summarise  # noqa: E402
+from run import summarise  # noqa: E402
+from store import RESULTS, read_all  # noqa: E402
 
 from posttrain.observe import plots, run_page  # noqa: E402
 from posttrain.observe.plot_style import PALETTE  # noqa: E402
@@ -76,7 +76,7 @@ Run = dict[str, Any]
 
 
 def load(folder: Path = RESULTS) -> list[Run]:
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*--*.json"))]
+    runs = list(read_all(folder))
     for run in runs:
         run["summary"] = summarise(run["curves"])
     return runs

@@ -2,8 +2,8 @@
 
     python eval/stability/run.py [--only REGIME ...] [--methods NAME ...] [--seeds 0 1 2] [--steps N] [--start FOLDER]
 
-Every run leaves one JSON file with its curves and summary in eval/stability/results; a run whose file exists is
-skipped, so that the command can be stopped and repeated. Without --start each seed gets a warm-up of its own
+Every run leaves its curves and summary in its regime's file (store.py); a run that is stored is skipped, so that the
+command can be stopped and repeated. Without --start each seed gets a warm-up of its own
 (runs/lab-warmup-...). eval/stability/report.py makes the page.
 """
 
@@ -29,13 +29,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
+import store  # noqa: E402  # after the path is set
 from regimes import REGIMES, Cell, Regime  # noqa: E402  # after the path is set
 
 from posttrain.data.sort import Sort, mistake  # noqa: E402
 from posttrain.observe.writer import read_metrics  # noqa: E402
 from posttrain.recipe import Recipe, load_recipe  # noqa: E402
 
-RESULTS = HERE / "results"
 CURVES = (
     *("eval_accuracy", "reward", "entropy", "grad_norm", "clip_ratio/region_mean", "kept_share"),
     *("signal/carried", "signal/equal_rewards", "completions/mean_length"),
@@ -164,13 +164,13 @@ def long_wrong_rows(accuracy: float = 0.4, demonstrations: int = 4) -> list[dict
 
 def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespace) -> None:
     suffix = f"-{args.steps}steps" if args.steps else ""
-    out = RESULTS / f"{regime_name}--{cell_name}--seed{seed}{suffix}.json"
-    if out.exists():
+    name = f"{cell_name}--seed{seed}{suffix}"
+    if name in store.read(regime_name):
         return
     regime = REGIMES[regime_name]
     cell = regime.cells[cell_name]
     start = args.start or warm_up(regime.warmup, seed)
-    chosen = overrides(regime, cell, seed, start, out.stem, ROOT / "runs" / "lab")
+    chosen = overrides(regime, cell, seed, start, f"{regime_name}--{name}", ROOT / "runs" / "lab")
     if args.steps:
         chosen.append(f"train.max_steps={args.steps}")
     recipe = load_recipe(HERE / "base.yaml", chosen)
@@ -178,9 +178,12 @@ def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespa
     curves = collect(read_metrics(run_dir))
     done = max(int(step) for curve in curves.values() for step, _ in curve)
     if recipe.train.max_steps is not None and done < recipe.train.max_steps:
-        sys.exit(f"{out.stem}: stopped at step {done} of {recipe.train.max_steps}; nothing is stored")
+        sys.exit(
+            f"{regime_name} {name}: stopped at step {done} of {recipe.train.max_steps}; nothing is stored"
+        )
     start_name = str(start.relative_to(ROOT)) if start.is_relative_to(ROOT) else start.name
     found = {
+        "name": name,
         "regime": regime_name,
         "cell": cell_name,
         "method": cell.method,
@@ -195,11 +198,8 @@ def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespa
         "summary": summarise(curves),
         "curves": curves,
     }
-    RESULTS.mkdir(exist_ok=True)
-    aside = out.with_suffix(".tmp")
-    aside.write_text(json.dumps(found) + "\n")
-    os.replace(aside, out)
-    print(f"{out.stem}: " + json.dumps(found["summary"]), flush=True)
+    store.add([found])
+    print(f"{regime_name} {name}: " + json.dumps(found["summary"]), flush=True)
 
 
 def main() -> None:

@@ -35,6 +35,10 @@ def main(args: Namespace) -> int:
     if args.method not in METHODS:
         reason = not_here(args.method) or f"no method '{args.method}'{suggest(args.method, METHODS)}"
         return _refused(reason)
+    if METHODS[args.method].load_settings().makes_images:
+        return _refused(
+            f"no recipe is written for methods that make images; start from recipes/smoke/{args.method}_digits.yaml"
+        )
     out = Path(args.out or f"{args.method}.yaml")
     if out.suffix not in (".yaml", ".yml"):
         return _refused(f"--out {out}: a recipe's name ends in .yaml")

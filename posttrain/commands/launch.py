@@ -1,4 +1,7 @@
-"""`posttrain launch LAUNCHER ...`: a launcher of several processes whose exit code and last line are the run's."""
+"""`posttrain launch LAUNCHER ...`: a launcher of several processes whose exit code and last line are the run's.
+
+`posttrain launch RECIPE --slurm` is another thing under the same name: launch_job.py.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from posttrain.commands import launch_job
 from posttrain.process import exit_codes, launched
 from posttrain.process.stop_requests import SIGNALS
+
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Seconds that torchrun and accelerate launch, sent a SIGTERM themselves, give their processes before they kill them:
+30 unless told, less than a step and a checkpoint may take. Whoever is in a hurry sends SIGKILL."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "launcher",
         nargs=argparse.REMAINDER,
-        help="the launcher's command: torchrun --nproc_per_node 2 -m posttrain train RECIPE",
+        help="a launcher's command: torchrun --nproc_per_node 2 -m posttrain train RECIPE; or RECIPE --slurm, "
+        "--skypilot or --torchrun, for a file that starts all of a job (more: posttrain launch RECIPE --help)",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Start a run with a launcher and end as the run ends: with its exit code and its last line.
+    """Start a run with a launcher and end as the run ends, with its exit code and its last line; or, given a recipe,
+    write and start one file for all machines of a job.
 
     Signals go to the run's processes, not to the launcher, so that a step may take as long as it takes to be saved.
     """
@@ -34,6 +44,8 @@ def main(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return exit_codes.REFUSED
+    if launch_job.is_recipe(args.launcher):
+        return launch_job.main(args.launcher)
     with tempfile.TemporaryDirectory(prefix="posttrain-launch-") as name:
         return _run(args.launcher, Path(name))
 
@@ -55,7 +67,10 @@ def _run(command: list[str], folder: Path) -> int:
     try:
         # a session of its own: a Ctrl-C in the terminal is passed on to the run instead
         child = subprocess.Popen(
-            command, env={**os.environ, launched.VARIABLE: str(folder)}, start_new_session=True
+            command,
+            env={PATIENCE: "86400", **os.environ, launched.VARIABLE: str(folder)},
+            start_new_session=True,
+            preexec_fn=_outlives_warnings,
         )
     except OSError as error:
         print(f"posttrain launch: {command[0]}: {error.strerror}", file=sys.stderr)
@@ -70,6 +85,12 @@ def _run(command: list[str], folder: Path) -> int:
         print("stopped before the run had begun", file=sys.stderr, flush=True)
         return exit_codes.STOPPED
     return code if code >= 0 else 128 - code
+
+
+def _outlives_warnings() -> None:
+    """Slurm signals every process of a job. A launcher that dies of it would leave the run's processes without one;
+    they handle it themselves (process/stop_requests.py)."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _signal(pid: int, number: int, *, group: bool = False) -> None:

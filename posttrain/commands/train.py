@@ -9,6 +9,7 @@ import time
 from argparse import ArgumentParser, Namespace
 
 from posttrain.data import DataError
+from posttrain.environments.tool_specs import EnvironmentFault
 from posttrain.observe.progress import ProgressView
 from posttrain.planning.launcher import attention_fault, launch_fault, precision_fault, started
 from posttrain.process import exit_codes, launched
@@ -20,7 +21,7 @@ from posttrain.rewards.runner import RewardError
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.base import EngineError
 from posttrain.run.plan import Plan, add_recipe_arguments, make_plan, print_plan
-from posttrain.run.run_folder import how_to_go_on, opened
+from posttrain.run.run_folder import AUTO, how_to_go_on, opened, resume_of
 from posttrain.trainers.seam.faults import NotFinite
 
 LATER_S = 3.0
@@ -34,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="?",
         const="last",
         metavar="CHECKPOINT",
-        help="continue the run's last checkpoint, or the one named",
+        help="continue the run's last checkpoint, or the one named; auto: the last one where there is one, else begin",
     )
 
 
@@ -101,6 +102,7 @@ def _fault(error: Exception, recipe: Recipe | None) -> tuple[int, str]:
     for kind, code in (
         (EngineError, exit_codes.ENGINE_LOST),
         (RewardError, exit_codes.REWARD_FAILED),
+        (EnvironmentFault, exit_codes.REWARD_FAILED),
         (ModelFault, exit_codes.REFUSED),
         (NotFinite, exit_codes.NOT_FINITE),
         (StorageError, exit_codes.NOT_WRITTEN),
@@ -132,6 +134,9 @@ def _checked(args: Namespace) -> Plan:
     if fault is not None:
         raise RecipeError(fault)
     recipe = load_recipe(args.recipe, args.set)
+    if args.resume == AUTO:
+        args.resume, again = resume_of(recipe)
+        recipe = load_recipe(args.recipe, [*args.set, *again])
     fault = precision_fault(recipe.train) or attention_fault(recipe.model)
     if fault is not None:
         raise RecipeError(f"{recipe.path}: {fault}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ class FeedbackLog:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class JudgedTurn:
+    """One message of a conversation, and what a user's says about the answer before it."""
+
     role: str
     content: str
     satisfied: bool | None  # of a user turn: about the answer before it
@@ -94,7 +96,7 @@ def feedback_log(rows: Iterable[Row], name: str = "log") -> FeedbackLog:
             (_published(row, f"{name}: row {number}") for number, row in enumerate(rows, start=1)), []
         )
     if {"UtterranceId", "Role", "Content"} <= keys:
-        conversations = _wildfeedback(rows, name)
+        conversations = conversations_of(rows, name)
     elif "messages" in keys or "conversation" in keys:
         conversations = (_plain(row, name) for row in rows)
     else:
@@ -180,12 +182,13 @@ def _published(row: Row, where: str) -> Complaint | str:
 def _as_published(row: Row) -> Complaint | str:
     """A row of DRIFT's release, or why it is none. A rejected conversation is cut behind the prompt."""
     try:
-        prompt = as_messages(row["prompt"], "user")
-        rejected: Messages = as_messages(row["rejected"], "assistant") if row["rejected"] else []
+        prompt = as_messages(row.get("prompt"), "user")
+        answer, said = plain(row.get("rejected")), plain(row.get("user_preference"))
+        rejected: Messages = as_messages(answer, "assistant") if answer else []
         if is_whole(rejected):
             prompt, answers = continued(prompt, {"rejected": rejected}, turns=False)
             rejected = answers["rejected"]
-        complaint = as_messages(row["user_preference"], "user") if row["user_preference"] else []
+        complaint = as_messages(said, "user") if said else []
     except Dropped as reason:
         return str(reason)
     return Complaint(
@@ -199,9 +202,9 @@ def _said(messages: Messages) -> str:
     return "\n\n".join(message["content"] for message in messages)
 
 
-def _wildfeedback(rows: list[Row], name: str) -> Iterator[list[_Turn]]:
+def conversations_of(rows: list[Row], name: str) -> Iterator[list[JudgedTurn]]:
     """The conversations of a log of turns: one ends where the numbers do not go up, or the id beside them changes."""
-    turns: list[_Turn] = []
+    turns: list[JudgedTurn] = []
     last: tuple[int, Any] | None = None
     first_seen: dict[Any, int] = {}
     for row in rows:
@@ -212,15 +215,15 @@ def _wildfeedback(rows: list[Row], name: str) -> Iterator[list[_Turn]]:
     )
     for number, row in together:
         where = f"{name}: row {number}"
-        place = _number(row["UtterranceId"], where), _conversation_id(row)
+        place = _number(row.get("UtterranceId"), where), _conversation_id(row)
         if last is not None and (place[0] <= last[0] or place[1] != last[1]):
             yield turns
             turns = []
         last = place
         turns.append(
-            _Turn(
-                role=_role(row["Role"], where),
-                content=text_of(row["Content"], "Content") or "",
+            JudgedTurn(
+                role=_role(row.get("Role"), where),
+                content=text_of(row.get("Content"), "Content") or "",
                 satisfied=_flag(row.get("Satisfaction")),
                 dissatisfied=_flag(row.get("Disatisfaction")),
             )
@@ -239,7 +242,8 @@ def _number(value: Any, where: str) -> int:
 
 
 def _conversation_id(row: Row) -> Any:
-    return next((plain(row[name]) for name in _IDS if name in row), None)
+    found = next((plain(row[name]) for name in _IDS if name in row), None)
+    return found if isinstance(found, Hashable) else str(found)
 
 
 def _flag(value: Any) -> bool | None:
@@ -259,9 +263,9 @@ def _flag(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-def _plain(row: Row, name: str) -> list[_Turn]:
+def _plain(row: Row, name: str) -> list[JudgedTurn]:
     turns = []
-    found = plain(row["messages"] if "messages" in row else row["conversation"]) or []
+    found = plain(row["messages"] if "messages" in row else row.get("conversation")) or []
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
         raise DataError(f"{name}: a conversation is a list of messages")
     for message in found:
@@ -269,12 +273,12 @@ def _plain(row: Row, name: str) -> list[_Turn]:
             message = {**message, "role": message["from"], "content": message["value"]}
         if "role" not in message or "content" not in message:
             raise DataError(f"{name}: a message needs role and content; this one has {', '.join(message)}")
-        mark = message.get("feedback")
-        if mark is not None and mark not in _JUDGEMENTS:
+        mark = plain(message.get("feedback"))
+        if mark is not None and (not isinstance(mark, str) or mark not in _JUDGEMENTS):
             raise DataError(f"{name}: feedback {mark!r} is none of {', '.join(_JUDGEMENTS)}")
         happy = None if mark is None else _JUDGEMENTS[mark]
         turns.append(
-            _Turn(
+            JudgedTurn(
                 role=_role(message["role"], name),
                 content=text_of(message["content"], "content") or "",
                 satisfied=happy,
@@ -293,7 +297,7 @@ def _role(value: Any, where: str) -> str:
     return _ROLES[role]
 
 
-def _harvest(turns: list[_Turn]) -> tuple[list[Complaint], list[SeedPair]]:
+def _harvest(turns: list[JudgedTurn]) -> tuple[list[Complaint], list[SeedPair]]:
     """The complaints of one conversation, and those that a later answer repaired.
 
     A repair is the first later answer that satisfied the user, if no other answer was complained about between.

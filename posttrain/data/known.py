@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 TASKS: dict[str, str] = {
+    "calculator": "posttrain.data.calculator:Calculations",
     "countdown": "posttrain.data.countdown:Countdown",
+    "digits": "posttrain.data.digits:Digits",
+    "instructions": "posttrain.data.instructions:Instructions",
+    "reasoning_gym": "posttrain.data.reasoning_gym:GymTask",
     "sort": "posttrain.data.sort:Sort",
     "sudoku": "posttrain.data.sudoku:Sudoku",
 }

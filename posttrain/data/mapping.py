@@ -21,6 +21,7 @@ from posttrain.data.conversations import (
 )
 from posttrain.data.decoding import DataError
 from posttrain.data.files import Row
+from posttrain.data.labels import label_of
 from posttrain.data.row_layout import Layout, Needs
 from posttrain.data.values import lookup, plain, text_of
 from posttrain.recipe.sections import AnswerSection, DataSection
@@ -86,6 +87,8 @@ def map_row(row: Row, section: DataSection, layout: Layout, needs: Needs) -> Row
         raise Dropped("chosen equals rejected")
     out = dict(row) if needs.others else {}
     out |= {"prompt": prompt, **texts}
+    if layout.label is not None:
+        out["label"] = label_of(lookup(row, layout.label), layout.label)
     _refuse_endless(prompt, *texts.values())
     if section.answer is not None:
         out["answer"] = gold_answer(lookup(row, section.answer.column), section.answer)

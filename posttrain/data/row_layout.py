@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.data.conversations import Dropped, as_messages, is_dialogue, is_whole
@@ -25,6 +25,7 @@ class Needs:
     others   True: all other columns go on too, to the reward functions
     turns    True: every answer in a conversation is learned from; False: its last one
     without_template  True: conversations of a model without a chat template are written in plain lines
+    labels   True: the completion is marked good or bad; pairs of answers are read as two rows
     """
 
     texts: tuple[str, ...] | None = None
@@ -32,6 +33,7 @@ class Needs:
     others: bool = True
     turns: bool = False
     without_template: bool = False
+    labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,23 @@ class Layout:
     texts   name -> column
     ends_with_answers  the prompt's column holds whole conversations, whose last answers are not part of the prompt
     notes   what was found without being named, a sentence each
+    label   column of the completion's mark, where the method reads one
     """
 
     prompt: str | None
     texts: Mapping[str, str]
     ends_with_answers: bool = False
     notes: tuple[str, ...] = field(default=())
+    label: str | None = None
 
 
 def layout_of(section: DataSection, needs: Needs, row: Mapping[str, Any]) -> Layout:
     """The layout of a dataset by its first row; the recipe's own words come first."""
+    found = _layout_of_texts(section, needs, row)
+    return replace(found, label=section.label or "label") if needs.labels else found
+
+
+def _layout_of_texts(section: DataSection, needs: Needs, row: Mapping[str, Any]) -> Layout:
     names = TEXTS if needs.texts is None else needs.texts
     texts = {name: section.__dict__[name] or name for name in names if section.__dict__[name] or name in row}
     column = None if section.template is not None else section.prompt or _held(row, "prompt")
@@ -75,6 +84,7 @@ def read_columns(section: DataSection, layout: Layout, needs: Needs) -> list[str
     read = [] if section.template is None else template_columns(section.template)
     read += [layout.prompt] if layout.prompt is not None else []
     read += layout.texts.values()
+    read += [layout.label] if layout.label is not None else []
     read += [section.answer.column] if section.answer is not None else []
     return list(dict.fromkeys([*read, *section.columns.values()]))
 

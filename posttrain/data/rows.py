@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data.files import DataError, Row, iter_rows, size_of
 from posttrain.data.known import DATASETS, TASKS
+from posttrain.data.labels import PAIRS_SPLIT, all_unpaired, pair_columns
 from posttrain.data.lengths import Limits
 from posttrain.data.mapping import Dropped, map_row
 from posttrain.data.row_layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
@@ -213,11 +214,17 @@ def _collect(
     first = next(iter(raw), None)
     if first is None:
         return [], RowCounts(0, 0)
+    pair = _pair_columns(section, needs, first[1], where)
+    if pair is not None:
+        raw = all_unpaired(chain([first], raw), *pair)
+        first = next(iter(raw))
+        section = section.model_copy(update={"chosen": None, "rejected": None})
     layout = layout_of(section, needs, first[1])
     missing = missing_columns(section, layout, needs, first[1])
     if missing:
         raise DataError("; ".join(f"{where}: {sentence}" for sentence in missing))
-    notes = (*layout.notes, *_unread(section, layout, needs, first[1]))
+    split = () if pair is None else (PAIRS_SPLIT.format(*pair),)
+    notes = (*split, *layout.notes, *_unread(section, layout, needs, first[1]))
     raw = chain([first], raw)
     if section.shuffle is not None:
         raw = list(raw)
@@ -240,6 +247,13 @@ def _collect(
         except DataError as error:
             raise DataError(f"{where}: row {number}: {error}") from None
     return rows, RowCounts(read, len(rows), dict(dropped), truncated, echoes=echoes, notes=notes)
+
+
+def _pair_columns(section: DataSection, needs: Needs, row: Row, where: str | None) -> tuple[str, str] | None:
+    try:
+        return pair_columns(section, needs, row)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _unread(section: DataSection, layout: Layout, needs: Needs, row: Row) -> list[str]:

@@ -83,11 +83,11 @@ def masked_ids(tokenizer: Any, prompt: str | Messages, answer: str | Messages) -
 
 
 def pair_ids(
-    tokenizer: Any, prompt: str | Messages, *answers: str | Messages
+    tokenizer: Any, prompt: str | Messages, *answers: str | Messages, **options: Any
 ) -> tuple[list[int], list[list[int]]]:
-    """A prompt and its answers as TRL's preference trainer tokenises them: (prompt, each answer)."""
-    asked = prompt_ids(tokenizer, prompt)
-    wholes = [whole_ids(tokenizer, prompt, answer) for answer in answers]
+    """A prompt and its answers as TRL's preference trainers tokenise them: (prompt, each answer)."""
+    asked = prompt_ids(tokenizer, prompt, **options)
+    wholes = [whole_ids(tokenizer, prompt, answer, **options) for answer in answers]
     start = min((_common(asked, whole) for whole in wholes), default=len(asked))
     return asked[:start], [whole[start:] for whole in wholes]
 

@@ -214,7 +214,9 @@ def _generate(args: Namespace) -> int:
     folder = tasks.data_folder(args.data)
     # everything that can be wrong with the data is said before a model is loaded
     problems = [tasks.problems(benchmark, folder, args.limit) for benchmark in benchmarks]
-    missing = [fault for b in benchmarks if (fault := missing_for(b.answer.grader)) is not None]
+    missing = [
+        fault for b in benchmarks if (fault := missing_for(b.answer.grader, b.answer.args)) is not None
+    ]
     if missing:
         raise ValueError(missing[0])
     args.model = model_of(args.model)

@@ -13,8 +13,8 @@ from typing import Any
 
 from posttrain.evaluation import store
 from posttrain.evaluation.grade_metrics import summarise
-from posttrain.evaluation.graders import Attempt, Verdict
-from posttrain.rewards.grading_pool import in_chunks
+from posttrain.evaluation.graders import Attempt, Verdict, responses_a_call
+from posttrain.rewards.grading_pool import CHUNK, in_chunks
 from posttrain.rewards.worker_pool import Outcome, WorkerPool
 
 BLOCK = 1024
@@ -127,7 +127,8 @@ def _verdicts(
 def judge_in_workers(pool: WorkerPool, items: Sequence[Attempt]) -> list[Verdict]:
     """Verdicts in order. A response that takes too long is wrong ("timeout"); one on which the grader fails
     cannot be judged ("error: ...")."""
-    return in_chunks(pool, items, _ungraded)
+    at_a_time = responses_a_call(pool.arguments.get("name", ""))
+    return in_chunks(pool, items, _ungraded, chunk=at_a_time or CHUNK)
 
 
 def _ungraded(item: Attempt, outcome: Outcome) -> Verdict:

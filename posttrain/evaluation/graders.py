@@ -10,12 +10,13 @@ A verdict is a plain mapping, because it becomes a line of grades.jsonl:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, get_args
 
-from posttrain.evaluation.punkt import NEEDED, find_punkt
+from posttrain.answers.ifeval import ifeval_checkers
+from posttrain.answers.punkt import NEEDED, find_punkt
 
 Verdict = dict[str, Any]
 Judge = Callable[["Attempt"], Verdict]
@@ -137,21 +138,35 @@ def _ifeval() -> Judge:
     return judge
 
 
-def ifeval_checkers() -> Callable[[Any, list[str]], dict[str, Any]]:
-    """lm-eval's `process_results` for IFEval. ImportError or LookupError with what to install, and where."""
-    find_punkt()
-    try:
-        import langdetect
-        from lm_eval.tasks.ifeval.utils import process_results
-    except ModuleNotFoundError as error:
-        raise ImportError(NEEDED.format(error.name)) from None
-    langdetect.DetectorFactory.seed = 0  # its guesses are random otherwise, and grading twice would differ
-    return process_results
+def _code(seconds: float = 6.0, memory_mb: int = 1024, allow_unsafe: bool = False) -> Judge:
+    """The reward `code_tests`: 1.0 for a program that passes all tests of its problem, in the reward's sandbox."""
+    from posttrain.rewards.code_reward import in_words, judge_program, require_protection, score_of
+    from posttrain.rewards.program_text import program_of
+    from posttrain.rewards.sandbox.limits import ProgramLimits
+
+    enclosure = require_protection(allow_unsafe).enclosure
+    limits = ProgramLimits(seconds=seconds, memory_mb=memory_mb)
+
+    def judge(item: Attempt) -> Verdict:
+        verdict = judge_program(item.text, item.gold, limits, enclosure)
+        score = score_of(verdict, all_or_nothing=True)
+        kind = "passed" if score == 1.0 else verdict.why.partition(":")[0]
+        return {
+            "score": score,
+            "answer": program_of(item.text),
+            "class": None,
+            "reason": kind if score is not None else f"cannot judge: {verdict.why}",
+            "tests": in_words(verdict),
+        }
+
+    return judge
 
 
-def missing_for(grader: str) -> str | None:
+def missing_for(grader: str, arguments: Mapping[str, Any] | None = None) -> str | None:
     """Why this grader could not judge here, said before anything is generated; None where it can."""
     try:
+        if grader == "code":
+            return _without_sandbox(arguments or {})
         if grader == "ifeval":
             for name in ("lm_eval", "langdetect"):
                 if find_spec(name) is None:
@@ -162,10 +177,26 @@ def missing_for(grader: str) -> str | None:
     return None
 
 
+def _without_sandbox(arguments: Mapping[str, Any]) -> str | None:
+    from posttrain.rewards.code_reward import require_protection
+
+    try:
+        require_protection(bool(arguments.get("allow_unsafe")))
+    except RuntimeError as error:  # NoSandbox among them
+        return f"grader code: {error}"
+    return None
+
+
+def responses_a_call(grader: str) -> int | None:
+    """How many responses go to a worker at a time, whose deadline they share; None: the pool's own number."""
+    return 1 if grader == "code" else None  # starting and ending a program takes a good part of a second
+
+
 GRADERS: dict[str, Callable[..., Judge]] = {
     "math": _math,
     "countdown": _countdown,
     "sudoku": _sudoku,
     "ifeval": _ifeval,
+    "code": _code,
 }
 """name -> maker of what judges one response."""

@@ -43,7 +43,7 @@ def benchmark_faults(settings: EvaluationSection) -> list[str]:
         try:
             benchmark = tasks.load(name)
             sampling_of(settings, benchmark)
-            missing = missing_for(benchmark.answer.grader)
+            missing = missing_for(benchmark.answer.grader, benchmark.answer.args)
             if missing is not None:
                 raise ValueError(missing)
             if folder is not None:

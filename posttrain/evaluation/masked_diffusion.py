@@ -45,6 +45,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "remasking": {"choices": ("low_confidence", "random", "entropy", "margin")},
     "cfg_scale": {"type": _at_least(float, 0), "help": "weight of classifier-free guidance"},
+    "cache": {
+        "choices": ("none", "prefix", "dual"),
+        "help": "keys and values kept within a block: faster, and another distribution",
+    },
+    "confidence": {
+        "type": _at_least(float, 0),
+        "help": "reveal every token of at least this probability, in place of --diffusion-steps",
+    },
     "end_rule": {"choices": ("free", "last", "never"), "help": "when an end token may be revealed"},
 }
 
@@ -74,6 +82,7 @@ def load(args: Namespace, *, dtype: str, device: str) -> tuple[EvaluationEngine,
     import torch
 
     from posttrain.evaluation.engine_bridge import EvaluationEngine, end_tokens, positions
+    from posttrain.rollout.masked.block_reader import refuse_cache
     from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine
     from posttrain.rollout.masked.predictor import (
         MaskPredictor,
@@ -97,6 +106,7 @@ def load(args: Namespace, *, dtype: str, device: str) -> tuple[EvaluationEngine,
     check_mask_predictor(predictor)
     chosen = {name: vars(args)[name] for name in _OPTIONS if vars(args)[name] is not None}
     options = DiffusionSampling(**chosen)
+    refuse_cache(predictor, options.cache)
     ends = end_tokens(model, tokenizer) | {vocabulary[token] for token in args.end_token}
     pad = tokenizer.pad_token_id
     engine = MaskedDiffusionEngine.of(predictor, options, pad_token_id=pad if pad is not None else min(ends))

@@ -42,10 +42,21 @@ class Hub(_Strict):
     columns: dict[str, str] = {}
 
 
+class KeptRows(_Strict):
+    """The rows of a file that are the benchmark's: those whose number in `column` lies between the two, both
+    included."""
+
+    column: str
+    first: int
+    last: int
+
+
 class Data(_Strict):
-    """`file` is relative to the data folder; `sha256` is of the uncompressed content (null: not checked)."""
+    """`file` is relative to the data folder; `sha256` is of the uncompressed content (null: not checked); `rows` are
+    those left by `keep`."""
 
     file: str
+    keep: KeptRows | None = None
     rows: int = Field(gt=0)
     sha256: str | None = Field(pattern=r"^[0-9a-f]{64}$")
     hub: Hub | None = None
@@ -101,7 +112,7 @@ class BenchmarkSampling(_Strict):
 class Answer(_Strict):
     """Which grader judges and its arguments; `judge` means a model does (posttrain eval judge)."""
 
-    grader: Literal["math", "countdown", "sudoku", "ifeval", "judge"]
+    grader: Literal["math", "countdown", "sudoku", "ifeval", "code", "judge"]
     args: dict[str, Any] = {}
 
 
@@ -168,6 +179,7 @@ def _did_you_mean(error: Any) -> str:
         inner = {
             "data": Data,
             "hub": Hub,
+            "keep": KeptRows,
             "gold": Gold,
             "prompt": Prompt,
             "sampling": BenchmarkSampling,
@@ -211,12 +223,21 @@ def problems(benchmark: Benchmark, folder: Path | None, limit: int | None = None
     ValueError where the file is absent, differs from the definition, or a row has no readable gold.
     """
     rows = _rows_of_file(benchmark, folder) if folder is not None else _rows_of_hub(benchmark)
+    rows = _kept(benchmark, rows)
     if len(rows) != benchmark.data.rows:
         raise ValueError(f"{benchmark.name}: {len(rows)} rows, defined are {benchmark.data.rows}")
     found = [_problem(benchmark, row, index) for index, row in enumerate(rows)]
     if len({p.id for p in found}) != len(found):
         raise ValueError(f"{benchmark.name}: column {benchmark.gold.id!r} does not name rows uniquely")
     return found[:limit] if limit else found
+
+
+def _kept(benchmark: Benchmark, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keep = benchmark.data.keep
+    if keep is None:
+        return rows
+    numbers = (int(_column(row, keep.column, f"{benchmark.name}: row {i}")) for i, row in enumerate(rows))
+    return [row for row, number in zip(rows, numbers, strict=True) if keep.first <= number <= keep.last]
 
 
 def questions(benchmark: Benchmark, found: Sequence[Problem]) -> list[str]:
@@ -286,9 +307,14 @@ def _problem(benchmark: Benchmark, row: dict[str, Any], index: int) -> Problem:
     number = str(index) if gold.id is None else str(_column(row, gold.id, where))
     group = None if gold.group is None else _group(_column(row, gold.group, where))
     prompt = _PLACEHOLDER.sub(
-        lambda match: str(_column(row, match.group(1), where)), benchmark.prompt.template
+        lambda match: _written(_column(row, match.group(1), where)), benchmark.prompt.template
     )
     return Problem(number, prompt, _gold(gold, row, where), group)
+
+
+def _written(value: Any) -> str:
+    """A column in a prompt: a list (of tests) has a line for each."""
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _group(value: Any) -> str:

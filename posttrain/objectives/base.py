@@ -30,6 +30,16 @@ class Groups:
     weights               (K,)       the recipe's reward weights
     answers               P lists of G final answers (None = none found), or None when no reward yields them
     lengths               (P, G)     tokens of each response, or None where they are not known
+    written               (P, G)     those of them that the policy wrote; None where it wrote all, that is without tools
+    token_kl              (P, G, T)  log pi_old - log pi_ref of each sampled token in nats, 0 where no loss is taken;
+                                     None but for an objective with `kl_in_reward` and a train.beta above 0
+    beta                             train.beta beside `token_kl`, else 0
+    values                (P, G, T)  the critic's value of the state before each token, at sampling time; None but for
+                                     an objective that `uses_critic`
+    teacher_gap           (P, G, T)  log pi_teacher - log pi_old of each sampled token in nats, 0 where no loss is
+                                     taken; None but for an objective that `uses_teacher`
+    mask                  (P, G, T)  1.0 where a token takes part in the loss; None where `values` and `teacher_gap`
+                                     are, but for responses that hold tokens of tools beside `token_kl`
     """
 
     rewards: Tensor
@@ -37,6 +47,12 @@ class Groups:
     weights: Tensor
     answers: Sequence[Sequence[str | None]] | None = None
     lengths: Tensor | None = None
+    token_kl: Tensor | None = None
+    beta: float = 0.0
+    values: Tensor | None = None
+    mask: Tensor | None = None
+    teacher_gap: Tensor | None = None
+    written: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +111,9 @@ class Objective(Settings):
     is_objective: ClassVar[bool] = True
     ratio_per_token: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Forward outputs beyond log-probs and entropy, all without gradient and in `TokenBatch.forward`:
+    """Forward outputs beyond log-probs and entropy, without gradient and in `TokenBatch.forward`:
     "hidden"      forward["hidden"] (B, T, H), the LM head's input at the position that predicts the token
+    "trunk"       the same with gradient, for a value head on the policy; no loss on tokens sees it
     "candidates"  forward["actions"] (B, T), the sampled ids; forward["candidate_ids"] and
                   forward["candidate_logits"] (B, T, K), the K = `num_candidates` most likely ids there, the
                   sampled one always among them, with logits after temperature
@@ -110,12 +127,34 @@ class Objective(Settings):
     observes_only_ratio: ClassVar[bool] = False
     """Whether `observe_step` and `keep` read nothing of a forward pass but the importance ratio, which is 1 as long as
     the policy is the one that sampled: then they cost no second forward pass."""
+    uses_teacher: ClassVar[bool] = False
+    """Whether `advantages` reads `Groups.teacher_gap`: what another model says about the sampled tokens."""
     divides_by_tokens: ClassVar[bool] = False
     """Whether `reduce` reads `StepTotals.num_tokens`."""
 
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether `advantages` takes the KL penalty off the rewards (`Groups.token_kl`), so that the loss has none."""
+        return False
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether `advantages` reads `Groups.values`, and a critic learns from the streams "returns" and "values" by
+        `critic_loss`."""
+        return False
+
+    def observe_rewards(self, groups: Groups) -> Groups:
+        """Called once with each rollout, before `advantages`: running statistics of the rewards move here, and what it
+        returns is what the other questions are asked about, and what a record holds."""
+        return groups
+
+    def critic_loss(self, values: Tensor, batch: TokenBatch, totals: StepTotals) -> Tensor:
+        """This micro-batch's share () of the step's value loss. values (B, T), with gradient."""
+        raise NotImplementedError  # an objective that `uses_critic` defines it
+
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         """Streams, "advantages" among them: (P, G), one number per response, or (P, G, T), one per token, zero
-        behind a response's end (`Groups.lengths`). Unjudged (NaN) responses get 0."""
+        behind a response's end (`Groups.lengths`). Rewards give unjudged (NaN) responses 0."""
         raise NotImplementedError  # every method defines its own
 
     def rollout_metrics(self, groups: Groups) -> dict[str, Tensor]:

@@ -153,6 +153,10 @@ class BNPO(Objective):
         return {} if rewards is None else {"reward_range": Start(list(rewards))}
 
     @property
+    def reads_each_reward(self) -> bool:
+        return self.decompose
+
+    @property
     def divides_by_tokens(self) -> bool:
         return self.aggregate == "per_token"
 

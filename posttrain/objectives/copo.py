@@ -130,6 +130,10 @@ class COPO(Objective):
     dual_clip: Annotated[float, Gt(1)] | None = 3.0
     """c of dual-clip PPO, a bound; for negative advantages"""
 
+    @property
+    def learns_from_equal(self) -> str:
+        return "its global advantage compares the groups' means with each other"
+
     def faults(self, run: RunView) -> Iterator[str]:
         if run.prompts == 1:
             yield (

@@ -2,8 +2,8 @@
 
 Against GRPO: the upper clip is looser than the lower (section 3.1, clip-higher), and every token of the step
 weighs the same (3.3, token-level loss).
-Departures: none in the loss. Dynamic sampling (3.2) belongs to the rollout and the soft overlong punishment
-(3.4) to the rewards (`length_penalty`).
+Departures: none in the loss. Dynamic sampling (3.2) belongs to the rollout (`rollout.resample`) and the soft
+overlong punishment (3.4) to the rewards (`length_penalty`).
 """
 
 from __future__ import annotations

@@ -26,6 +26,10 @@ class REINFORCE(Objective):
     baseline: Literal["group", "none"] = "group"
     """subtracted from the reward: the mean of its group, or nothing"""
 
+    @property
+    def learns_from_equal(self) -> str | None:
+        return "with baseline none the reward itself is the advantage" if self.baseline == "none" else None
+
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         if self.baseline == "group":
             return {"advantages": group_centered(groups.rewards)}

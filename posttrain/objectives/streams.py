@@ -23,15 +23,19 @@ def stream_rows(values: Tensor, rows: Tensor | slice, width: int) -> Tensor:
     return pad(chosen, (0, max(0, width - chosen.size(1))))[:, :width]
 
 
-def response_means(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """One number per response, for logs: a stream per token is averaged over each response's tokens. (P, G)."""
+def response_means(values: Tensor, lengths: Tensor | None, written: Tensor | None = None) -> Tensor:
+    """One number per response, for logs: a stream per token is averaged over each response's tokens. (P, G).
+
+    written  how many of them the policy wrote, where tools wrote some; the stream is 0 at the others
+    """
     if values.dim() == 2:
         return values
     if lengths is None:
         raise ValueError("a stream per token cannot be averaged without the lengths of the responses")
     places = torch.arange(values.size(2), device=values.device)
     inside = places < lengths.to(values.device).unsqueeze(2)
-    return (values * inside).sum(2) / lengths.to(values).clamp(min=1)
+    count = lengths if written is None else written
+    return (values * inside).sum(2) / count.to(values).clamp(min=1)
 
 
 def column(values: Tensor) -> Tensor:

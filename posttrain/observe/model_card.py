@@ -31,26 +31,49 @@ _SHOWN = ("accuracy", "reward", "loss", "rewards/accuracies", "rewards/margins")
 _PATH_IN_COMMAND = re.compile(r"(?<![\w.:/~-])(?:~|/)(?:[^\s'\"/]+/|/)[^\s'\"]*")
 
 
-def write_card(model_dir: Path, run_dir: Path, *, held_out: int | None = None) -> Path:
-    """Writes `model_dir`/README.md from the files of `run_dir`; `held_out` counts the rows measured."""
+def write_card(
+    model_dir: Path,
+    run_dir: Path,
+    *,
+    held_out: int | None = None,
+    step: int | None = None,
+    exported: str | None = None,
+) -> Path:
+    """Writes `model_dir`/README.md from the files of `run_dir`.
+
+    held_out  rows measured
+    step      optimizer steps behind the weights; None: all of the run's
+    exported  how the folder was made, where the run did not save it itself
+    """
     path = model_dir / CARD
-    path.write_text(card(run_dir, held_out=held_out, adapter=_is_adapter(model_dir)), encoding="utf-8")
+    text = card(run_dir, held_out=held_out, adapter=_is_adapter(model_dir), step=step, exported=exported)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def card(run_dir: Path, *, held_out: int | None = None, adapter: bool = False) -> str:
+def card(
+    run_dir: Path,
+    *,
+    held_out: int | None = None,
+    adapter: bool = False,
+    step: int | None = None,
+    exported: str | None = None,
+) -> str:
     """The card's text."""
     recipe = _yaml(run_dir / writer.RECIPE)
     environment = writer.read_environment(run_dir)
     method = METHODS.get(str(recipe.get("method")))
     name = run_dir.resolve().name
+    last = _steps(run_dir)
+    of_another = step is not None and step != last
     parts = [
         _head(recipe, adapter),
         f"# {name}",
-        _sentence(recipe, method, adapter, _steps(run_dir)),
+        _sentence(recipe, method, adapter, f"{step:,} of the run's {last:,}" if of_another else f"{last:,}"),
         _figures(run_dir, held_out),
+        _of_another_step(run_dir, step, last) if of_another else "",
         _benchmarks(run_dir),
-        _made(environment),
+        _made(environment, exported),
         _recipe(recipe, run_dir),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -103,7 +126,7 @@ def _head(recipe: Mapping[str, Any], adapter: bool) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False).strip()}\n---"
 
 
-def _sentence(recipe: Mapping[str, Any], method: Any, adapter: bool, steps: int) -> str:
+def _sentence(recipe: Mapping[str, Any], method: Any, adapter: bool, steps: str) -> str:
     model, data = recipe.get("model") or {}, recipe.get("data") or {}
     what = "unknown method"
     if method is not None:
@@ -116,7 +139,7 @@ def _sentence(recipe: Mapping[str, Any], method: Any, adapter: bool, steps: int)
     start = f"A LoRA adapter for {base}, trained" if adapter else f"Trained from {base}"
     rewards = [str(Path(str(one.get("name", ""))).name) for one in recipe.get("rewards") or []]
     learned = f", rewarded by {', '.join(f'`{one}`' for one in rewards)}" if rewards else ""
-    return f"{start} with {what} on `{source}`{learned}, for {steps:,} optimizer steps."
+    return f"{start} with {what} on `{source}`{learned}, for {steps} optimizer steps."
 
 
 def _steps(run_dir: Path) -> int:
@@ -137,6 +160,16 @@ def _figures(run_dir: Path, held_out: int | None) -> str:
     lines = [f"## Held out{counted}", "", "| | before | after |", "|---|---|---|"]
     lines += [f"| {name} | {_number(before.get(name))} | {_number(after.get(name))} |" for name in names]
     return "\n".join(lines)
+
+
+def _of_another_step(run_dir: Path, step: int | None, last: int) -> str:
+    """The run keeps its first and its latest measurement, and a checkpoint lies between them."""
+    if not writer.read_evaluation(run_dir):
+        return ""
+    return (
+        f"These are the run's own figures, before its first step and latest, up to step {last:,}; the weights here "
+        f"are those of step {step:,}."
+    )
 
 
 def _sampled(run_dir: Path) -> int | None:
@@ -173,7 +206,7 @@ def _benchmarks(run_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def _made(environment: Mapping[str, Any]) -> str:
+def _made(environment: Mapping[str, Any], exported: str | None) -> str:
     if not environment:
         return ""
     command = _SECRET_IN_COMMAND.sub(rf"\1{_LEFT_OUT}", str(environment.get("command", "")))
@@ -187,6 +220,10 @@ def _made(environment: Mapping[str, Any]) -> str:
     lines += [f"* date: {str(environment.get('started', ''))[:10]}"]
     lines += [f"* hardware: {on}" + (f", {processes} processes" if processes and processes > 1 else "")]
     lines += [f"* versions: {versions}"] if versions else []
+    git = environment.get("git") or {}
+    changed = ", with changes that are not in it" if git.get("changed") else ""
+    lines += [f"* commit of the working folder: {git['commit']}{changed}"] if git else []
+    lines += [f"* exported: {exported}"] if exported else []
     return "\n".join(lines)
 
 

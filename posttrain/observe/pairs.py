@@ -27,6 +27,8 @@ class BeforeAfter:
 def read_pairs(run_dir: Path, last_step: int) -> tuple[list[BeforeAfter], tuple[str, str]]:
     """Held-out completions of the same prompts before and after; failing that, first and last rollout."""
     before, after = read_held_out(run_dir, "before"), read_held_out(run_dir, "after")
+    if any("completion" not in rows[0] for rows in (before, after) if rows):
+        return [], ("", "")  # images, which the page shows as such
     if before and after:
         graded = is_graded([*before, *after])
         matched = [(b, a) for b, a in zip(before, after, strict=False) if b["prompt"] == a["prompt"]]
@@ -39,14 +41,16 @@ def read_pairs(run_dir: Path, last_step: int) -> tuple[list[BeforeAfter], tuple[
         return [], ("", "")
     first, last = min(files), max(files)
     rollouts = list(zip(read_parquet(files[first]), read_parquet(files[last]), strict=False))
+    if rollouts and "completion" not in rollouts[0][0]:
+        return [], ("", "")
     graded = is_graded([row for rollout in rollouts for row in rollout])
     # spread over the prompts, whose responses are neighbours
     chosen = rollouts[:: max(1, len(rollouts) // 6)][:6]
     pairs = [
         BeforeAfter(
             prompt="",
-            before=f"{b['prompt']} → {b['completion']}",
-            after=f"{a['prompt']} → {a['completion']}",
+            before=f"{b['prompt']} → {said(b)}",
+            after=f"{a['prompt']} → {said(a)}",
             before_verdict=verdict(b, graded),
             after_verdict=verdict(a, graded),
         )
@@ -67,6 +71,11 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+def said(row: Mapping[str, Any]) -> str:
+    """A response to read: with tools the whole exchange, what they answered included."""
+    return str(row.get("transcript") or row["completion"])
+
+
 def is_graded(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the first reward gives more than right (1) and wrong (0): then neither word is its verdict."""
     first = next((name for row in rows[:1] for name in row if name.startswith(_WEIGHTED)), None)
@@ -83,8 +92,8 @@ def verdict(row: Mapping[str, Any], graded: bool = False) -> str:
 def _pair(before: Mapping[str, Any], after: Mapping[str, Any], graded: bool) -> BeforeAfter:
     return BeforeAfter(
         prompt=str(before["prompt"]),
-        before=str(before["completion"]),
-        after=str(after["completion"]),
+        before=said(before),
+        after=said(after),
         before_verdict=verdict(before, graded),
         after_verdict=verdict(after, graded),
         answer="" if before.get("answer") is None else str(before["answer"]),

@@ -15,11 +15,13 @@ from posttrain.observe.curves import metric_names, series
 from posttrain.observe.plot_style import MUTED, PALETTE, dress, svg
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
 from posttrain.observe.watch import methods_in, who_logs_as
+from posttrain.rollout.resample import RESAMPLE
 
 SIGNAL_COLOURS = {
     "carried": "#059669",
     "unjudged": "#78716c",
     "equal_rewards": "#94a3b8",
+    "thrown_away": "#65a30d",
     "truncated": "#f59e0b",
     "tool": "#a78bfa",
     "importance": "#ec4899",
@@ -110,7 +112,32 @@ SPECS = (
         (("clip_ratio/low_mean", "low"), ("clip_ratio/high_mean", "high")),
         percent=True,
     ),
+    Spec(
+        "Policy",
+        "Tool calls per response",
+        (("tools/call_frequency", "calls"), ("tools/turns", "turns of the model")),
+    ),
+    Spec(
+        "Policy",
+        "What tools wrote, and what went wrong",
+        (
+            ("tools/token_share", "tokens that tools wrote"),
+            ("tools/failure_frequency", "calls that failed"),
+            ("tools/unanswered", "responses that end with a call"),
+        ),
+        percent=True,
+    ),
     Spec("Policy", "Groups with equal rewards", (("frac_reward_zero_std", "share of groups"),), percent=True),
+    Spec(
+        "Policy",
+        "Groups sampled per rollout",
+        (("resample/groups", "sampled"), ("resample/taught_groups", "taught")),
+    ),
+    Spec(
+        "Policy",
+        "Reward of everything sampled",
+        (("resample/sampled_reward", "reward"), ("resample/sampled_accuracy", "accuracy")),
+    ),
     Spec("Policy", "Tokens the objective kept", (("kept_share", "share of loss tokens"),), percent=True),
     Spec("Policy", "ELBO [nats per token]", (("elbo_per_token", "policy"),)),
     Spec("Policy", "ELBO drift since the rollout [nats]", (("drift", "mean"), ("largest_drift", "largest"))),
@@ -120,7 +147,15 @@ SPECS = (
         "Age of the sampled tokens [optimizer steps]",
         (("rollout/staleness", "mean"), ("rollout/staleness_max", "oldest")),
     ),
-    Spec("Run", "Tokens per second", (("tokens_per_second", "rollout tokens"),)),
+    Spec(
+        "Run",
+        "Tokens per second",
+        (
+            ("tokens_per_second", "rollout tokens"),
+            ("resample/taught_tokens_per_second", "response tokens that taught"),
+        ),
+    ),
+    Spec("Run", "Passes over the data", (("resample/passes", "with the prompts sampled over"),)),
     Spec(
         "Run",
         "Seconds per step",
@@ -152,6 +187,7 @@ SHARED = (
     "tools/",
     "eval_",
     PREFIX,
+    RESAMPLE,
 )
 
 

@@ -156,6 +156,8 @@ class ProgressView:
         pace = []
         if "tokens_per_second" in self._latest:
             pace.append(f"{float(self._latest['tokens_per_second']):,.0f} tok/s")
+        if "resample/taught_tokens_per_second" in self._latest:
+            pace.append(f"{float(self._latest['resample/taught_tokens_per_second']):,.0f} taught")
         left = self.seconds_left()
         if self._step >= self._total > 0:
             pace.append(f"done in {clock(time.monotonic() - self._began)}")

@@ -6,13 +6,15 @@ Kept apart from signal.py so that the report can read a run without torch.
 from __future__ import annotations
 
 CARRIED = "carried"
+THROWN_AWAY = "thrown_away"
 
 REASONS: dict[str, str] = {
+    "tool": "written by a tool or the environment, not by the model",
     "unjudged": "no reward function could judge the response",
     "equal_rewards": "every response of the group earned the same, so the advantage is zero",
+    THROWN_AWAY: "sampled over by rollout.resample: its group was not trained on",
     "truncated": "the response hit the length limit and is masked",
-    "tool": "written by a tool or the environment, not by the model",
-    "importance": "masked by an importance weight of zero (sampler and trainer disagree)",
+    "importance": "masked by a weight of zero: importance of the sampler, off-policy mask, low entropy",
     "clipped_low": "ratio below the lower bound, advantage negative",
     "clipped_high": "ratio above the upper bound, advantage positive",
     "dual_clipped": "ratio so high, advantage negative, that the loss is capped",

@@ -83,12 +83,7 @@ def record_step(
             tensors[f"batch{i}/row"] = rows[i].reshape(-1).to(torch.int64)
     tensors["totals/num_tokens"] = totals.num_tokens
     tensors["totals/num_responses"] = totals.num_responses
-    if groups is not None:
-        tensors["groups/rewards"] = groups.rewards
-        tensors["groups/rewards_per_function"] = groups.rewards_per_function
-        tensors["groups/weights"] = groups.weights
-        if groups.lengths is not None:
-            tensors["groups/lengths"] = groups.lengths
+    tensors |= {} if groups is None else _group_tensors(groups)
     state_tensors, state_json = _split_state(state or {})
     tensors |= state_tensors
     left_out = _too_large(tensors)
@@ -117,6 +112,23 @@ def record_step(
     path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     os.replace(aside, path)  # last: a record whose tensors exist is whole
     return path
+
+
+def _group_tensors(groups: Groups) -> dict[str, Tensor]:
+    """What advantage rules read of the batch, but for answers, which are text, and a critic's values and their mask,
+    which replay has no critic for."""
+    found: dict[str, Tensor | None] = {
+        "rewards": groups.rewards,
+        "rewards_per_function": groups.rewards_per_function,
+        "weights": groups.weights,
+        "lengths": groups.lengths,
+        "written": groups.written,
+        "mask": groups.mask if groups.values is None else None,
+        "token_kl": groups.token_kl,
+        "beta": None if groups.token_kl is None else torch.tensor(groups.beta, dtype=torch.float64),
+        "teacher_gap": groups.teacher_gap,
+    }
+    return {f"groups/{name}": tensor for name, tensor in found.items() if tensor is not None}
 
 
 def load_record(path: str | Path) -> Record:
@@ -199,6 +211,11 @@ def _groups_from(tensors: Mapping[str, Tensor], answers: list[list[str | None]] 
         tensors["groups/weights"],
         answers,
         lengths=tensors.get("groups/lengths"),
+        token_kl=tensors.get("groups/token_kl"),
+        beta=float(tensors.get("groups/beta", 0.0)),
+        teacher_gap=tensors.get("groups/teacher_gap"),
+        mask=tensors.get("groups/mask"),
+        written=tensors.get("groups/written"),
     )
 
 

@@ -19,17 +19,19 @@ from rich.table import Table
 
 from posttrain.observe import plots, writer
 from posttrain.observe.curves import edges, metric_names, series
+from posttrain.observe.image_grid import image_grid
 from posttrain.observe.pairs import BeforeAfter
 from posttrain.observe.plot_style import themed
 from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
+from posttrain.observe.resampled import Resampled
 from posttrain.observe.summary import Summary, facts, summarise
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 IN_TERMINAL = (
     *("reward", "accuracy", "eval_accuracy", "eval_reward", "loss", "eval_loss", "mean_token_accuracy"),
     *("rewards/accuracies", "rewards/margins", "entropy", "kl", "grad_norm", "completions/mean_length"),
-    *("completions/clipped_ratio", "frac_reward_zero_std"),
+    *("completions/clipped_ratio", "frac_reward_zero_std", "tools/call_frequency", "tools/failure_frequency"),
 )
 # of no use in a comparison of two evaluations
 _NOT_HELD_OUT = ("reward_failures/*", "*std", "*min_*", "*max_*", "*terminated*", "problems")
@@ -51,12 +53,14 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
         _stretches(s),
         _charts("Learning", charts),
         _signal(s),
+        _resampled(s),
         _charts("Policy", charts),
         _charts("Method", charts, title=f"{s.method}'s own numbers"),
         _evaluation(s),
         benchmarks,
         _failures(s),
         _pairs(s),
+        image_grid(Path(run_dir), last_step=s.rows[-1]["step"] if s.rows else 0),
         _charts("Run", charts, title="Schedule and speed"),
         _sources(s, Path(run_dir)),
     ]
@@ -133,6 +137,23 @@ def _signal(s: Summary) -> str:
         f'<table><tr><th>class</th><th></th><th class="number">share of tokens</th></tr>{rows}</table>{blended}</div>'
         f'<div class="card wide"><h3>Over the steps</h3>{plots.draw_signal(s.rows)}</div>'
     )
+
+
+def _resampled(s: Summary) -> str:
+    if s.resampled is None:
+        return ""
+    rows = "".join(
+        f'<tr><td>{one.reason}</td><td class="muted">{escape(one.meaning)}</td>'
+        f'<td class="number">{one.groups:,.0f}</td>'
+        f'<td class="number">{one.tokens:,.0f}</td><td class="number">{one.share:.2%}</td>'
+        f'<td class="number">{one.seconds:,.1f}</td></tr>'
+        for one in s.resampled.thrown
+    )
+    head = "".join(
+        f'<th class="number">{word}</th>' for word in ("groups", "tokens", "of all sampled", "seconds")
+    )
+    table = f"<table><tr><th>thrown away</th><th></th>{head}</tr>{rows}</table>" if rows else ""
+    return f'<h2>Dynamic sampling</h2><div class="card"><p>{escape(s.resampled.in_words())}</p>{table}</div>'
 
 
 def _stretches(s: Summary) -> str:
@@ -299,10 +320,26 @@ def print_summary(s: Summary, console: Console) -> None:
         for name, meaning, value in s.blend:
             table.add_row(name, f"{value:.2%}", f"[dim]{meaning}[/dim]")
         console.print(table)
+    if s.resampled is not None:
+        _print_resampled(s.resampled, console)
     for function, reason, count in s.failures:
         console.print(f"reward {function}: {reason}: {count:,} responses", markup=False, highlight=False)
     for note in s.notes:
         console.print(f"! {note}", style="yellow", markup=False, highlight=False)
+
+
+def _print_resampled(found: Resampled, console: Console) -> None:
+    console.print(f"dynamic sampling: {found.in_words()}", highlight=False, soft_wrap=True)
+    if not found.thrown:
+        return
+    table = Table("thrown away", box=None, padding=(0, 2, 0, 0))
+    for word in ("groups", "tokens", "share", "seconds"):
+        table.add_column(word, justify="right")
+    table.add_column("")
+    for one in found.thrown:
+        numbers = (f"{one.groups:,.0f}", f"{one.tokens:,.0f}", f"{one.share:.2%}", f"{one.seconds:,.1f}")
+        table.add_row(one.reason, *numbers, f"[dim]{one.meaning}[/dim]")
+    console.print(table)
 
 
 def _thin(values: Sequence[float], count: int) -> list[float]:

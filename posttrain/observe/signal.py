@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
-from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS, THROWN_AWAY
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class SignalCounts:
     def zero(cls, device: torch.device | str | None = None) -> SignalCounts:
         return cls(torch.zeros(len(CLASSES), dtype=torch.int64, device=device))
 
+    @classmethod
+    def of(cls, name: str, tokens: int, device: torch.device | str | None = None) -> SignalCounts:
+        """So many tokens of one class."""
+        return cls(torch.tensor([tokens if name == one else 0 for one in CLASSES], device=device))
+
     def __add__(self, other: SignalCounts) -> SignalCounts:
         return SignalCounts(self.counts + other.counts)
 
@@ -43,8 +48,11 @@ class SignalCounts:
         return {name: count / total if total else 0.0 for name, count in counts.items()}
 
     def metrics(self) -> dict[str, float]:
-        """`signal/NAME` for every class, and `signal/tokens`, the number they are shares of."""
-        shares = {PREFIX + name: share for name, share in self.shares().items()}
+        """`signal/NAME` for every class, and `signal/tokens`, the number they are shares of. What was thrown away is
+        named where there is any: most runs keep all they sample."""
+        shares = {
+            PREFIX + name: share for name, share in self.shares().items() if share or name != THROWN_AWAY
+        }
         return {**shares, PREFIX + "tokens": float(sum(self.as_dict().values()))}
 
     def table(self) -> list[tuple[str, str, int, float]]:
@@ -104,6 +112,7 @@ def account(
     conditions = {
         "unjudged": _flag(unjudged, never),
         "equal_rewards": zero if equal_rewards is None else zero & equal_rewards.bool(),
+        THROWN_AWAY: never,  # it is in no batch; whoever throws counts it
         "truncated": _flag(truncated, never) & masked,
         "tool": _flag(tool, never) & masked,
         "importance": weight == 0,

@@ -16,9 +16,12 @@ from posttrain.observe.curves import edges, series, width_of_edge
 from posttrain.observe.pairs import BeforeAfter, read_pairs
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+from posttrain.observe.resampled import Resampled, resampled_of
 from posttrain.observe.watch import methods_in, run_notes, who_logs_as
+from posttrain.rollout.resample import RESAMPLE
 
 FAILURES = "reward_failures/"
+TAUGHT_SPEED = RESAMPLE + "taught_tokens_per_second"
 _SHORT = 5  # fewer logged steps than this make no curve
 # metrics that can stand for the run's result, best first: (name, label)
 _RESULTS = (
@@ -40,6 +43,7 @@ class Summary:
     basis       what the result rests on: problems and interval, or steps; "" where it is not known
     signal      (class, meaning, share of all generated tokens), empty classes left out
     blend       (metric, meaning, mean over the steps) of a method that blends two losses
+    resampled   what dynamic sampling threw away; None where the run did not sample over
     failures    (reward function, reason, responses)
     recipe_changes  (step, change): what resumes from that step changed; `recipe` is what the last steps had
     evaluation  {"before": {metric: value}, "after": {...}}
@@ -61,6 +65,7 @@ class Summary:
     pairs: list[BeforeAfter]
     pair_titles: tuple[str, str]
     recipe_changes: list[tuple[int, writer.RecipeChange]] = field(default_factory=list)
+    resampled: Resampled | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -127,6 +132,7 @@ def summarise(run_dir: str | Path) -> Summary:
             for entry in writer.read_recipe_changes(run_dir)
             for change in entry.changes
         ],
+        resampled=resampled_of(rows),
     )
     summary.notes.extend(_notes(summary, events))
     return summary
@@ -265,6 +271,9 @@ def facts(s: Summary) -> list[tuple[str, str]]:
     _, speed = series(s.rows, "tokens_per_second")
     if speed:
         found.append(("tokens/s", f"{edges(speed)[1]:,.0f}"))
+    _, taught = series(s.rows, TAUGHT_SPEED)
+    if taught:
+        found.append(("tokens/s that taught", f"{edges(taught)[1]:,.0f}"))
     return found
 
 

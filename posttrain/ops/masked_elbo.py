@@ -226,10 +226,24 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return picked - logits.logsumexp(-1)
 
 
+def _hidden_logprobs(logits: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+    """`token_logprobs` where `hidden` (B, L), 0 elsewhere: a softmax over the vocabulary for those positions alone."""
+    found = token_logprobs(logits[hidden], tokens[hidden])
+    return found.new_zeros(hidden.shape).masked_scatter(hidden, found)
+
+
 def masked_logprobs(
-    logits_fn: LogitsFn, tokens: Tensor, prompt_length: int | Tensor, noise: Noise, *, mask_id: int
+    logits_fn: LogitsFn,
+    tokens: Tensor,
+    prompt_length: int | Tensor,
+    noise: Noise,
+    *,
+    mask_id: int,
+    completion_only: bool = False,
 ) -> Tensor:
     """Weighted log-probs of the hidden tokens of the noise's single pass, 0 elsewhere. (B, L).
+
+    completion_only  `logits_fn` gives the logits of the completion's L columns alone; prompt_length is one number then
 
     Summed over tokens it is that pass's ELBO term; kept a token it is what token-level objectives
     (diffu-GRPO, coupled-GRPO) compare. Differentiable through `logits_fn`.
@@ -248,7 +262,7 @@ def masked_logprobs(
     logits = logits_fn(hide(tokens, hidden, mask_id))
     if isinstance(prompt_length, int):  # one slice: no copy of the prompt's logits in float32
         part = slice(prompt_length, prompt_length + length)
-        logprobs = token_logprobs(logits[:, part], tokens[:, part])
+        logprobs = _hidden_logprobs(logits if completion_only else logits[:, part], tokens[:, part], mask)
     else:
         logprobs = token_logprobs(logits, tokens).gather(1, positions.clamp(max=width - 1).expand(batch, -1))
     return torch.where(mask, logprobs, 0) * noise.weights[:, :1].to(logprobs.dtype)

@@ -19,8 +19,9 @@ from posttrain.ops.logprobs import largest, with_sampled
 
 TILE_ELEMENTS = 1 << 21
 """Logits of one tile: 8 MB in float32. Twice as many or half as many cost the same on the machines tried."""
-LEAST_ROWS = 16
-"""Fewer positions at a time would leave the matrix product waiting for the head's weight."""
+LEAST_ROWS = 128
+"""Fewer positions at a time leave the matrix product waiting for the head's weight: with a vocabulary of 49k, 43 rows
+at a time cost 12 % more than 170."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ def clipped_weight_loss(ratio: Tensor, logprobs: Tensor, advantages: Tensor, hig
     return -ratio.clamp(max=high).detach() * advantages * logprobs
 
 
+def soft_gated_surrogate(ratio: Tensor, advantages: Tensor, temperature: Tensor) -> Tensor:
+    """The ratio under a sigmoid instead of a clip (SAPO): -(4 / t) sigmoid(t (ratio - 1)) A. (B, T).
+
+    temperature  t > 0, broadcasts. At ratio 1 the derivative in the ratio is -A, whatever t is; it fades on both sides.
+    """
+    return -torch.sigmoid(temperature * (ratio - 1)) * (4 / temperature) * advantages
+
+
 def _clamp(ratio: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         # cast first: a float64 bound must not widen the loss, and must round as a Python number would

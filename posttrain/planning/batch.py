@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil, lcm
 
 from posttrain.recipe import Recipe
-from posttrain.recipe.train_options import PolicyTrain
+from posttrain.recipe.train_options import FlowTrain, PolicyTrain
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RolloutSize:
         share = self.accumulation * self.micro_batch * self.processes
         lines = [
             f"{plural(self.prompts, 'prompt')} x {self.group} responses = {self.completions} completions per rollout",
-            f"{plural(self.optimizer_steps, 'optimizer step')} a rollout"
+            f"{plural(self.optimizer_steps, 'optimizer step')} per rollout"
             + (f", in {self.passes} passes over it" if self.passes > 1 else ""),
             f"each optimizer step = {plural(self.accumulation, 'micro-batch')} x {self.micro_batch} responses on "
             f"{plural(self.processes, 'process')} = {share} responses",
@@ -110,7 +110,7 @@ class Texts:
 
 def rollout_of(recipe: Recipe, processes: int) -> RolloutSize | None:
     """The rollout of a policy recipe; None for the families that train on given texts."""
-    if not isinstance(recipe.train, PolicyTrain) or recipe.rollout is None:
+    if not isinstance(recipe.train, PolicyTrain | FlowTrain) or recipe.rollout is None:
         return None
     return RolloutSize(
         processes,
@@ -120,6 +120,18 @@ def rollout_of(recipe: Recipe, processes: int) -> RolloutSize | None:
         recipe.train.num_iterations,
         recipe.rollout.group_size,
     )
+
+
+def resample_lines(recipe: Recipe, rollout: RolloutSize | None) -> list[str]:
+    """What dynamic sampling may add to a rollout."""
+    rule = None if recipe.rollout is None else recipe.rollout.resample
+    if rule is None or rollout is None:
+        return []
+    most = rollout.prompts * rule.max_rounds
+    return [
+        f"dynamic sampling: up to {rule.max_rounds} rounds, so at most {plural(most, 'prompt')} x {rollout.group} "
+        f"responses = {most * rollout.group} completions per rollout; epochs count the prompts that are trained on"
+    ]
 
 
 def texts_of(recipe: Recipe, processes: int) -> Texts:

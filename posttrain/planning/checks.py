@@ -13,6 +13,7 @@ from posttrain.data.known import TASKS
 from posttrain.data.mapping import Messages, out_columns
 from posttrain.data.row_layout import Needs
 from posttrain.planning.batch import plural, rollout_of, texts_of
+from posttrain.planning.machine import multiplies_bfloat16
 from posttrain.planning.rewards import reward_faults
 from posttrain.planning.row_lengths import RowLengths, beyond
 from posttrain.planning.row_needs import needed_columns
@@ -89,6 +90,27 @@ def precision_warnings(recipe: Recipe) -> Iterator[str]:
         )
     if model.dtype == "bfloat16" and train.bf16:
         yield "train.bf16 adds nothing to bfloat16 weights but casts; leave one of the two"
+    if train.use_cpu and (train.bf16 or model.dtype == "bfloat16") and multiplies_bfloat16() is False:
+        yield (
+            "this processor has no matrix products in bfloat16 (AMX or AVX-512): they run several times slower than in "
+            f"float32; leave {'train.bf16' if train.bf16 else 'model.dtype: bfloat16'} out"
+        )
+
+
+def determinism_warnings(recipe: Recipe) -> Iterator[str]:
+    """What `full_determinism` costs and what it does not reach; the variables that CUDA needs are set by the run."""
+    if not recipe.train.full_determinism:
+        return
+    if recipe.rollout is not None and recipe.rollout.engine.startswith("vllm"):
+        yield (
+            f"train.full_determinism: rollout.engine {recipe.rollout.engine} may sample other tokens in another run, "
+            "since how its requests share a batch moves their last bits; rollout.engine: transformers does not"
+        )
+    if not recipe.train.use_cpu:
+        yield (
+            "train.full_determinism: on a GPU the run sets CUDA_LAUNCH_BLOCKING=1 and CUBLAS_WORKSPACE_CONFIG=:16:8 "
+            "and waits for each kernel, which is slower; an operation without a deterministic kernel ends the run"
+        )
 
 
 def data_survey(

@@ -13,49 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data import DataError, survey
+from posttrain.data.column_names import ALPACA, ANSWERS, COMPLETIONS, LABELS, PAIRS, PROMPTS, first_column
+from posttrain.data.conversations import Dropped
 from posttrain.data.files import Row, iter_rows, kind_of
 from posttrain.data.known import DATASETS, TASKS
+from posttrain.data.labels import label_of
 from posttrain.data.row_layout import CONVERSATIONS, TEXTS, Needs
 from posttrain.planning.row_needs import needed_columns, needs_of_method
 from posttrain.recipe.methods import Method
 from posttrain.recipe.sections import DataSection
 
 LOOKED_AT = 200
-PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input", "text")
-COMPLETIONS = (
-    *(
-        "completion",
-        "output",
-        "response",
-        "answer",
-        "solution",
-        "canonical_solution",
-        "target",
-        "code",
-        "text",
-    ),
-    "chosen",  # the better answers of a file of pairs
-)
-ANSWERS = (
-    "answer",
-    "final_answer",
-    "gold",
-    "ground_truth",
-    "target",
-    "label",
-    "solution",
-    "output",
-    "response",
-)
-PAIRS = (
-    ("chosen", "rejected"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("preferred", "dispreferred"),
-    ("positive", "negative"),
-    ("win", "lose"),
-    ("winner", "loser"),
-)
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])")
 HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 _MATHS = re.compile(r"\\[a-zA-Z]|\$|[\^=]|^[-+(\[{]*[\d.,]")
@@ -63,6 +31,7 @@ _MATHS = re.compile(r"\\[a-zA-Z]|\$|[\^=]|^[-+(\[{]*[\d.,]")
 SHORT = 80
 REWARD_OF_TASK = {"sort": "exact_match", "countdown": "countdown", "sudoku": "sudoku"}
 PAIRS_ON_THE_HUB = "trl-lib/ultrafeedback_binarized"
+MARKED_ON_THE_HUB = "trl-lib/kto-mix-14k"
 
 
 @dataclass(frozen=True)
@@ -112,18 +81,21 @@ def _of_name(method: Method, given: str | None, chat: bool) -> FirstData:
             f"method '{method.name}' learns from logged complaints; give them with --data FILE, made by "
             "posttrain data feedback LOG"
         )
-    name = given or ("gsm8k" if rewarded or method.family == "sft" else PAIRS_ON_THE_HUB)
+    marked = method.load_settings().marked_answers
+    on_the_hub = MARKED_ON_THE_HUB if marked else PAIRS_ON_THE_HUB
+    name = given or ("gsm8k" if rewarded or method.family == "sft" else on_the_hub)
+    lacks = "no answers marked good or bad" if marked else "no pairs of answers"
     section: dict[str, Any] = {"name": name}
     if name in TASKS:
         if method.family == "preference":
-            raise DataError(f"task '{name}' has no pairs of answers; method '{method.name}' needs them")
+            raise DataError(f"task '{name}' has {lacks}; method '{method.name}' needs them")
         section["args"] = {"size": 1000, "held_out": 128}
         rewards = [{"name": REWARD_OF_TASK[name]}] if rewarded else []
         held_out = rewarded
         return FirstData(section | ({"eval": {"limit": 128}} if held_out else {}), rewards, 1000, held_out)
     if name in DATASETS:
         if method.family == "preference":
-            raise DataError(f"'{name}' has no pairs of answers; method '{method.name}' needs them")
+            raise DataError(f"'{name}' has {lacks}; method '{method.name}' needs them")
         known = DATASETS[name]
         if rewarded:
             column = known["prompt"]
@@ -165,18 +137,12 @@ def _of_file(method: Method, given: str, chat: bool) -> FirstData:
     return FirstData(tried, rewards, counted.used if counted is not None else None, "eval" in tried, notes)
 
 
-def _column(row: Row, names: Sequence[str], taken: str | None = None) -> str | None:
-    """The row's column that bears the first of these names, in whatever capitals."""
-    plain = {str(column).lower(): str(column) for column in reversed(list(row)) if column != taken}
-    return next((plain[name] for name in names if name in plain), None)
-
-
 def _find_prompt(columns: Row, section: dict[str, Any]) -> None:
     if "prompt" in columns or any(column in columns for column in CONVERSATIONS):
         return  # found by their names
-    found = _column(columns, PROMPTS)
+    found = first_column(columns, PROMPTS)
     if found == "instruction" and "input" in columns:  # Alpaca: empty where the instruction says all
-        section["template"] = "{instruction}\n\n{input?}"
+        section["template"] = ALPACA
     elif found is not None:
         section["prompt"] = found
 
@@ -184,11 +150,13 @@ def _find_prompt(columns: Row, section: dict[str, Any]) -> None:
 def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict[str, Any]) -> None:
     columns = rows[0]
     taken = section.get("prompt", "prompt")
+    if needs.labels and _are_pairs(rows, section):
+        return
     for name in needs.texts or ():
         if name in columns or (name == "completion" and any(column in columns for column in CONVERSATIONS)):
             continue
         options = COMPLETIONS if name == "completion" else [pair[name == "rejected"] for pair in PAIRS]
-        found = _column(columns, options, taken)
+        found = first_column(columns, options, taken)
         if found is not None:
             section[name] = found
         else:
@@ -196,12 +164,51 @@ def _find_texts(method: Method, needs: Needs, rows: Sequence[Row], section: dict
                 f"{section['path']!r}: no column for '{name}', which method '{method.name}' learns from; the columns "
                 f"are {', '.join(map(str, columns))}. Rename one, or write a recipe with data.{name}: COLUMN"
             )
-    lacking = [name for name in needed_columns(method) if name not in TEXTS and name not in columns]
+    lacking = [
+        name for name in needed_columns(method) if name not in (*TEXTS, *section) and name not in columns
+    ]
+    if needs.labels and lacking:
+        raise DataError(
+            f"{section['path']!r}: no column called label, or alike, with true where an answer was good, and no pairs "
+            f"of answers either; the columns are {', '.join(map(str, columns))}. Rename one, or write a recipe with "
+            "data.label: COLUMN"
+        )
     if lacking:
         raise DataError(
             f"{section['path']!r}: no column '{lacking[0]}', which method '{method.name}' reads; posttrain data "
             "feedback LOG makes such rows from a log of conversations"
         )
+
+
+def _are_pairs(rows: Sequence[Row], section: dict[str, Any]) -> bool:
+    """Where rows want a mark: notes its column where it has another name; else whether they are pairs."""
+    columns = rows[0]
+    marks = [name for name in columns if _holds_marks([row.get(name) for row in rows])]
+    label = first_column(marks, LABELS)
+    if label is not None:
+        section |= {} if label == "label" else {"label": label}
+        return False
+    for names in PAIRS:
+        chosen, rejected = (first_column(columns, (name,)) for name in names)
+        if chosen is not None and rejected is not None:
+            section |= (
+                {} if names == PAIRS[0] == (chosen, rejected) else {"chosen": chosen, "rejected": rejected}
+            )
+            return True
+    return False
+
+
+def _holds_marks(values: Sequence[Any]) -> bool:
+    """Whether a column holds marks, of both kinds unless it is a column of booleans."""
+    found = set()
+    for value in values:
+        try:
+            found.add(label_of(value))
+        except Dropped:
+            continue
+        except DataError:
+            return False
+    return len(found) == 2 or bool(found) and all(isinstance(value, bool) for value in values)
 
 
 def _find_rewards(
@@ -216,7 +223,7 @@ def _find_rewards(
         return [{"name": "sudoku"}]
     # a mark of good or bad (label: true) is no gold answer
     marks = [name for name in columns if all(isinstance(row.get(name), bool) for row in rows)]
-    found = _column({name: None for name in columns if name not in marks}, ANSWERS, taken)
+    found = first_column({name: None for name in columns if name not in marks}, ANSWERS, taken)
     if found is None:
         notes["rewards"] = (
             "no column looks like a gold answer: this one only asks for short answers; put a function of your own in "

@@ -36,6 +36,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "bgpo": {"learning_rate": 5e-7},
     "salsa": {"beta": 0.05},
     "simpo": {"beta": 2.0},
+    "kto": {"learning_rate": 5e-6},
     "mdlm_sft": {"learning_rate": 1e-5},
 }
 """Options of `train` with which a method's paper departs from its family."""
@@ -53,6 +54,7 @@ NOTES = {
     "data.completion": "column to learn from",
     "data.chosen": "column of the better answer",
     "data.rejected": "column of the worse answer",
+    "data.label": "column of the mark: true or false, 1 or 0",
     "data.answer": "where the gold answer stands in a row",
     "data.args": "of the generated task",
     "data.eval": "held-out rows; what it does not say is as above",

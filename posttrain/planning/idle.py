@@ -37,6 +37,18 @@ def _masked_diffusion(recipe: Recipe) -> bool:
     return recipe.objective.masked_diffusion
 
 
+def _makes_images(recipe: Recipe) -> bool:
+    return recipe.objective.makes_images
+
+
+def _always_fresh(recipe: Recipe) -> bool:
+    """Whether the policy that trains is always the one that sampled, to the last bit."""
+    train, rollout = recipe.train, recipe.rollout
+    if not isinstance(train, PolicyTrain) or rollout is None or rollout.engine != "transformers":
+        return False
+    return train.window * train.num_iterations == train.gradient_accumulation_steps and rollout.staleness == 0
+
+
 _MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _EVALUATION = ("eval_steps", "eval_on_start", "per_device_eval_batch_size")
 _FOLLOWERS = ("ref_model_sync_steps", "ref_model_mixup_alpha")
@@ -45,6 +57,8 @@ RULES: list[Rule] = [
     Rule("train", _FOLLOWERS, _train(PreferenceTrain, lambda t: not t.sync_ref_model), "sync_ref_model: true"),
     Rule("train", ("sync_ref_model",), _train(PolicyTrain, lambda t: t.beta == 0), "a KL penalty: beta above 0"),
     Rule("train", ("use_bias_correction_kl",), _train(PolicyTrain, lambda t: t.beta == 0), "beta above 0"),
+    Rule("train", ("off_policy_mask_threshold",), _always_fresh,
+         "several updates on a rollout (num_iterations, steps_per_generation) or a vLLM engine"),
     Rule("train", ("warmup_steps",), lambda r: r.train.lr_scheduler_type == "constant",
          "lr_scheduler_type: constant_with_warmup, or another with a warm-up"),
     Rule("train", _MOMENTS, lambda r: r.train.optim in _NO_MOMENTS, "an Adam optimizer"),
@@ -60,11 +74,13 @@ RULES: list[Rule] = [
     Rule("rollout", ("importance_correction", "importance_clip_max", "importance_clip_min"),
          _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
     Rule("rollout", ("importance_clip_max", "importance_clip_min"),
-         lambda r: r.rollout is not None and r.rollout.importance_correction is None, "importance_correction"),
+         lambda r: isinstance(r.rollout, RolloutSection) and r.rollout.importance_correction is None,
+         "importance_correction"),
     Rule("rollout", ("staleness", "partial_budget"), _engine_is("masked_diffusion"), "an autoregressive method"),
+    Rule("rollout", ("resample",), _engine_is("masked_diffusion"), "an autoregressive method"),
     Rule("rollout", ("vllm",), _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
-    Rule("train", ("entropy_coef", "top_entropy_quantile", "use_bias_correction_kl", "cast_lm_head_to_fp32",
-                   "cache_implementation", "router_aux_loss_coef", "disable_dropout", "layout",
+    Rule("train", ("entropy_coef", "top_entropy_quantile", "off_policy_mask_threshold", "use_bias_correction_kl",
+                   "cast_lm_head_to_fp32", "cache_implementation", "router_aux_loss_coef", "disable_dropout", "layout",
                    "max_tokens_per_micro_batch"),
          _engine_is("masked_diffusion"), "an autoregressive method"),
     Rule("output", ("record",), _engine_is("masked_diffusion"), "an autoregressive method"),
@@ -72,17 +88,21 @@ RULES: list[Rule] = [
                    "activation_offloading", "dataset_num_proc", "shuffle_dataset"),
          lambda r: r.spec.family == "sft" and _masked_diffusion(r), "an autoregressive model"),
     Rule("model", ("mask",), lambda r: not _masked_diffusion(r), "a masked-diffusion method"),
-    Rule("rollout", ("eval_temperature",), lambda r: r.data.eval is None, "data.eval"),
+    Rule("rollout", ("max_turns",), lambda r: not r.has_tools, "tools or an environment"),
+    Rule("rollout", ("eval_temperature", "eval_denoising_steps"), lambda r: r.data.eval is None, "data.eval"),
+    Rule("train", ("router_aux_loss_coef",), _makes_images, "a language model"),
+    Rule("data", ("chat", "system", "max_prompt_tokens"), _makes_images, "a method for texts"),
     Rule("output", ("log_completions",), lambda r: r.rollout is None, "a method that generates"),
     Rule("output", ("record",), lambda r: not isinstance(r.train, PolicyTrain), "a method that learns from rewards"),
 ]  # fmt: skip
 
 _DATA_KEYS: dict[str, set[Family]] = {
-    "answer": {"policy", "diffusion"},
-    "columns": {"policy", "diffusion"},
+    "answer": {"policy", "diffusion", "images"},
+    "columns": {"policy", "diffusion", "images", "image_sft"},
     "completion": {"sft"},
     "chosen": {"preference"},
     "rejected": {"preference"},
+    "label": set(),  # of methods that read marked answers
 }
 
 
@@ -122,18 +142,21 @@ def beyond_the_run(recipe: Recipe, steps: int | None) -> Iterator[str]:
 
 
 def _idle_data(data: DataSection, place: str, recipe: Recipe) -> Iterator[str]:
+    marked = recipe.objective.marked_answers
     for key, families in _DATA_KEYS.items():
         if key in data.changed() and recipe.spec.family not in families and place == "data":
+            if marked and key in ("completion", "label"):
+                continue
             yield f"{place}: '{key}' does nothing with method '{recipe.method}'; remove it"
     if "on_long" in data.changed() and data.max_prompt_tokens is None:
         yield f"{place}: 'on_long' does nothing without max_prompt_tokens; add that, or remove it"
-    if recipe.spec.family != "sft":
+    if recipe.spec.family != "sft" and not recipe.objective.makes_images:
         for key in {"teacher_accuracy", "demonstrations"} & data.args.keys():
             yield f"{place}: args: '{key}' is about a teacher's completions, which only sft reads; remove it"
 
 
 def _lacking_in_engine(recipe: Recipe) -> Iterator[str]:
-    if recipe.rollout is None:
+    if not isinstance(recipe.rollout, RolloutSection):
         return
     engine = recipe.rollout.engine
     sampling = recipe.rollout.changed() & {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}

@@ -25,3 +25,18 @@ def memory_of_machine() -> float | None:
     limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
     found = [file.read_text().strip() for file in limits if file.is_file()]
     return min([whole, *(float(text) for text in found if text.isdigit())])
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor multiplies in bfloat16 (AMX, AVX-512's, or Arm's); None where it does not tell."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = {
+        flag
+        for line in lines
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.split(":")[1].split()
+    }
+    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"}) if flags else None

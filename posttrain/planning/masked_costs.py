@@ -10,7 +10,7 @@ from posttrain.planning.batch import plural
 from posttrain.planning.shapes import Shape, read_config
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import DiffusionRolloutSection
-from posttrain.rollout.masked.sampler_options import DiffusionSampling, schedule, untrusted
+from posttrain.rollout.masked.sampler_options import DiffusionSampling, cache_fault, schedule, untrusted
 
 
 def _sampling(rollout: DiffusionRolloutSection) -> DiffusionSampling:
@@ -25,6 +25,21 @@ def sampler_faults(recipe: Recipe) -> Iterator[str]:
             schedule(_sampling(recipe.rollout), recipe.rollout.max_new_tokens)
         except ValueError as error:
             yield f"rollout: {error}"
+        yield from _cache_faults(recipe, recipe.rollout.cache)
+
+
+def _cache_faults(recipe: Recipe, cache: str) -> Iterator[str]:
+    if cache == "none" or recipe.model.path is None:
+        return
+    try:
+        config = read_config(recipe.model) or {}
+    except ValueError:  # said of the model already
+        return
+    own_code = bool(config.get("auto_map"))
+    architecture = (config.get("architectures") or [config.get("model_type") if own_code else None])[0]
+    reason = None if architecture is None else cache_fault(architecture, own_code)
+    if reason is not None:
+        yield f"rollout: cache: {cache} is not possible with this model: {reason}; leave it out"
 
 
 def model_code_faults(recipe: Recipe) -> Iterator[str]:
@@ -48,9 +63,12 @@ def diffusion_lines(recipe: Recipe) -> Iterator[str]:
     sampling = _sampling(recipe.rollout)
     block, blocks, passes = schedule(sampling, recipe.rollout.max_new_tokens)
     doubled = ", twice for guidance" if sampling.cfg_scale else ""
+    most = "" if sampling.confidence is None else "at most "
+    kept = {"none": "", "prefix": ", of which all but the first of a block leave what stands before it out"}
+    kept["dual"] = ", of which all but the first of a block compute that block alone"
     yield (
         f"a canvas of {recipe.rollout.max_new_tokens} tokens is filled in {plural(blocks, 'block')} of {block}, "
-        f"{plural(blocks * passes, 'forward pass')}{doubled}"
+        f"{most}{plural(blocks * passes, 'forward pass')}{doubled}{kept[sampling.cache]}"
     )
     yield f"a likelihood costs {plural(recipe.objective.num_passes, 'forward pass')}, one at a time in memory"
 
@@ -66,8 +84,9 @@ class Logits:
 def logits_bytes(recipe: Recipe, shape: Shape, rows: int, tokens: int, how: Arithmetic) -> Logits | None:
     """What the logits of one pass take; None for the models that are scored through a fused head.
 
-    They exist whole, of the canvas and its prompt: there is no fused head for models that see both ways. In the forward
-    as they are computed and, where that is in 16 bits, in float32. In the backward beside those the gradient of the
+    They are counted whole, of the canvas and its prompt: there is no fused head for models that see both ways
+    (a decoder of transformers leaves the prompt's out, code that comes with a checkpoint does not). In the forward as
+    they are computed and, where that is in 16 bits, in float32. In the backward beside those the gradient of the
     picked logits, of the normaliser, and their sum.
     """
     if not recipe.objective.masked_diffusion:

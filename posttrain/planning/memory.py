@@ -22,10 +22,10 @@ from posttrain.planning.activations import (
 )
 from posttrain.planning.batch import rollout_of
 from posttrain.planning.masked_costs import logits_bytes, sampling_bytes
-from posttrain.planning.shapes import Shape
+from posttrain.planning.shapes import Shape, read_shape
 from posttrain.recipe import Recipe
-from posttrain.recipe.methods import Family
-from posttrain.recipe.sections import VLLMSection
+from posttrain.recipe.methods import Family, with_inner
+from posttrain.recipe.sections import ModelSection, VLLMSection
 from posttrain.recipe.train_options import PolicyTrain, PreferenceTrain, TextTrain
 
 GIB, MIB = 2**30, 2**20
@@ -91,6 +91,7 @@ class Memory:
                            autocast, the weights in 16 bits), of which the larger of two moments counts: log-probs, when
                            all layers are kept, and the end of the backward, when all gradients are (`last_layer`)
     while generating       generation
+    beside                 held all the time too: a critic's weights, gradients and optimizer states
     allocator              kept beside what is in use
     """
 
@@ -109,6 +110,7 @@ class Memory:
     accumulates: bool = False
     on_cpu: bool = False
     notes: tuple[str, ...] = ()
+    beside: float = 0.0
 
     @property
     def moments(self) -> tuple[float, float]:
@@ -123,7 +125,8 @@ class Memory:
     @property
     def tensors(self) -> float:
         """What torch hands out at the peak (torch.cuda.max_memory_allocated)."""
-        return self.weights + self.optimizer + self.reference + max(self.training, self.generation)
+        held = self.weights + self.optimizer + self.reference + self.beside
+        return held + max(self.training, self.generation)
 
     @property
     def peak(self) -> float:
@@ -136,6 +139,7 @@ class Memory:
             ("weights", self.weights),
             ("optimizer states", self.optimizer),
             ("reference model", self.reference),
+            ("critic", self.beside),
             (OTHER_TRAINING, 0.0 if trains else self.training),
             ("gradients", self.gradients if trains and (self.accumulates or not early) else 0.0),
             ("activations", (self.layers if early else self.last_layer) if trains else 0.0),
@@ -173,6 +177,8 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         notes += (
             f"beside this, vLLM takes {engine_share:.0%} of the device (rollout.vllm.gpu_memory_utilization)",
         )
+    frozen, unknown = _frozen_bytes(recipe)
+    notes += unknown
     how = arithmetic(recipe, size, launch.device)
     step = _step(recipe, shape, how, tokens)
     weights = _base_bytes(recipe, shape, size) + (trained * trained_size if peft is not None else 0)
@@ -180,7 +186,7 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         weights=weights / weights_share,
         gradients=trained * trained_size / gradient_share,
         optimizer=trained * states / optimizer_share,
-        reference=_references(recipe) * shape.parameters * size / weights_share,
+        reference=(_references(recipe) * shape.parameters * size + frozen) / weights_share,
         layers=step.layers,
         head=step.head,
         last_layer=step.last_layer,
@@ -189,6 +195,7 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         accumulates=train.gradient_accumulation_steps > 1,
         on_cpu=launch.device == "cpu",
         notes=notes,
+        beside=_beside(recipe) * shape.parameters * 4 * _bytes_of(recipe),
     )
     return _with_surroundings(found, recipe, step, launch)
 
@@ -200,7 +207,7 @@ def _with_surroundings(found: Memory, recipe: Recipe, step: _Step, launch: Launc
     return replace(
         found,
         base=CPU_LIBRARIES[recipe.spec.family],
-        workers=len(recipe.rewards) * workers_of_a_reward() * CPU_WORKER,
+        workers=sum(one.model is None for one in recipe.rewards) * workers_of_a_reward() * CPU_WORKER,
         allocator=HEAP_KEPT[recipe.model.peft is not None] * step.all_layers,
     )
 
@@ -282,13 +289,15 @@ def _scores_without_gradient(recipe: Recipe) -> bool:
     """Log-probs of a reference, or of the policy before it moves."""
     if isinstance(recipe.train, PolicyTrain):
         rollout = rollout_of(recipe, 1)
-        return recipe.train.beta > 0 or (rollout is not None and rollout.optimizer_steps > 1)
+        asked = recipe.train.beta > 0 or bool(recipe.objective.frozen_models)
+        return asked or (rollout is not None and rollout.optimizer_steps > 1)
     return isinstance(recipe.train, PreferenceTrain)
 
 
 def _rows(recipe: Recipe) -> int:
     """Of a micro-batch: a pair is two."""
-    return recipe.train.per_device_train_batch_size * (2 if isinstance(recipe.train, PreferenceTrain) else 1)
+    pairs = isinstance(recipe.train, PreferenceTrain) and not recipe.objective.marked_answers
+    return recipe.train.per_device_train_batch_size * (2 if pairs else 1)
 
 
 def workers_of_a_reward() -> int:
@@ -318,6 +327,24 @@ def _references(recipe: Recipe) -> int:
     if isinstance(train, PolicyTrain):
         return int(train.beta > 0)
     return int(isinstance(train, PreferenceTrain) and not train.precompute_ref_log_probs)
+
+
+def _frozen_bytes(recipe: Recipe) -> tuple[float, tuple[str, ...]]:
+    """Of the models that the method holds beside the policy, each of a size of its own; a note for one not known."""
+    found, notes = 0.0, ()
+    for path, dtype in recipe.objective.frozen_models.items():
+        shape = read_shape(ModelSection(path=path))
+        if shape is None:
+            notes += (f"{path} is not on this machine: it is not in the estimate",)
+        else:
+            found += shape.parameters * (4.0 if dtype == "float32" else 2.0)
+    return found, notes
+
+
+def _beside(recipe: Recipe) -> int:
+    """Models of the policy's size that are trained beside it, those of the method it is built on among them. Each has
+    weights, gradients and AdamW's two moments, all in the weights' own type, on every rank."""
+    return sum(settings.trained_beside for _, settings in with_inner(recipe.objective))
 
 
 def _tokens(recipe: Recipe, prompt_tokens: int | None) -> tuple[int, tuple[str, ...]]:

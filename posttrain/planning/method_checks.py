@@ -9,13 +9,14 @@ from pathlib import Path
 from posttrain.planning.batch import length_in_words, rollout_of
 from posttrain.planning.checks import maker_of
 from posttrain.planning.shapes import is_folder_name
+from posttrain.planning.tokenizer import plan_tokenizer
 from posttrain.recipe import Recipe
 from posttrain.recipe.methods import with_inner
-from posttrain.recipe.sections import RolloutSection
+from posttrain.recipe.sections import ModelSection, RolloutSection
 from posttrain.settings import RunView, Settings
 
 ONLY_WITH_REWARDS = frozenset(
-    {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction"}
+    {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction", "resample"}
 )
 """Options of `rollout` that a method which draws one answer per prompt, between trainings, has no use for."""
 VLLM_ONLY_WITH_REWARDS = {
@@ -29,6 +30,13 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
     """Why the method, or the one it is built on, cannot run as the recipe stands, a sentence each."""
     for settings, run in _asked(recipe, processes):
         yield from settings.faults(run)
+    if recipe.rollout is not None and recipe.rollout.resample is not None:
+        for place, settings in with_inner(recipe.objective):
+            if (reason := settings.learns_from_equal) is not None:
+                yield (
+                    f"rollout: 'resample' throws groups with equal rewards away, and {place} learns from them: "
+                    f"{reason}; remove it, or take another method or baseline"
+                )
     if recipe.spec.family == "preference" and recipe.rollout is not None:
         yield from _sampling_faults(recipe, recipe.rollout)
     if recipe.objective.in_stages and recipe.data.eval is not None:
@@ -42,6 +50,9 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
             yield f"objective: {name}: no file '{named[name]}' here or beside the recipe"
     for name in recipe.objective.names_models:
         yield from _model_faults(recipe, name, named[name])
+    for name in recipe.objective.same_tokenizer:
+        if named[name] is not None:
+            yield from _tokenizer_faults(recipe, name, named[name])
 
 
 def method_warnings(recipe: Recipe, processes: int) -> Iterator[str]:
@@ -66,6 +77,7 @@ def _asked(recipe: Recipe, processes: int) -> Iterator[tuple[Settings, RunView]]
                 rollout=recipe.rollout,
                 processes=processes,
                 prompts=prompts,
+                rewards=len(recipe.rewards or []),
             ),
         )
 
@@ -101,6 +113,23 @@ def _model_faults(recipe: Recipe, name: str, named: str | list[str] | None) -> I
             )
         elif not {"config.json", "adapter_config.json"} & {file.name for file in folder.iterdir()}:
             yield f"objective: {name}: folder '{path}' holds no config.json, so it is not a saved model"
+
+
+def _tokenizer_faults(recipe: Recipe, name: str, path: str) -> Iterator[str]:
+    """Where both tokenizers lie here and number their tokens differently; training looks again."""
+    try:
+        own, other = plan_tokenizer(recipe.model), plan_tokenizer(ModelSection(path=path))
+    except ValueError:  # said elsewhere, or by whoever loads it
+        return
+    if own is None or other is None:
+        return
+    mine, theirs = own.backend.get_vocab(), other.backend.get_vocab()
+    if mine != theirs:
+        differ = sum(theirs.get(token) != number for token, number in mine.items())
+        yield (
+            f"objective: {name}: '{path}' has another tokenizer than the model ({differ} of {len(mine)} tokens "
+            "differ), so it cannot be asked about the model's tokens; take one of the same family"
+        )
 
 
 def run_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:

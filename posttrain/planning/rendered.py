@@ -56,12 +56,14 @@ def parts_of(recipe: Recipe, row: Row, tokenizer: Any) -> list[Part]:
     if "completion" in row and recipe.spec.family == "sft":
         parts = _masked_parts if recipe.objective.masked_diffusion else _sft_parts
         return list(parts(row, tokenizer))
-    answers = [name for name in ("chosen", "rejected") if name in row and recipe.spec.family == "preference"]
+    names = ("chosen", "rejected", "completion") if recipe.spec.family == "preference" else ()
+    answers = [name for name in names if name in row]
     if not answers:
         options = template_options(recipe)
         return [Part("prompt", tokenizer, prompt_ids(tokenizer, row["prompt"], **options), False)]
     prompt, ids = pair_ids(tokenizer, row["prompt"], *(row[name] for name in answers))
-    learned = (Part(name, tokenizer, one, True) for name, one in zip(answers, ids, strict=True))
+    mark = "" if "label" not in row else ", good" if row["label"] else ", bad"
+    learned = (Part(f"{name}{mark}", tokenizer, one, True) for name, one in zip(answers, ids, strict=True))
     return [Part("prompt", tokenizer, prompt, False), *learned]
 
 

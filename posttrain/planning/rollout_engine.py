@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from posttrain.planning.batch import rollout_of
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import VLLMSection
-from posttrain.rollout.engine_options import check_servers
+from posttrain.rollout.engine_options import RESAMPLE_NOT_PARTIAL, check_servers
 
 
 def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:
@@ -36,6 +36,13 @@ def engine_faults(recipe: Recipe, processes: int) -> Iterator[str]:
         yield "rollout: engine 'vllm' loads a model folder, 'model.scratch' has none: train it with sft first"
     if settings.sleep and recipe.train.use_cpu:
         yield "rollout.vllm: 'sleep' does nothing on a CPU (train.use_cpu); remove it"
+    if rollout.resample is not None and rollout.partial_budget is not None:
+        yield f"rollout: {RESAMPLE_NOT_PARTIAL}"
+    if rollout.resample is not None and recipe.train.changed() & {"cache_implementation"}:
+        yield (
+            "rollout: resample asks the rollout engine for more samples, and train.cache_implementation generates "
+            "without it; remove one of them"
+        )
     if rollout.partial_budget is not None and not batch.whole_groups_per_process:
         yield (
             f"rollout: partial_budget needs whole groups on every process, and {batch.completions_per_process} "

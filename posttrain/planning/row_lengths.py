@@ -10,6 +10,7 @@ from posttrain.data.conversations import Messages
 from posttrain.data.files import Row
 from posttrain.data.tokens import prompt_ids, whole_ids
 from posttrain.planning.rendered import template_options
+from posttrain.planning.row_needs import needs_of
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
 
@@ -56,8 +57,8 @@ def row_lengths(recipe: Recipe, rows: Sequence[Row], tokenizer: PlanTokenizer | 
     count = min(len(rows), LOOKED_AT)
     picked = [rows[i * len(rows) // count] for i in range(count)]
     options = template_options(recipe)
-    names = {"sft": ("completion",), "preference": ("chosen", "rejected")}.get(recipe.spec.family, ())
-    answers = [name for name in names if name in rows[0]]
+    given = recipe.spec.family in ("sft", "preference")
+    answers = [name for name in needs_of(recipe).texts or () if given and name in rows[0]]
     prompts = [_length(tokenizer, row["prompt"], **options) for row in picked]
     whole = [
         max((_whole(tokenizer, row["prompt"], row[name]) for name in answers), default=0) for row in picked

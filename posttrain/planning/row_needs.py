@@ -6,6 +6,7 @@ from posttrain.data.row_layout import TEXTS, Needs
 from posttrain.recipe import Recipe
 from posttrain.recipe.methods import Method
 
+LABEL = "label"
 BY_FAMILY: dict[str, tuple[str, ...]] = {"sft": ("completion",), "preference": ("chosen", "rejected")}
 
 
@@ -20,10 +21,11 @@ def needs_of_method(method: Method) -> Needs:
     asked = needed_columns(method)
     return Needs(
         texts=tuple(name for name in asked if name in TEXTS),
-        columns=(*(name for name in asked if name not in TEXTS), *settings.reads_columns),
-        others=method.family in ("policy", "diffusion"),
+        columns=(*(name for name in asked if name not in (*TEXTS, LABEL)), *settings.reads_columns),
+        others=method.family in ("policy", "diffusion", "images"),
         without_template=settings.writes_plain_lines,
         turns=method.family == "sft" and not settings.masked_diffusion,
+        labels=settings.marked_answers,
     )
 
 

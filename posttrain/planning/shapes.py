@@ -92,7 +92,11 @@ _LLADA_8B = {
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-0.5B": _qwen(896, 4864, 24, 14, 2, True),
     "Qwen/Qwen2.5-1.5B": _QWEN_1_5B,
+    "Qwen/Qwen2.5-3B": _qwen(2048, 11008, 36, 16, 2, True),
     "Qwen/Qwen2.5-7B": _QWEN_7B,
+    "Qwen/Qwen2.5-14B": _qwen(5120, 13824, 48, 40, 8, False),
+    "Qwen/Qwen2.5-32B": _qwen(5120, 27648, 64, 40, 8, False),
+    "Qwen/Qwen2.5-72B": _qwen(8192, 29568, 80, 64, 8, False),
     "Qwen/Qwen2.5-Math-1.5B": _QWEN_1_5B,
     "Qwen/Qwen2.5-Math-7B": _QWEN_7B,
     "GSAI-ML/LLaDA-8B": _LLADA_8B,

@@ -65,10 +65,11 @@ class PlanTokenizer:
 
 def plan_tokenizer(model: ModelSection) -> PlanTokenizer | None:
     """The recipe's tokenizer, where its files lie on this machine. ValueError says which of them cannot be read."""
+    own = _text_of(model.chat_template) if model.chat_template is not None else None
     if model.scratch is not None:
         backend = by_characters(model.scratch.alphabet)
         backend.add_special_tokens(list(SPECIAL))  # as transformers does, or "<eos>" would be five characters
-        return PlanTokenizer(backend, dict(ROLES))
+        return PlanTokenizer(backend, dict(ROLES), own)
     name = model.tokenizer or model.path
     assert name is not None
     revision = model.revision if model.tokenizer is None else None
@@ -78,7 +79,15 @@ def plan_tokenizer(model: ModelSection) -> PlanTokenizer | None:
         return None
     config = read_mapping(config_file)
     template_file = local_file(name, "chat_template.jinja", revision)
-    return PlanTokenizer(backend_of(file), _special(config), _template(config, template_file))
+    template = _template(config, template_file) if own is None else own
+    return PlanTokenizer(backend_of(file), _special(config), template)
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"chat_template: {path} cannot be read: {error}") from None
 
 
 def backend_of(file: Path) -> Tokenizer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.data.files import Row
-from posttrain.planning.rewards import spec_of
+from posttrain.planning.rewards import model_of, spec_of
 from posttrain.recipe import Recipe
 from posttrain.rewards.messages import messages_of, text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
@@ -36,8 +36,14 @@ def try_rewards(recipe: Recipe, rows: Sequence[Row]) -> Trial:
         return trial
     row = rows[0]
     group_size = recipe.rollout.group_size if recipe.rollout is not None else 1
-    completions = [one for _, one in zip(range(group_size), _repeated(samples(row)), strict=False)]
+    shown: list[Any] = _plain_images() if recipe.objective.makes_images else samples(row)
+    completions = [one for _, one in zip(range(group_size), _repeated(shown), strict=False)]
     for position, reward in enumerate(recipe.rewards):
+        if reward.model is not None:
+            trial.lines.append(
+                f"tried {model_of(reward).title}: nothing, a model is loaded when training starts"
+            )
+            continue
         spec = replace(spec_of(reward), on_error="raise")
         try:
             with RewardRunner([spec], workers=1) as runner:
@@ -63,14 +69,22 @@ def samples(row: Row) -> list[str]:
     return [str(answer), f"\\boxed{{{answer}}}", f"#### {answer}", PLACEHOLDER]
 
 
-def _repeated(texts: list[str]) -> Iterator[str]:
+def _plain_images() -> list[Any]:
+    """Three images to try: black, grey and white."""
+    from PIL import Image
+
+    return [Image.new("RGB", (8, 8), (shade, shade, shade)) for shade in (0, 128, 255)]
+
+
+def _repeated(texts: list[Any]) -> Iterator[Any]:
     while True:
         yield from texts
 
 
-def _score(runner: RewardRunner, row: Row, completions: list[str]) -> Scores:
+def _score(runner: RewardRunner, row: Row, completions: list[Any]) -> Scores:
     """One call on one group. Token ids are made up: the code points of the text."""
     prompt, count = row.get("prompt"), len(completions)
+    of_images = not isinstance(completions[0], str)
     kept = {name: value for name, value in row.items() if name not in {"prompt", "completion", *PROVIDED}}
     columns = {name: [value] * count for name, value in kept.items()}
     return runner.score(
@@ -78,21 +92,25 @@ def _score(runner: RewardRunner, row: Row, completions: list[str]) -> Scores:
         columns=columns,
         group_size=count,
         prompts=[prompt] * count,
-        completion_ids=[[ord(letter) for letter in text] for text in completions],
+        completion_ids=None if of_images else [[ord(letter) for letter in text] for text in completions],
         messages=[messages_of(text) for text in completions] if isinstance(prompt, list) else None,
+        of_images=of_images,
         trainer_state={"global_step": 0, "epoch": 0.0, "max_steps": 1, "log_history": []},
     )
 
 
-def _values_in_words(completions: list[str], scores: Scores) -> str:
+def _values_in_words(completions: list[Any], scores: Scores) -> str:
     """Each distinct completion and what it got."""
     seen: dict[str, Any] = {}
     for text, (value,) in zip(completions, scores.values, strict=True):
-        seen.setdefault(text, value)
+        seen.setdefault(_short(repr(text)) if isinstance(text, str) else _shade(text), value)
     return ", ".join(
-        f"{'None' if value is None else f'{value:g}'} for {_short(repr(text))}"
-        for text, value in seen.items()
+        f"{'None' if value is None else f'{value:g}'} for {text}" for text, value in seen.items()
     )
+
+
+def _shade(image: Any) -> str:
+    return {0: "a black image", 128: "a grey one", 255: "a white one"}[image.getpixel((0, 0))[0]]
 
 
 def _short(text: str, length: int = _LONGEST) -> str:

@@ -19,7 +19,7 @@ ENGINE_LOST = 3
 """No rollout engine answers any more; saved as of the last whole step."""
 
 REWARD_FAILED = 4
-"""A reward failed, and its on_error is raise; saved as of the last whole step."""
+"""A reward failed, and its on_error is raise, or an environment could not begin; saved as of the last whole step."""
 
 NOT_FINITE = 5
 """A log-prob, loss, gradient or weight was not finite (a reward that is not: REWARD_FAILED).

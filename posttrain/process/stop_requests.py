@@ -2,7 +2,8 @@
 
     before the first step   the command ends in one line; nothing is in hand
     between steps           the step is finished and saved, then the run ends (trainers/seam/stopping.py)
-    asked a second time     it ends at once, in one line
+    asked a second time     it ends at once, in one line; within a second only Ctrl-C counts as a second time, because
+                            batch systems signal every process of a job, and launchers pass on what they were sent
 
 No torch: `posttrain train` listens from its first second.
 """
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -28,6 +30,8 @@ _NAMES = {
     signal.SIGUSR1: "SIGUSR1",
 }
 _PIPE = "its output was closed"
+_ECHO_S = 1.0
+"""A signal so soon after the first is taken for the same request, by another way."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -52,6 +56,7 @@ class StopRequests:
         """The last words of a run that ended in an orderly way."""
         self._pipe_closed = False
         self._listens = False
+        self._asked_at = 0.0
 
     def listen(self) -> dict[signal.Signals, Any]:
         """Handles the signals from now on; returns what did before. In the main thread only."""
@@ -84,12 +89,15 @@ class StopRequests:
         name = _NAMES[signal.Signals(number)]
         if self._pipe_closed:
             self._pipe_closed, name = False, _PIPE
+        echo = number != signal.SIGINT and time.monotonic() - self._asked_at < _ECHO_S
+        if self.reason is not None and self.ended is None and echo:
+            return
         self.ask(name)
 
     def ask(self, name: str) -> None:
         if self.reason is not None or self.ended is not None:
             self._at_once(name)
-        self.reason = name
+        self.reason, self._asked_at = name, time.monotonic()
         if self.tell is None:
             raise Stopped(name)
         self.tell(name)

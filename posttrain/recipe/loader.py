@@ -18,18 +18,33 @@ from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
     INHERITED,
     DataSection,
+    EnvironmentSection,
     EvaluationSection,
-    ModelSection,
     OutputSection,
     RewardSection,
     RolloutSection,
+    ToolSection,
     run_name_fault,
 )
 from posttrain.recipe.strict_yaml import YAMLFault, parse, read_text
 from posttrain.recipe.train_options import ELSEWHERE, OWNED
 from posttrain.settings import Settings
 
-SECTIONS = ("method", "model", "data", "rewards", "objective", "rollout", "train", "output", "evaluation")
+SECTIONS = (
+    *(
+        "method",
+        "model",
+        "data",
+        "rewards",
+        "tools",
+        "environment",
+        "objective",
+        "rollout",
+        "train",
+        "output",
+    ),
+    "evaluation",
+)
 ModelT = TypeVar("ModelT")
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
@@ -101,7 +116,7 @@ class Loader:
         name = self.method(raw)
         family = self.families[METHODS[name].family]
         self.models = {
-            "model": ModelSection,
+            "model": family.model,
             "data": DataSection,
             "objective": METHODS[name].load_settings(),
             "train": family.train,
@@ -119,7 +134,7 @@ class Loader:
             if objective.draws_answers:
                 self.models["rollout"] = RolloutSection
         of_objective, self.problems = self.problems, []
-        self.top_level(raw, name, family)
+        self.top_level(raw, name, family, needs_rewards=objective is None or objective.needs_rewards)
         self.problems += of_objective
         recipe = self.sections(raw, name, family, objective)
         if self.problems:
@@ -151,7 +166,9 @@ class Loader:
         hint = suggest(str(name), METHODS) or f"; methods are {known}"
         raise self.fault(f"method: unknown method {show(name)}{hint}")
 
-    def top_level(self, raw: dict[str, Any], name: str, family: FamilySections) -> None:
+    def top_level(
+        self, raw: dict[str, Any], name: str, family: FamilySections, *, needs_rewards: bool
+    ) -> None:
         for key in raw:
             if key not in SECTIONS:
                 homes = [section for section, model in self.models.items() if key in _fields(model)]
@@ -159,9 +176,12 @@ class Loader:
                 self.problems.append(f"{key}: unknown section{hint}")
         absent = {"rewards": not family.rewards, "rollout": "rollout" not in self.models}
         absent |= {"evaluation": not family.benchmarks}
+        absent |= dict.fromkeys(("tools", "environment"), not family.tools)
         for key in [key for key, gone in absent.items() if gone and raw.get(key) is not None]:
             self.problems.append(f"{key}: has no effect with method {name!r}; remove the section")
-        required = ["model", "data", "train", *(["rewards"] if family.rewards else [])]
+        # an environment may judge by itself
+        judged = family.rewards and needs_rewards and not (family.tools and raw.get("environment"))
+        required = ["model", "data", "train", *(["rewards"] if judged else [])]
         for key in required:
             if not raw.get(key):
                 self.problems.append(f"{key}: the section is missing")
@@ -181,10 +201,17 @@ class Loader:
             found["evaluation"] = self.validate("evaluation", raw["evaluation"], EvaluationSection)
         if family.rewards:
             found["rewards"] = self.rewards(raw.get("rewards"))
+        if family.tools:
+            found["tools"] = self.tools(raw.get("tools"))
+            found["environment"] = self.validate("environment", raw.get("environment"), EnvironmentSection)
+            if found["environment"] is not None:
+                found["environment"] = self.located_function(found["environment"])
         if objective is not None:
             found["objective"] = self.located_settings(objective)
         if found["model"] is not None:
-            found["model"] = self.located(found["model"], "path", "tokenizer")
+            found["model"] = self.located(
+                found["model"], "path", "tokenizer", "chat_template", "response_template"
+            )
         if found["data"] is not None:
             found["data"] = self.located_data(found["data"])
         if found["output"] is not None and not found["output"].name:
@@ -221,10 +248,17 @@ class Loader:
             return ()
         found = [self.validate(f"rewards[{i}]", item, RewardSection) for i, item in enumerate(raw or [])]
         rewards = [self.located_reward(reward) for reward in found if reward is not None]
-        labels = [reward.label or reward.name for reward in rewards]
+        labels = [reward.label or reward.name or str(reward.model) for reward in rewards]
         for label in sorted({label for label in labels if labels.count(label) > 1}):
             self.problems.append(f"rewards: {label!r} stands twice; give each a 'label' of its own")
         return tuple(rewards)
+
+    def tools(self, raw: Any) -> tuple[ToolSection, ...]:
+        if raw is not None and not isinstance(raw, list):
+            self.problems.append("tools: must be a list: [python, file.py:function]")
+            return ()
+        found = [self.validate(f"tools[{i}]", item, ToolSection) for i, item in enumerate(raw or [])]
+        return tuple(self.located_function(one) for one in found if one is not None)
 
     def validate(self, section: str, raw: Any, model: type[ModelT]) -> ModelT | None:
         """The section as `model`, or None with the faults noted. Absent sections were noted before."""
@@ -251,7 +285,7 @@ class Loader:
             return moved
         near = suggest(key, _fields(model))
         homes = [name for name, other in self.models.items() if key in _fields(other) and name != section]
-        if homes and not near:
+        if homes:
             return f"'{key}' belongs in section {' or '.join(homes)}"
         if section.startswith("objective"):
             return f"{model.__name__} has no setting '{key}'{near or _settings_of(model)}"
@@ -289,10 +323,14 @@ class Loader:
         return self.located(data, "path")
 
     def located_reward(self, reward: RewardSection) -> RewardSection:
-        file, colon, function = reward.name.rpartition(":")
+        return self.located(reward, "model") if reward.name is None else self.located_function(reward)
+
+    def located_function(self, section: SectionT) -> SectionT:
+        """A section whose name is path/file.py:NAME, with the place found."""
+        file, colon, function = section.__dict__["name"].rpartition(":")
         if not file.endswith(".py"):
-            return reward
-        return reward.model_copy(update={"name": f"{self.locate(file)}{colon}{function}"})
+            return section
+        return section.model_copy(update={"name": f"{self.locate(file)}{colon}{function}"})
 
     def locate(self, path: str) -> str:
         """`path` from the current folder, else from the recipe's; unchanged where it exists in neither."""

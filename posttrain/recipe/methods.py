@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from posttrain.settings import Settings
 
-Family = Literal["sft", "policy", "preference", "diffusion"]
+Family = Literal["sft", "policy", "preference", "diffusion", "image_sft", "images"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ _ROOMS: dict[Family, tuple[str, str]] = {
     "policy": ("objectives", "policy"),
     "preference": ("preferences", "preference"),
     "diffusion": ("objectives", "masked"),
+    "images": ("objectives", "flow"),
 }
 """Family -> the room of its methods' files, and the wing of `trainers/` that makes their trainers."""
 
@@ -72,6 +73,28 @@ METHODS: dict[str, Method] = {
         _listed("policy", "cispo", "CISPO", "clipped importance weights, no token loses its gradient"),
         _listed("policy", "reinforce", "REINFORCE", "group baseline, no ratio clip"),
         _listed("policy", "rloo", "RLOO", "whole responses against the mean of the others"),
+        _listed(
+            "policy",
+            "reinforce_pp",
+            "REINFORCEPlusPlus",
+            "advantages normalised over the batch, KL in the reward",
+        ),
+        _listed("policy", "ppo", "PPO", "a critic's values and GAE instead of a group's mean"),
+        _listed(
+            "policy",
+            "ppo_max",
+            "PPOMax",
+            "PPO with normalised, clipped rewards and a critic that learns first",
+        ),
+        Method(
+            "opd",
+            "policy",
+            "posttrain.objectives.opd:OPD",
+            "posttrain.trainers.policy.opd_trainer:OPDTrainer",
+            "on-policy distillation: a teacher's opinion of each token that the policy samples",
+        ),
+        _listed("policy", "sapo", "SAPO", "a soft gate on each token's ratio instead of a clip"),
+        _listed("policy", "gdpo", "GDPO", "several rewards, each normalised by itself before the sum"),
         _listed("policy", "bapo", "BAPO", "adaptive clipping bounds"),
         _listed("policy", "bnpo", "BNPO", "Beta-normalised advantages"),
         _listed(
@@ -98,11 +121,39 @@ METHODS: dict[str, Method] = {
         _listed("diffusion", "diffu_grpo", "DiffuGRPO", "diffusion: GRPO on a fully masked response"),
         _listed("diffusion", "coupled_grpo", "CoupledGRPO", "diffusion: GRPO on complementary masks"),
         Method(
+            "flow_sft",
+            "image_sft",
+            "posttrain.objectives.flow_sft:FlowSFT",
+            "posttrain.trainers.flow.flow_sft_trainer:FlowSFTTrainer",
+            "images: supervised training of a flow model by flow matching",
+        ),
+        _listed("images", "flow_grpo", "FlowGRPO", "images: GRPO on the steps of a flow model made random"),
+        _listed(
+            "images",
+            "grpo_guard",
+            "GRPOGuard",
+            "images: Flow-GRPO with ratios that a clip bounds at every step",
+        ),
+        Method(
             "salsa",
             "policy",
             "posttrain.references.salsa:SALSA",
             "posttrain.trainers.policy.salsa_trainer:SALSATrainer",
             "a policy objective pulled towards a soup of SFT models",
+        ),
+        Method(
+            "reward_model",
+            "preference",
+            "posttrain.preferences.reward_model:RewardModel",
+            "posttrain.trainers.preference.reward_trainer:RewardModelTrainer",
+            "a reward from pairs, for the methods that learn from rewards",
+        ),
+        Method(
+            "kto",
+            "preference",
+            "posttrain.preferences.kto:KTO",
+            "posttrain.trainers.preference.kto_trainer:KTOTrainer",
+            "single answers, marked good or bad, against a reference point",
         ),
         _listed("preference", "dpo", "DPO", "direct preference optimisation"),
         _listed("preference", "ipo", "IPO", "a squared target instead of DPO's logistic"),
@@ -156,12 +207,11 @@ def inner_class(cls: type[Settings], name: str) -> type[Settings]:
 
 
 NOT_HERE: dict[str, str] = {
-    "ppo": "it needs a critic, which is not here; grpo, dapo and bapo learn from the same rewards without one",
-    "reinforce_plus_plus": "reinforce and bnpo are its nearest neighbours here",
+    "reinforce_plus_plus": "it is written reinforce_pp",
     "remax": "reinforce has a group's mean as its baseline instead of a greedy response",
-    "vapo": "it needs a critic, which is not here; dapo is the same without one",
-    "kto": "it learns from single answers, marked good or bad; here dpo learns from pairs, drift from complaints",
-    "bco": "it learns from single answers, marked good or bad; here dpo learns from pairs, drift from complaints",
+    "vapo": "ppo has its critic and critic_warmup; its lambda per length and its positive-example loss are not here",
+    "bco": "kto learns from single answers too, marked good or bad",
+    "apo_zero_unpaired": "it is kto with objective.reference_point: zero",
     "orpo": "simpo needs no reference model either; rpo adds an imitation term to dpo",
     "cpo": "simpo needs no reference model either; rpo adds an imitation term to dpo",
     "slic": "hinge is its loss on pairs",
@@ -175,22 +225,25 @@ NOT_HERE: dict[str, str] = {
     "raft": "sample and sort with posttrain eval, then sft on what is kept",
     "rejection_sampling": "sample and sort with posttrain eval, then sft on what is kept",
     "best_of_n": "sample and sort with posttrain eval, then sft on what is kept",
-    "reward": "reward models are not trained here; a reward is a function, see docs/recipes.md",
-    "reward_model": "reward models are not trained here; a reward is a function, see docs/recipes.md",
-    "rm": "reward models are not trained here; a reward is a function, see docs/recipes.md",
-    "prm": "reward models are not trained here; a reward is a function, see docs/recipes.md",
-    "gkd": "distillation is not here; sft on a teacher's completions is the nearest",
-    "distillation": "distillation is not here; sft on a teacher's completions is the nearest",
+    "reward": "it is written reward_model",
+    "rm": "it is written reward_model",
+    "prm": "reward_model scores whole answers; rewards of single steps are not trained here",
+    "gkd": "opd is its on-policy part with the reverse KL; sft on a teacher's completions is its other end",
+    "minillm": "opd has its reverse KL on the policy's samples, token by token",
+    "distillation": "opd is on-policy distillation; sft learns a teacher's completions",
     "pretrain": "sft trains on given texts; pretraining is not here",
     "pt": "sft trains on given texts; pretraining is not here",
     "lora": "any method trains an adapter: write model.peft",
     "qlora": "any method trains an adapter: write model.peft",
-    "sapo": "gspo and cispo soften the clip in other ways",
     "gmpo": "gspo has one ratio per response, which is the geometric mean of its tokens'",
     "mdpo": "bgpo, vrpo_ol, coupled_grpo and diffu_grpo are the methods for masked diffusion",
     "d1": "diffu_grpo is its method",
     "vrpo": "vrpo_ol is the method for rewards, with the same estimate of the likelihood",
     "dream": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
+    "ddpo": "flow_grpo and grpo_guard train flow models of images from rewards",
+    "dancegrpo": "flow_grpo and grpo_guard train flow models of images from rewards",
+    "diffusion_dpo": "pairs of images are not learned from here; flow_grpo and grpo_guard learn from rewards on images",
+    "flow_matching": "it is written flow_sft",
     "llada": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
 }
 """Names known from papers and other toolkits -> what it is to them that is here."""

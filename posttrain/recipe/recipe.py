@@ -9,21 +9,26 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from posttrain.recipe.image_sections import FlowModelSection, FlowRolloutSection
 from posttrain.recipe.methods import METHODS, Family, Method, with_inner
 from posttrain.recipe.sections import (
     INHERITED,
     DataSection,
     DiffusionRolloutSection,
+    EnvironmentSection,
     EvaluationSection,
     ModelSection,
     OutputSection,
     RewardSection,
     RolloutSection,
+    ToolSection,
 )
 from posttrain.recipe.train_options import (
     OURS,
     OWNED,
     DiffusionTrain,
+    FlowSFTTrain,
+    FlowTrain,
     PolicyTrain,
     PreferenceTrain,
     SFTTrain,
@@ -38,29 +43,38 @@ class FamilySections:
 
     train    its class of `train` options
     rewards  whether a `rewards` section is part of it
+    tools    whether the model may have tools and an environment
     rollout  its class of `rollout` options, or None: then only settings that say `draws_answers` have the section
     benchmarks  whether an `evaluation` section can be: benchmarks are generated left to right
+    model    its class of `model` options
     """
 
     train: type[TrainSection]
     rewards: bool = False
-    rollout: type[RolloutSection] | None = None
+    tools: bool = False
+    rollout: type[RolloutSection] | type[FlowRolloutSection] | None = None
     benchmarks: bool = True
+    model: type[ModelSection] = ModelSection
 
 
 FAMILIES: dict[Family, FamilySections] = {
     "sft": FamilySections(SFTTrain),
-    "policy": FamilySections(PolicyTrain, rewards=True, rollout=RolloutSection),
+    "policy": FamilySections(PolicyTrain, rewards=True, tools=True, rollout=RolloutSection),
     "preference": FamilySections(PreferenceTrain),
     "diffusion": FamilySections(
         DiffusionTrain, rewards=True, rollout=DiffusionRolloutSection, benchmarks=False
+    ),
+    "image_sft": FamilySections(FlowSFTTrain, benchmarks=False, model=FlowModelSection),
+    "images": FamilySections(
+        FlowTrain, rewards=True, rollout=FlowRolloutSection, benchmarks=False, model=FlowModelSection
     ),
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `objective` is the method's settings themselves."""
+    """A checked recipe. `objective` is the method's settings themselves. The `rollout` of a method that makes images
+    is a FlowRolloutSection, which `flow_rollout` gives by its own type; rooms for texts are not asked about it."""
 
     path: str
     method: str
@@ -72,6 +86,8 @@ class Recipe:
     train: TrainSection
     output: OutputSection
     evaluation: EvaluationSection | None = None
+    tools: tuple[ToolSection, ...] = ()
+    environment: EnvironmentSection | None = None
     overrides: tuple[str, ...] = ()  # as given with --set; the sections hold them already
 
     @property
@@ -87,8 +103,23 @@ class Recipe:
         return shlex.join(["posttrain", "train", self.path, *given])
 
     @property
+    def flow_rollout(self) -> FlowRolloutSection:
+        """The `rollout` section of a method that makes images. ValueError for another."""
+        rollout: Any = self.rollout
+        if not isinstance(rollout, FlowRolloutSection):
+            raise ValueError(
+                f"{self.path}: {self.method} makes no images to learn from, so it has no such section"
+            )
+        return rollout
+
+    @property
     def spec(self) -> Method:
         return METHODS[self.method]
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether responses take turns: the model may call something."""
+        return bool(self.tools) or self.environment is not None
 
     def needs_answers(self) -> bool:
         """Whether the method, or one it is built on, reads the final answers of completions."""

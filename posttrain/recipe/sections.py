@@ -92,6 +92,10 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     attn_implementation: Text | None = None
     trust_remote_code: bool = False
+    chat_template: Text | None = None  # a .jinja file, in place of the tokenizer's own; saved with the model
+    response_template: Text | None = (
+        None  # a .json file: how an answer is read, tool calls too; None: the tokenizer's
+    )
     peft: PeftSection | None = None
     quantization: Literal["nf4"] | None = None  # of the frozen base, linear maps in 4 bits (QLoRA); with peft
     mask: MaskSection | None = None
@@ -145,6 +149,7 @@ class DataSection(Section):
     completion: Text | None = None  # column; None: "completion" (sft)
     chosen: Text | None = None  # column; None: "chosen" (preference)
     rejected: Text | None = None  # column; None: "rejected" (preference)
+    label: Text | None = None  # column of true or false, 1 or 0; None: "label" (kto)
     answer: AnswerSection | None = None
     columns: dict[Text, Text] = {}  # reward's column: dataset's column
     max_prompt_tokens: Count | None = None
@@ -191,15 +196,59 @@ INHERITED = frozenset(DataSection.model_fields) - {
 
 
 class RewardSection(Section):
-    name: Text  # math_answer | package.module:function | path/file.py:function
-    label: Text | None = None  # metric name; None: the function's
+    name: Text | None = None  # math_answer | package.module:function | path/file.py:function
+    model: Text | None = None  # folder or hub name of a reward model, in place of a function
+    label: Text | None = None  # metric name; None: the function's, or the model folder's run
     weight: Annotated[float, Ge(-1e6), Le(1e6)] = 1.0
     args: dict[str, Any] = {}
     timeout_s: Seconds = 30.0
     on_error: Literal["raise", "skip"] = "raise"
-    completions_as: Literal["text", "messages"] | None = (
+    completions_as: Literal["text", "messages", "images"] | None = (
         None  # None: as the function's annotation says, else text
     )
+    batch_size: Count = 16  # of a model: rows of one forward
+    max_length: Count | None = (
+        None  # of a model: longer texts lose their start; None: what the model was made for
+    )
+    device: Text | None = None  # of a model: None is the trainer's
+
+    @model_validator(mode="after")
+    def _function_or_model(self) -> Self:
+        if (self.name is None) == (self.model is None):
+            raise ValueError("give exactly one of 'name' (a function) and 'model' (a reward model)")
+        of_functions = ("args", "timeout_s", "on_error", "completions_as")
+        for key in of_functions if self.model else ("batch_size", "max_length", "device"):
+            if key in self.changed():
+                raise ValueError(
+                    f"'{key}' has no effect on {'a reward model' if self.model else 'a function'}; remove it"
+                )
+        return self
+
+
+# ------------------------------------------------------------------------------------ tools and environment
+
+
+class ToolSection(Section):
+    """A function that the model may call; in a recipe also its name alone."""
+
+    name: Text  # python | package.module:function | path/file.py:function
+    args: dict[Text, Any] = {}  # parameters that the model does not see
+    timeout_s: Seconds = 10.0  # of one call
+    max_characters: Count = 4000  # of an answer; the rest is cut
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class EnvironmentSection(Section):
+    """A class whose public methods the model may call, an object a response."""
+
+    name: Text  # package.module:Class | path/file.py:Class
+    args: dict[Text, Any] = {}  # its constructor's
+    timeout_s: Seconds = 10.0  # of one call
+    max_characters: Count = 4000  # of an answer; the rest is cut
 
 
 # -------------------------------------------------------------------------------------------------- rollout
@@ -228,12 +277,35 @@ class VLLMSection(Section):
     retry_delay_s: Seconds = 1.0
 
 
+class ResampleSection(Section):
+    """Dynamic sampling; posttrain/rollout/resample.py says what the keys decide."""
+
+    until: Literal["unequal", "pass_rate"] = "unequal"
+    low: Annotated[float, Ge(-1e9), Le(1e9)] = 0.0  # of a group's mean reward, exclusive
+    high: Annotated[float, Ge(-1e9), Le(1e9)] = 1.0
+    max_rounds: Annotated[int, Ge(2), Le(1000)] = 4  # the first one included
+    on_short: Literal["train", "refill", "stop"] = "train"
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.high <= self.low:
+            raise ValueError(
+                f"'low' {self.low:g} must be below 'high' {self.high:g}: no group lies between them"
+            )
+        if self.until == "unequal" and (idle := {"low", "high"} & self.changed()):
+            raise ValueError(
+                f"'{sorted(idle)[0]}' does nothing with until: unequal; write until: pass_rate, or remove it"
+            )
+        return self
+
+
 class RolloutSection(Section):
     """Sampling has one set of names for all engines; rollout/engine_options.py says what an engine lacks."""
 
     engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     group_size: Annotated[int, Ge(1), Le(2**16)] = 8  # G
-    max_new_tokens: Annotated[int, Ge(1), Le(2**24)] = 512
+    max_new_tokens: Annotated[int, Ge(1), Le(2**24)] = 512  # with tools: of all turns, their answers included
+    max_turns: Annotated[int, Ge(2), Le(1000)] = 8  # of the model in one response, where it has tools
     temperature: Temperature = 1.0
     top_p: Share = 1.0
     top_k: Annotated[int, Ge(0), Le(2**24)] = 0
@@ -247,6 +319,7 @@ class RolloutSection(Section):
     ) = None  # None: sampling log-probs are the old log-probs
     importance_clip_max: Positive | None = 3.0
     importance_clip_min: NotNegative | None = None
+    resample: ResampleSection | None = None  # None: every rollout is trained on as it comes
     vllm: VLLMSection | None = None
 
 
@@ -260,6 +333,10 @@ class DiffusionRolloutSection(RolloutSection):
     cfg_scale: Annotated[float, Ge(0), Le(1000)] = 0.0
     end_rule: Literal["free", "last", "never"] = "free"
     sampler_rows: Count = 64
+    cache: Literal["none", "prefix", "dual"] = "none"  # keys and values kept within a block
+    confidence: Annotated[float, Gt(0), Le(1)] | None = (
+        None  # reveal every token of at least this probability
+    )
 
 
 # --------------------------------------------------------------------------------------------------- output

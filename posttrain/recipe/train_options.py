@@ -27,6 +27,12 @@ DEPARTURES = {
 }
 """Defaults that differ from TRL's, and why."""
 
+IMAGE_DEPARTURES = {
+    "learning_rate": "of the papers on flow models",
+    "gradient_checkpointing": "off: the small model has no layers to compute again",
+}
+"""Defaults of image methods that differ besides, and why."""
+
 OURS = {
     "layout": "how rows go through the model: padded as TRL does, trimmed, or packed with shared prompts",
     "max_tokens_per_micro_batch": "micro-batches by tokens; TRL's are by rows",
@@ -122,6 +128,7 @@ class PolicyTrain(TrainSection):
     mask_truncated_completions: bool = False
     entropy_coef: NotNegative = 0.0
     top_entropy_quantile: UnitInterval = 1.0
+    off_policy_mask_threshold: Positive | None = None
     use_bias_correction_kl: bool = True
     sync_ref_model: bool = False
     ref_model_mixup_alpha: UnitInterval = 0.6
@@ -141,6 +148,29 @@ class PolicyTrain(TrainSection):
 
 class DiffusionTrain(PolicyTrain):
     """Learning from rewards with a masked-diffusion model; what needs token log-probs is refused as idle."""
+
+
+class FlowTrain(TrainSection):
+    """Learning from rewards with a flow model of images (a transformers trainer; TRL has none)."""
+
+    learning_rate: Rate = 1e-4
+    gradient_checkpointing: bool = False
+    steps_per_generation: Batch | None = None  # None: gradient_accumulation_steps
+    num_iterations: Annotated[int, Ge(1), Le(10**4)] = 1
+    beta: NotNegative = 0.0
+    shuffle_dataset: bool = True
+
+    @property
+    def window(self) -> int:
+        """Micro-batches of one rollout."""
+        return self.steps_per_generation or self.gradient_accumulation_steps
+
+
+class FlowSFTTrain(TrainSection):
+    """Supervised training of a flow model of images."""
+
+    learning_rate: Rate = 1e-3
+    gradient_checkpointing: bool = False
 
 
 class TextTrain(TrainSection):

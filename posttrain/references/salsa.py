@@ -6,8 +6,8 @@ basin and leaves the policy more room. Only the reference differs; the objective
 
     theta_soup = alpha * theta_1 + (1 - alpha) * theta_2,   max E[r] - beta * KL(pi_theta || pi_soup)
 
-Departures: the paper optimises with PPO and a critic; here any objective of this project does it (GRPO by
-default, whose KL is a token-level estimate inside the loss, not a part of the reward). More than two
+Departures: the paper optimises with PPO and a critic (`objective: ppo`); here any objective of this project does it
+(GRPO by default, whose KL is a token-level estimate inside the loss, not a part of the reward). More than two
 models, and other objectives, are ours. The KL does not begin at 0: the policy starts away from its reference.
 """
 

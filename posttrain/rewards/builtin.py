@@ -155,3 +155,25 @@ def length_penalty(
     """
     onset = max_tokens - buffer
     return [max(-1.0, min(0.0, (onset - tokens) / buffer)) for tokens in completion_tokens]
+
+
+def _check_gram(*, words: int = 3, **_: Any) -> None:
+    if words < 1:
+        raise ValueError(f"words is {words}; at least one word has to be repeated")
+
+
+@judges_each
+@checks_settings(_check_gram)
+def repetition(completions: Sequence[str], *, words: int = 3, **_: Any) -> list[float | None]:
+    """Minus the share of runs of `words` words that stood in the completion before: 0.0 repeats nothing, -1.0 is one
+    word over and over. Case and punctuation do not count.
+
+    With weight 0 a measure beside the reward that is trained for: a policy that has found out how to please it by
+    saying one thing again and again shows here.
+    """
+    scores: list[float | None] = []
+    for text in completions:
+        said = re.findall(r"\w+", text.casefold())
+        runs = [tuple(said[i : i + words]) for i in range(len(said) - words + 1)]
+        scores.append((len(set(runs)) - len(runs)) / len(runs) if runs else 0.0)
+    return scores

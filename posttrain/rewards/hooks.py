@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +53,36 @@ def prepares(prepare: Callable[[], None]) -> Callable[[F], F]:
 
     def attach(function: F) -> F:
         function.prepare = prepare  # type: ignore[attr-defined]  # functions take attributes
+        return function
+
+    return attach
+
+
+@dataclass(frozen=True)
+class MachineReport:
+    """What a reward says of the machine it is to run on, in sentences: for reading, to be warned of, reasons not to
+    start."""
+
+    lines: list[str]
+    warnings: list[str]
+    faults: list[str]
+
+
+def looks_at_machine(look: Callable[..., MachineReport]) -> Callable[[F], F]:
+    """Attaches `look(group_size, timeout_s, **settings)`, which `posttrain plan` asks of a built-in reward."""
+
+    def attach(function: F) -> F:
+        function.looks_at_machine = look  # type: ignore[attr-defined]  # functions take attributes
+        return function
+
+    return attach
+
+
+def needs_one_of(*columns: str) -> Callable[[F], F]:
+    """Declares optional columns of which the data has to have at least one."""
+
+    def attach(function: F) -> F:
+        function.needs_one_of = columns  # type: ignore[attr-defined]  # functions take attributes
         return function
 
     return attach

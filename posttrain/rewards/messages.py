@@ -29,6 +29,35 @@ def messages_of(completion: str | Sequence[Mapping[str, Any]]) -> Messages:
     return [dict(message) for message in completion]
 
 
+def transcript_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A response with tools, to read: who said what, one below the other.
+
+    [model calls] calc(e='17*46')
+    [calc] 782
+    [model] 782
+    """
+    lines = []
+    for message in messages:
+        content = _content_text(message.get("content"))
+        if message["role"] != "assistant":
+            lines.append(f"[{message.get('name') or message['role']}] {content}")
+            continue
+        calls = [_call_shown(call) for call in message.get("tool_calls") or ()]
+        lines += [f"[model] {content}"] if content or not calls else []
+        lines += [f"[model calls] {call}" for call in calls]
+    return "\n".join(lines)
+
+
+def _call_shown(call: Mapping[str, Any]) -> str:
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, Mapping):
+        return (
+            f"{function.get('name')}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+        )
+    return f"{function.get('name')}({arguments})"
+
+
 def _message_text(message: Mapping[str, Any]) -> str:
     reasoning = next((message[key] for key in _REASONING if message.get(key)), None)
     thought = f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""

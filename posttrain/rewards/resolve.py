@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.rewards.hooks import MachineReport
 from posttrain.rewards.signature import (
     CompletionsAs,
     Outline,
@@ -35,8 +36,15 @@ BUILT_IN = {
     "exact_match": "posttrain.rewards.builtin:exact_match",
     "format_regex": "posttrain.rewards.builtin:format_regex",
     "length_penalty": "posttrain.rewards.builtin:length_penalty",
+    "repetition": "posttrain.rewards.builtin:repetition",
+    "instructions_followed": "posttrain.rewards.instruction_reward:instructions_followed",
     "countdown": "posttrain.rewards.puzzles:countdown",
     "sudoku": "posttrain.rewards.puzzles:sudoku",
+    "code_tests": "posttrain.rewards.code_reward:code_tests",
+    "jpeg_size": "posttrain.rewards.image_rewards:jpeg_size",
+    "image_statistic": "posttrain.rewards.image_rewards:image_statistic",
+    "image_class": "posttrain.rewards.image_rewards:image_class",
+    "reasoning_gym": "posttrain.rewards.reasoning_gym_reward:reasoning_gym",
 }
 
 
@@ -45,7 +53,7 @@ class RewardSpec:
     """One reward of a recipe.
 
     `label` is what it is counted and logged as (None: the function's name). `timeout_s` and `on_error` override the
-    runner's. `completions_as` is "text" or "messages" (None: as the function's annotation says, else text).
+    runner's. `completions_as` is "text", "messages" or "images" (None: as the function's annotation says, else text).
     `function` is a callable given from Python instead of a name to look up.
     """
 
@@ -86,9 +94,9 @@ def describe(spec: Any, base_dir: str | Path = ".") -> RewardSignature:
     `known` is False where only loading the reward would show it: what a factory or a decorator returns.
     """
     spec = RewardSpec.of(spec)
-    if spec.completions_as not in (None, "text", "messages"):
+    if spec.completions_as not in (None, "text", "messages", "images"):
         raise RewardSpecError(
-            f"reward {spec.name!r}: completions_as is {spec.completions_as!r}; choose 'text' or 'messages'"
+            f"reward {spec.name!r}: completions_as is {spec.completions_as!r}; choose 'text', 'messages' or 'images'"
         )
     try:
         if spec.function is not None:
@@ -112,16 +120,43 @@ def describe_loaded(spec: RewardSpec, function: Callable[..., Any]) -> RewardSig
     return signature
 
 
-def faults(spec: Any, columns: Iterable[str], base_dir: str | Path = ".") -> list[str]:
+def faults(
+    spec: Any, columns: Iterable[str], base_dir: str | Path = ".", *, has_environments: bool = False
+) -> list[str]:
     """Everything wrong with a reward, in sentences: it cannot be found, a setting is unknown, a column is missing."""
     columns = list(columns)
     try:
         signature = describe(spec, base_dir)
     except RewardSpecError as error:
         return [str(error)]
-    if "environments" in signature.objects_needed:
+    if "environments" in signature.objects_needed and not has_environments:
         return [needs_environments(signature.name)]
-    return [_missing_column(signature, name, columns) for name in signature.missing(columns)]
+    found = [_missing_column(signature, name, columns) for name in signature.missing(columns)]
+    wanted = _hook(spec, "needs_one_of", base_dir) or ()
+    if wanted and not {*wanted} & {*columns, *signature.args}:
+        found.append(
+            f"reward {signature.name!r} needs one of {', '.join(map(repr, wanted))}, and none is a column of the data "
+            f"({', '.join(columns) or 'none'}); name the data's own in data.columns"
+        )
+    return found
+
+
+def machine_report(
+    spec: Any, group_size: int, timeout_s: float, base_dir: str | Path = "."
+) -> MachineReport | None:
+    """What a built-in reward says of this machine, where it looks at it. Raises RewardSpecError as `describe`."""
+    spec = RewardSpec.of(spec)
+    describe(spec, base_dir)
+    look = _hook(spec, "looks_at_machine", base_dir)
+    return None if look is None else look(group_size, timeout_s, **spec.args)
+
+
+def _hook(spec: Any, name: str, base_dir: str | Path) -> Any:
+    """What a built-in reward's decorator attached; no code of the user's is loaded to see."""
+    spec = RewardSpec.of(spec)
+    if spec.function is not None or spec.name not in BUILT_IN:
+        return None
+    return vars(load_function(spec.name, base_dir)).get(name)
 
 
 def load_reward(spec: Any, base_dir: str | Path = ".") -> Callable[..., Any]:
@@ -223,8 +258,9 @@ def check_settings(spec: RewardSpec, function: Callable[..., Any]) -> None:
     if check is None:
         return
     accepted = inspect.signature(check).parameters
+    required = {key for key, p in accepted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
     given = {key: value for key, value in spec.args.items() if key in accepted}
-    if set(given) == set(accepted):
+    if required <= set(given):
         try:
             check(**given)
         except ValueError as error:

@@ -38,17 +38,19 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Batch:
-    """What is to be scored: columns of the data and of the run, B values each, and the same for all."""
+    """What is to be scored: columns of the data and of the run, B values each, and the same for all. `of_images`: the
+    completions are PIL images, which every reward is given as they are."""
 
-    completions: list[str]
+    completions: list[Any]
     messages: list[Any] | None
     columns: dict[str, list[Any]]
     group_size: int
     trainer_state: dict[str, Any] | None
     has_environments: bool
+    of_images: bool = False
 
     def completions_for(self, signature: RewardSignature) -> list[Any]:
-        if signature.completions_as == "text":
+        if self.of_images or signature.completions_as == "text":
             return self.completions
         return [messages_of(one) for one in (self.messages or self.completions)]
 

@@ -113,27 +113,32 @@ class RewardRunner:
 
     def score(
         self,
-        completions: Sequence[str],
+        completions: Sequence[Any],
         *,
         columns: Mapping[str, Sequence[Any]] | None = None,
         group_size: int,
         prompts: Sequence[Any] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
+        completion_tokens: Sequence[int] | None = None,
         messages: Sequence[Any] | None = None,
         trainer_state: Mapping[str, Any] | None = None,
         has_environments: bool = False,
+        of_images: bool = False,
     ) -> Scores:
         """Scores B completions in groups of `group_size` neighbours; every reward sees whole groups.
 
         columns        the data's, B values each; `prompts`, `completion_ids`, `completion_tokens` may stand there too,
                        and those given by the run win
         completion_ids the generated tokens, from which `completion_tokens` is made
+        completion_tokens  how many of them the model wrote, where tools wrote the others
         messages       the completions as conversations, for rewards that read those; None: they are plain text
         trainer_state  plain values for rewards that read the trainer's state
+        of_images      the completions are PIL images instead of text
         """
         known = self._without_provided(columns or {}, prompts is not None, completion_ids is not None)
         known = _runtime_columns(known, prompts, completion_ids)
-        _check_batch(completions, known, group_size)
+        known |= {} if completion_tokens is None else {"completion_tokens": list(completion_tokens)}
+        _check_batch(completions, known, group_size, of_images)
         batch = Batch(
             list(completions),
             None if messages is None else list(messages),
@@ -141,6 +146,7 @@ class RewardRunner:
             group_size,
             None if trainer_state is None else dict(trainer_state),
             has_environments,
+            of_images,
         )
         rounds = self._with_workers(lambda: self._round(batch))
         answers = next((each.answers for each in rounds if each.reward.signature.yields_answers), None)
@@ -271,12 +277,14 @@ def _described(spec: RewardSpec, base_dir: str | Path, startup_timeout_s: float)
     return outcome.result
 
 
-def _check_batch(completions: Sequence[str], columns: Mapping[str, Sequence[Any]], group_size: int) -> None:
+def _check_batch(
+    completions: Sequence[Any], columns: Mapping[str, Sequence[Any]], group_size: int, of_images: bool
+) -> None:
     if group_size < 1 or len(completions) % group_size:
         raise ValueError(f"{len(completions)} completions are not whole groups of {group_size}")
     for name, values in columns.items():
         if len(values) != len(completions):
             raise ValueError(f"column {name!r} has {len(values)} values for {len(completions)} completions")
     for position, text in enumerate(completions):
-        if not isinstance(text, str):
+        if not of_images and not isinstance(text, str):
             raise TypeError(f"completion {position} is {type(text).__name__}, not text")

@@ -19,7 +19,7 @@ RUNTIME_OBJECTS = ("trainer_state", "log_extra", "log_metric", "environments")
 PROVIDED = frozenset({"completions", *RUNTIME_COLUMNS, *RUNTIME_OBJECTS})
 """Names that the run fills; a column of the data that has one of them is not passed."""
 
-CompletionsAs = Literal["text", "messages"]
+CompletionsAs = Literal["text", "messages", "images"]
 
 
 class RewardSpecError(ValueError):
@@ -38,7 +38,8 @@ class RewardSignature:
     runtime          those of RUNTIME_COLUMNS it reads
     objects          those of RUNTIME_OBJECTS it names
     objects_needed   those of them without a default
-    completions_as   "text", or "messages" where it asks for conversations
+    completions_as   "text", or "messages" where it asks for conversations, "images" where it asks for PIL images
+    says_which       whether its annotation, or who named it, says so; a function that does not takes what there is
     known            False: found to be a function of the user's, but what it asks for shows only when it is loaded
     yields_answers   whether it says what each completion's final answer is
     judges_each      whether completions are judged one by one, not within their group
@@ -57,6 +58,7 @@ class RewardSignature:
     objects_needed: tuple[str, ...] = ()
     completions_as: CompletionsAs = "text"
     known: bool = True
+    says_which: bool = False
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The columns it needs that are not among `columns`."""
@@ -143,7 +145,10 @@ def unknown_signature(
 ) -> RewardSignature:
     """Of a reward that has to be loaded before it says what it asks for."""
     return RewardSignature(
-        name, (), (), False, False, dict(args), completions_as=completions_as or "text", known=False
+        *(name, (), (), False, False, dict(args)),
+        completions_as=completions_as or "text",
+        known=False,
+        says_which=completions_as is not None,
     )
 
 
@@ -172,6 +177,7 @@ def signature_of(
             )
     free = [p for p in settable if p.name not in args]
     objects = [p for p in outline.parameters if p.name in RUNTIME_OBJECTS]
+    which = _completions_as(name, outline, completions_as)
     return RewardSignature(
         name=name,
         columns_needed=tuple(p.name for p in free if p.required),
@@ -186,29 +192,32 @@ def signature_of(
         judges_each=outline.judges_each,
         objects=tuple(p.name for p in objects),
         objects_needed=tuple(p.name for p in objects if p.required),
-        completions_as=_completions_as(name, outline, completions_as),
+        completions_as=which or "text",
+        says_which=which is not None,
     )
 
 
-# ---- text or messages
+# ---- text, messages or images
 
 
-def _completions_as(name: str, outline: Outline, asked: CompletionsAs | None) -> CompletionsAs:
+def _completions_as(name: str, outline: Outline, asked: CompletionsAs | None) -> CompletionsAs | None:
     annotation = next((p.annotation for p in outline.parameters if p.name == "completions"), "")
     written = completions_by_annotation(annotation)
     if asked is not None and written is not None and asked != written:
         raise RewardSpecError(
             f"reward {name!r}: completions_as is {asked!r}, and its parameter is annotated as {annotation}"
         )
-    return asked or written or "text"
+    return asked or written
 
 
 def completions_by_annotation(annotation: str) -> CompletionsAs | None:
-    """What a parameter annotated as a list of something holds: list[str] text, list[list[dict]] messages; None
-    where the annotation does not say."""
+    """What a parameter annotated as a list of something holds: list[str] text, list[list[dict]] messages,
+    list[Image.Image] images; None where the annotation does not say."""
     inner = _items(annotation)
     if inner == "str":
         return "text"
+    if inner in ("Image", "Image.Image", "PIL.Image.Image", "PILImage"):
+        return "images"
     message = _items(inner) if inner else ""
     base = message.partition("[")[0].rpartition(".")[2]
     return "messages" if base in ("dict", "Dict", "Mapping", "MutableMapping") or "Message" in base else None
@@ -289,8 +298,8 @@ def provided_instead(names: Iterable[str]) -> str:
 
 def needs_environments(name: str) -> str:
     return (
-        f"reward {name!r} asks for environments, and this run has none: they come with environment_factory, through "
-        "a method's trainer in Python"
+        f"reward {name!r} asks for environments, and this run has none: they come with the recipe's environment "
+        "section, or with environment_factory in Python"
     )
 
 

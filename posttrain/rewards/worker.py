@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import signal
 import struct
 import sys
 import threading
@@ -69,9 +70,8 @@ def _leave_with_parent() -> None:
 
 def _start(packed: bytes) -> Callable[[Any], Any]:
     message = pickle.loads(packed)
-    for folder in reversed(message["path"]):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    # In the trainer's order: what a package has put at the end of the path there must not shadow others here.
+    sys.path[:] = [*message["path"], *(folder for folder in sys.path if folder not in message["path"])]
     module, _, name = message["factory"].partition(":")
     return vars(importlib.import_module(module))[name](**pickle.loads(message["arguments"]))
 
@@ -90,9 +90,26 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         _write(replies, _answer(lambda packed=packed: handle(packed)))
 
 
+_OF_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def _leave_signals_to_the_run() -> None:
+    """A batch system signals every process of a job. The run then finishes its step, for which it needs this one, and
+    ends it itself. What a reward starts hears them again: a handler, unlike SIG_IGN, does not outlive an exec."""
+    for number in _OF_THE_RUN:
+        signal.signal(number, lambda *_: None)
+    os.register_at_fork(after_in_child=_hear_signals)
+
+
+def _hear_signals() -> None:
+    for number in _OF_THE_RUN:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     adopt_orphans()
     worker = os.fork()
+    _leave_signals_to_the_run()
     if worker:
         os.closerange(0, 2)  # the trainer is to see the worker's pipes close
         keep(worker)

@@ -22,6 +22,18 @@ def holds_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
+def scores_texts(folder: str | Path) -> str | None:
+    """The class of the folder's model where it is a sequence classifier, which scores texts and writes none; else None,
+    also where the folder says nothing."""
+    try:
+        names = (
+            json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        )
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((str(name) for name in names if "SequenceClassification" in str(name)), None)
+
+
 def adapter_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     try:

@@ -117,6 +117,7 @@ class Engine(Protocol):
     shares_weights   it generates with the trainer's own tensors, so nothing is ever sent
     looks_ahead      `generate` may be called from another thread while the trainer trains
     dtype            it computes in: "float32", "bfloat16", "float16"
+    replicas         copies of the weights that it samples from now: servers that take part, 1 inside a trainer
     """
 
     name: str
@@ -125,6 +126,9 @@ class Engine(Protocol):
     shares_weights: bool
     looks_ahead: bool
     dtype: str
+
+    @property
+    def replicas(self) -> int: ...
 
     def generate(self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
         """n completions per prompt, prompt-major. One `Sampling` for all, or one (with n = 1) a prompt."""

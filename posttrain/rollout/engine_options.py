@@ -79,6 +79,11 @@ SUPPORTED: dict[str, frozenset[str]] = {name: options.supported for name, option
 CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 """TRL's names for what is done to pi_trainer / pi_sampling before it weighs a token's loss."""
 
+RESAMPLE_NOT_PARTIAL = (
+    "resample does not go with partial_budget: a completion that is cut is judged in a later rollout, so what would "
+    "stand in for its group has to be begun before it is known that one is wanted; drop one of them"
+)
+
 PROOF_LIMITS = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5}
 """Largest |log-prob of the engine - log-prob of the trainer| allowed after a sync, in nats, by the engine's dtype."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from posttrain.rollout.adapter_base import ModelFault, adapter_config, base_of, holds_adapter
+from posttrain.rollout.adapter_base import ModelFault, adapter_config, base_of, holds_adapter, scores_texts
 
 _SHOWN = 3
 """Tensors a message names; a missing shard lacks hundreds."""
@@ -28,6 +28,12 @@ _SHOWN = 3
 def load_whole(path: str | Path, model_class: Any = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:
     """`model_class.from_pretrained`. Raises ModelFault where a tensor is missing, of another shape, or not readable;
     weights that are tied to another tensor, and those the model's class says are made anew, are not missing."""
+    writes = model_class.__name__ == AutoModelForCausalLM.__name__
+    if writes and (scorer := scores_texts(path)) is not None:
+        raise ModelFault(
+            f"{path} is a {scorer}: it scores texts and writes none; name it in a recipe's rewards as {{model: ...}}, "
+            "and a language model here"
+        )
     try:
         with _quietly():
             # Another shape is listed instead of raised with a page of advice.
@@ -184,13 +190,21 @@ def dense_folder(path: str, *, dtype: str | torch.dtype = "auto", **options: Any
 
 
 def save_merged(
-    path: str | Path, out: str | Path, *, dtype: str | torch.dtype = "auto", **options: Any
+    path: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    load: Callable[..., PreTrainedModel] = load_dense,
+    **options: Any,
 ) -> PreTrainedModel:
     """Writes an adapter merged into its base as a whole model folder: weights, generation config, tokenizer, chat
-    template. Merged in the wider of the saved precision and `dtype`, rounded once."""
+    template. Merged in the wider of the saved precision and `dtype`, rounded once.
+
+    load  what makes the merged model of `path`, where it is no decoder
+    """
     tokenizer = tokenizer_of(path)
     wide = torch.float32 if dtype in ("float32", torch.float32) else "auto"
-    model = load_dense(path, dtype=wide, **options)
+    model = load(str(path), dtype=wide, **options)
     if dtype != "auto":
         model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)  # type: ignore[arg-type]  # as torch
     for name, tensor in model.named_parameters():

@@ -12,13 +12,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 class PreallocatedLayer(DynamicLayer):
     """A full-attention layer's cache in one buffer of (rows, heads, capacity, size), filled from the front."""
 
-    def __init__(self, filled: DynamicLayer, rows: Tensor, capacity: int) -> None:
-        """`rows` of `filled`, with room for `capacity` positions in all."""
+    def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        """Holds a copy of these, (rows, heads, length, size), with room for `capacity` positions in all."""
         super().__init__()
-        self.dtype, self.device, self.is_initialized = filled.dtype, filled.device, True
-        states = [part for part in (filled.keys, filled.values) if part is not None]  # both, once initialized
-        self._length = states[0].shape[-2]
-        self._held = [_with_room(part[rows], capacity) for part in states]
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._length = keys.shape[-2]
+        self._held = [_with_room(part, capacity) for part in (keys, values)]
         self._show()
 
     def _shown(self) -> tuple[Tensor, Tensor]:
@@ -66,8 +65,8 @@ def preallocated(cache: Cache, rows: Tensor, capacity: int) -> Cache:
     """
     layers: list[Any] = cache.layers  # what a model may put there has no common type
     for i, layer in enumerate(layers):
-        if type(layer) is DynamicLayer and layer.is_initialized:
-            layers[i] = PreallocatedLayer(layer, rows, capacity)
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            layers[i] = PreallocatedLayer(layer.keys[rows], layer.values[rows], capacity)
         else:
             layer.batch_select_indices(rows)
     return cache

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from posttrain.process.phases import PHASES, Open
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
+from posttrain.rollout.packed_products import packed_products
 from posttrain.rollout.preallocated import preallocated
 from posttrain.rollout.sampler import Sampler, uniform_draws
+from posttrain.rollout.shared_prompts import SharedPrompts, decoding, shared_prompts
 
 _LEAVE_SHARE = (
     0.125  # rows are taken out of the cache once this share of them has ended: each removal copies it
@@ -36,6 +38,10 @@ class _Batch:
     length: int  # L
     cache: Any
     ended: Tensor  # (R,) bool
+    prompts: (
+        SharedPrompts | None
+    )  # read once for their rows, and no part of the cache; None where rows hold their own
+    prompts: SharedPrompts | None  # where prompts are read once for their rows; the cache holds the rest then
 
 
 class TransformersEngine:
@@ -50,6 +56,7 @@ class TransformersEngine:
     shared = False
     shares_weights = True
     looks_ahead = False
+    replicas = 1
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class TransformersEngine:
             PHASES.within("generating", len(wanted)) as phase,
             self._generating() as model,
             _evaluating(model),
+            packed_products(model, self._steps(wanted)),
         ):
             while self._goes_on(len(done) < len(wanted)):
                 part = wanted[len(done) : len(done) + self._max_rows]
@@ -92,6 +100,11 @@ class TransformersEngine:
                 writing = _Writing(model, part or wanted[:1], self._pad, self._goes_on, self.version or 0)
                 done += writing.run(phase, len(done))[: len(part)]
         return done
+
+    def _steps(self, wanted: Sequence[tuple[list[int], Sampling]]) -> int:
+        """Decoding steps with weights that lie here as they are, and for more than one row at a time."""
+        sharded = self._any_rank is not None
+        return 0 if sharded or len(wanted) < 2 else max(one.max_new_tokens for _, one in wanted)
 
     def _goes_on(self, here: bool) -> bool:
         return here if self._any_rank is None else self._any_rank(here)
@@ -136,6 +149,12 @@ class _Writing:
     def run(self, phase: Open, done_before: int) -> list[Completion]:
         phase.at(done_before, "reading prompts")
         batch = self._read_prompts()
+        with decoding(self.model, batch.prompts) as options:
+            return self._write(batch, options, phase, done_before)
+
+    def _write(
+        self, batch: _Batch, options: dict[str, Any], phase: Open, done_before: int
+    ) -> list[Completion]:
         limits = torch.tensor([one.max_new_tokens for _, one in self.wanted], device=self.device)
         stops = _stop_table([one.stop_token_ids for _, one in self.wanted], self.device)
         seen = self._seen_tokens(batch.logits.size(-1))
@@ -153,7 +172,7 @@ class _Writing:
             phase.at(done_before + len(self.wanted) - self.writing, f"token {step} of at most {longest}")
             if not self.goes_on(not bool(batch.ended.all())):
                 break
-            batch = self._forward(batch, chosen)
+            batch = self._forward(batch, chosen, options)
         return [self._completion(i, stops[i]) for i in range(len(self.wanted))]
 
     def _note(self, batch: _Batch, chosen: Tensor, logprobs: Tensor) -> None:
@@ -190,18 +209,22 @@ class _Writing:
         )
         rows_of = torch.tensor(of_row, device=self.device)
         longest = max(one.max_new_tokens for _, one in self.wanted)
-        cache = preallocated(out.past_key_values, rows_of, width + longest)
+        padded = any(len(prompt) < width for prompt in distinct)
+        cache = out.past_key_values
+        prompts = shared_prompts(self.model, cache, rows_of, mask if padded else None, longest)
+        if prompts is None:
+            cache = preallocated(cache, rows_of, width + longest)
         ended = torch.zeros(len(of_row), dtype=torch.bool, device=self.device)
         index = torch.arange(len(of_row), device=self.device)
-        padded = any(len(prompt) < width for prompt in distinct)
-        return _Batch(index, out.logits[rows_of, -1], mask[rows_of] if padded else None, width, cache, ended)
+        seen = mask[rows_of] if padded else None
+        return _Batch(index, out.logits[rows_of, -1], seen, width, cache, ended, prompts)
 
-    def _forward(self, batch: _Batch, chosen: Tensor) -> _Batch:
+    def _forward(self, batch: _Batch, chosen: Tensor, options: dict[str, Any]) -> _Batch:
         """Feeds the chosen tokens; ended rows leave first, once there are enough of them."""
         share = float(batch.ended.float().mean())
         if _LEAVE_SHARE <= share < 1.0:
             stay = (~batch.ended).nonzero().squeeze(1)
-            batch.cache.batch_select_indices(stay)
+            (batch.prompts or batch.cache).batch_select_indices(stay)
             mask = None if batch.mask is None else batch.mask[stay]
             batch = replace(batch, index=batch.index[stay], mask=mask, ended=batch.ended[stay])
             chosen = chosen[stay]
@@ -218,6 +241,7 @@ class _Writing:
             past_key_values=batch.cache,
             use_cache=True,
             logits_to_keep=1,
+            **options,
         )
         return replace(
             batch, logits=out.logits[:, -1], mask=mask, length=batch.length + 1, cache=out.past_key_values

@@ -32,11 +32,14 @@ VERDICTS: dict[str, str | None] = {
     "data": _ROWS,
     "data.eval": None,
     "rewards": None,
+    "tools": None,
+    "environment": None,
     "objective": None,
     "rollout": None,
     "rollout.group_size": _BUFFER,
     "rollout.staleness": _BUFFER,
     "rollout.partial_budget": _BUFFER,
+    "rollout.resample": None,  # but whether there is any: see _refusal
     "output": None,
     "evaluation": None,
     # train: one line a key
@@ -81,6 +84,7 @@ VERDICTS: dict[str, str | None] = {
     "train.mask_truncated_completions": None,
     "train.entropy_coef": None,
     "train.top_entropy_quantile": None,
+    "train.off_policy_mask_threshold": None,
     "train.use_bias_correction_kl": None,
     "train.sync_ref_model": "the checkpoint holds the reference, or none",
     "train.ref_model_mixup_alpha": None,
@@ -120,8 +124,15 @@ STAGED: dict[str, str | None] = {
 }
 """What runs in stages answer otherwise."""
 
+IMAGES: dict[str, str | None] = dict.fromkeys(
+    [f"rollout.{key}" for key in ("denoising_steps", "sampler", "noise_level", "cfg_scale")], _BUFFER
+)
+"""What methods that make images answer otherwise."""
+
 _BATCH = ("train.per_device_train_batch_size", "train.gradient_accumulation_steps")
 _SCORED_WITH = "rollout.temperature"
+_RESAMPLES = "rollout.resample.until"
+"""Unset where a run does not sample over."""
 _SAYS_NOTHING = ("output.overwrite",)
 """Keys that act at the start of a fresh run alone."""
 
@@ -199,7 +210,7 @@ def flat(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in resolved.items():
         key = f"{prefix}{name}"
         if key == "rewards":
-            value = {reward.get("label") or reward["name"]: reward for reward in value}
+            value = {reward.get("label") or reward.get("name") or reward["model"]: reward for reward in value}
         if isinstance(value, Mapping) and value:
             values |= flat(value, f"{key}.")
         elif value is not None:
@@ -234,9 +245,12 @@ def _refusal(recipe: Recipe, change: RecipeChange, changes: Sequence[RecipeChang
         if setting.partition(".")[0] in fixed:
             return "the checkpoint was made with it"
     reads_texts = not settings.in_stages and recipe.spec.family in ("sft", "preference")
+    if change.key == _RESAMPLES and None in (change.old, change.new):
+        return "the checkpoint's place in the data is another with it than without; " + _ROWS
     if change.key in _BATCH and reads_texts and _rows_per_step(recipe) == _rows_per_step(recipe, changes):
         return None  # the same rows in every step, in other micro-batches
     exceptions = STAGED if settings.in_stages else SAMPLED_ONCE if recipe.spec.family == "preference" else {}
+    exceptions = IMAGES if settings.makes_images else exceptions
     return verdict(change.key, exceptions)
 
 

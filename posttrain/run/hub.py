@@ -36,10 +36,15 @@ def hub_warnings(hub: HubSection | None) -> Iterator[str]:
 
 def push(model_dir: Path, hub: HubSection) -> str:
     """Sends the folder and says in one line what became of it; never raises."""
+    return sent(model_dir, hub)[1]
+
+
+def sent(model_dir: Path, hub: HubSection) -> tuple[bool, str]:
+    """As `push`, and whether it arrived."""
     flags = (" --private" if hub.private else "") + (f" --revision {hub.revision}" if hub.revision else "")
     by_hand = f"hf upload {hub.repo} {model_dir}{flags} --exclude {PICKLED}"
     if not os.path.isdir(model_dir):
-        return f"hub: there is no {model_dir} to push"
+        return False, f"hub: there is no {model_dir} to push"
     try:
         from huggingface_hub import HfApi
 
@@ -48,7 +53,7 @@ def push(model_dir: Path, hub: HubSection) -> str:
         created = api.create_repo(hub.repo, private=hub.private, exist_ok=True)
         if hub.revision is not None:
             api.create_branch(created.repo_id, branch=hub.revision, exist_ok=True)
-        sent = api.upload_folder(
+        arrived = api.upload_folder(
             repo_id=created.repo_id,
             folder_path=model_dir,
             ignore_patterns=[PICKLED],
@@ -59,8 +64,8 @@ def push(model_dir: Path, hub: HubSection) -> str:
         # whatever the network, the token, the quota or the server does: the run is done and its model saved
         text = " ".join(str(error).split())
         reason = f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
-        return f"hub: not pushed to {hub.repo} ({reason}); the model is saved, push it with: {by_hand}"
-    return f"hub: pushed to {sent.repo_url}{_local_base(model_dir)}"
+        return False, f"hub: not pushed to {hub.repo} ({reason}); the model is saved, push it with: {by_hand}"
+    return True, f"hub: pushed to {arrived.repo_url}{_local_base(model_dir)}"
 
 
 def _local_base(model_dir: Path) -> str:

@@ -22,8 +22,9 @@ from posttrain.data.known import TASKS
 from posttrain.evaluation.in_training import benchmark_faults, overlaps
 from posttrain.planning import checks
 from posttrain.planning.adapter import adapter_faults
-from posttrain.planning.batch import RolloutSize, plural, rollout_of, steps_of, texts_of
+from posttrain.planning.batch import RolloutSize, plural, resample_lines, rollout_of, steps_of, texts_of
 from posttrain.planning.idle import beyond_the_run, idle_options
+from posttrain.planning.image_checks import flow_lines, flow_model_faults, flow_rollout_faults
 from posttrain.planning.launcher import attention_fault, started
 from posttrain.planning.machine import gpu_is_here, memory_of_machine
 from posttrain.planning.masked_costs import diffusion_lines, model_code_faults, sampler_faults
@@ -32,12 +33,20 @@ from posttrain.planning.method_checks import method_faults, method_warnings, run
 from posttrain.planning.optimizer import optimizer_faults
 from posttrain.planning.quantization import quantization_faults
 from posttrain.planning.rendered import chat_warnings, example_lines
-from posttrain.planning.rewards import reward_faults, reward_lines, reward_warnings
+from posttrain.planning.rewards import (
+    machine_reports,
+    reward_faults,
+    reward_lines,
+    reward_model_faults,
+    reward_warnings,
+)
 from posttrain.planning.rollout_engine import engine_faults
 from posttrain.planning.row_lengths import RowLengths, row_lengths
 from posttrain.planning.row_needs import needs_of
+from posttrain.planning.row_warnings import row_warnings
 from posttrain.planning.shapes import Shape, config_faults, read_shape
 from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
+from posttrain.planning.tool_checks import template_faults, tool_faults, tool_lines
 from posttrain.planning.trial import try_rewards
 from posttrain.recipe import Recipe, RecipeError, load_recipe
 from posttrain.run.hub import hub_warnings
@@ -58,6 +67,7 @@ class Plan:
     data: list[str] = field(default_factory=list)
     example: list[str] = field(default_factory=list)
     rewards: list[str] = field(default_factory=list)
+    tools: list[str] = field(default_factory=list)
     memory: Memory | None = None
     memory_note: str = ""
     memory_here: float | None = (
@@ -86,16 +96,16 @@ def make_plan(
     device: Literal["cuda", "cpu"] = "cpu" if recipe.train.use_cpu else "cuda"
     plan = Plan(recipe, Launch(processes or started(), zero, device_gib, device))
     rollout = rollout_of(recipe, plan.launch.processes)
+    images = recipe.objective.makes_images
+    plan.refusals += flow_model_faults(recipe) if images else _model_faults(recipe)
     plan.refusals += [
-        *checks.model_faults(recipe),
-        *quantization_faults(recipe),
-        *config_faults(recipe.model),
-        *model_code_faults(recipe),
         *method_faults(recipe, plan.launch.processes),
-        *idle_options(recipe),
+        *[*idle_options(recipe), *tool_faults(recipe)],
     ]
+    plan.tools = list(tool_lines(recipe))
     plan.refusals += benchmark_faults(recipe.evaluation) if recipe.evaluation is not None else []
-    plan.warnings += [*checks.precision_warnings(recipe), *method_warnings(recipe, plan.launch.processes)]
+    plan.warnings += [*checks.precision_warnings(recipe), *checks.determinism_warnings(recipe)]
+    plan.warnings += method_warnings(recipe, plan.launch.processes)
     plan.warnings += hub_warnings(recipe.output.hub)
     lacking = attention_fault(recipe.model)
     plan.warnings += [] if lacking is None else [lacking]
@@ -103,11 +113,11 @@ def make_plan(
     if not resume:
         plan.warnings += checks.run_folder_warnings(recipe)
     faults = list(rollout.faults()) if rollout is not None else []
-    faults += sampler_faults(recipe)
-    plan.refusals += engine_faults(recipe, plan.launch.processes)
+    faults += flow_rollout_faults(recipe) if images else sampler_faults(recipe)
+    plan.refusals += [] if images else engine_faults(recipe, plan.launch.processes)
     plan.refusals += faults
     tokenizer = None
-    if not plan.refusals:
+    if not plan.refusals and not images:
         try:
             tokenizer = plan_tokenizer(recipe.model)
         except ValueError as error:
@@ -115,28 +125,44 @@ def make_plan(
     found = _plan_data(plan, tokenizer, countable=not faults)
     rows = found.counts.used if found is not None and found.counts is not None and not faults else None
     plan.refusals += [
-        *adapter_faults(recipe),
+        *([] if images else adapter_faults(recipe)),
         *optimizer_faults(recipe, plan.launch.processes, rows),
         *beyond_the_run(recipe, steps_of(recipe, plan.launch.processes, rows)),
     ]
     plan.warnings += _benchmark_overlaps(recipe, found)
     columns = checks.visible_columns(recipe, found)
     reward_problems = reward_faults(recipe, columns)
-    plan.refusals += reward_problems
+    plan.refusals += [*reward_problems, *reward_model_faults(recipe)]
     plan.warnings += reward_warnings(recipe, columns)
-    plan.rewards = reward_lines(recipe)
+    of_machine, warned, refused = machine_reports(recipe)
+    plan.rewards = [*reward_lines(recipe), *of_machine]
+    plan.warnings += warned
+    plan.refusals += refused
     if trial and not reward_problems:
         tried = try_rewards(recipe, found.rows if found is not None else [])
         plan.rewards += tried.lines
         plan.refusals += tried.refusals
     if not faults:
         _plan_batch(plan, rollout, found)
+    if images:
+        plan.memory_note = "not estimated for a flow model"
+        return plan
     lengths = row_lengths(recipe, found.rows, tokenizer) if found is not None else None
     if lengths is not None:
         plan.refusals += checks.length_faults(recipe.data, lengths)
         plan.data += checks.length_lines(recipe, lengths)
     _plan_memory(plan, lengths)
     return plan
+
+
+def _model_faults(recipe: Recipe) -> list[str]:
+    """Of a language model."""
+    return [
+        *checks.model_faults(recipe),
+        *quantization_faults(recipe),
+        *config_faults(recipe.model),
+        *model_code_faults(recipe),
+    ]
 
 
 def _benchmark_overlaps(recipe: Recipe, train: Survey | None) -> list[str]:
@@ -150,10 +176,15 @@ def _plan_data(plan: Plan, tokenizer: PlanTokenizer | None, *, countable: bool) 
     recipe = plan.recipe
     found, faults = checks.data_survey(recipe.data, "data", needs_of(recipe), tokenizer)
     plan.refusals += faults
+    plan.refusals += template_faults(recipe, tokenizer, found.rows if found is not None else [])
     if found is not None:
         plan.data.append(f"training: {_rows_in_words(found)}")
         plan.data += found.notes
         plan.warnings += checks.echo_warnings(found)
+        plan.warnings += row_warnings(recipe.data, found)
+        if found.counts is not None and found.rows:
+            plan.data += recipe.objective.row_facts(found.rows)
+            plan.warnings += [f"data: {words}" for words in recipe.objective.row_warnings(found.rows)]
         if found.rows and tokenizer is not None:
             plan.example = example_lines(recipe, found.rows[0], tokenizer)
             plan.warnings += chat_warnings(recipe, found.rows[0], tokenizer)
@@ -188,7 +219,8 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
     rows = found.counts.used if found is not None and found.counts is not None else None
     texts = texts_of(plan.recipe, processes)
     plan.batch = rollout.in_words() if rollout is not None else texts.in_words()
-    plan.batch += diffusion_lines(plan.recipe)
+    plan.batch += [*resample_lines(plan.recipe, rollout), *diffusion_lines(plan.recipe)]
+    plan.batch += flow_lines(plan.recipe, rollout)
     plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
     shared = {
@@ -264,6 +296,7 @@ def print_plan(plan: Plan, console: Console | None = None, *, full: bool = False
     _print_lines(console, "Data", plan.data)
     _print_lines(console, "The first row, a bar between two tokens", plan.example)
     _print_lines(console, "Rewards", plan.rewards)
+    _print_lines(console, "Tools", plan.tools)
     if full:
         console.print("[bold]Resolved recipe[/]")
         console.print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True), markup=False)

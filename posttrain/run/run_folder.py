@@ -34,6 +34,8 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 REPORT = "report.html"
 STAGED = "run.json"
+AUTO = "auto"
+"""`--resume auto`, for a job that may be started more than once."""
 _OURS = {
     *(RECIPE, RECIPE_CHANGES, ENVIRONMENT, METRICS, COMPLETIONS, EVALUATION, CHECKPOINTS, MODEL, REPORT),
     *("benchmarks", "records", "tensorboard"),
@@ -276,6 +278,15 @@ def last_checkpoint(run_dir: Path) -> Path | None:
         return None
     steps = [int(m[1]) for entry in folder.iterdir() if (m := re.fullmatch(r"checkpoint-(\d+)", entry.name))]
     return folder / f"checkpoint-{max(steps)}" if steps else None
+
+
+def resume_of(recipe: Recipe) -> tuple[str | None, list[str]]:
+    """What `--resume auto` means now: (checkpoint to resume, overrides). The last one where there is one; a run that
+    was stopped before its first is replaced; whatever else lies in the folder is refused as ever."""
+    run_dir = Path(recipe.output.run_dir)
+    if last_checkpoint(run_dir) is not None:
+        return "last", []
+    return None, ["output.overwrite=true"] if holds_run(run_dir) and not recipe.output.overwrite else []
 
 
 def is_staged(folder: Path) -> bool:

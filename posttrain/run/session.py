@@ -20,6 +20,7 @@ from posttrain.run.benchmarks import AtCheckpoints
 from posttrain.run.continuing import Compared
 from posttrain.run.hub import push
 from posttrain.run.run_folder import MODEL, how_to_go_on
+from posttrain.run.saved_weights import has_weights
 from posttrain.run.whole_page import report_run
 from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.reporting.callbacks import HeldOut, RunCallback, attach
@@ -158,8 +159,19 @@ class Session:
         self.view.close()
         if self.held_out is not None:
             self.held_out.show(self.console)
-        self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
-        if self.recipe.output.hub is not None:
+        whole = has_weights(self.run_dir / MODEL)
+        if whole:
+            self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")
+        else:
+            self._say(
+                f"model: this engine saves shards, and {self.run_dir / MODEL} has no whole weights; gather them with: "
+                f"posttrain export {self.run_dir} --out DIR\nreport: {path}"
+            )
+        if self.recipe.output.hub is not None and not whole:
+            self._say(
+                "hub: not pushed, since no whole weights were saved; posttrain export --push NAME does both"
+            )
+        elif self.recipe.output.hub is not None:
             self._say(push(self.run_dir / MODEL, self.recipe.output.hub))
 
     def _say(self, text: str) -> None:

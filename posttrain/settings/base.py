@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Number, Real
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
@@ -84,16 +84,22 @@ class Settings:
     """Columns without which the method cannot train; None: those of its family."""
     reads_columns: ClassVar[tuple[str, ...]] = ()
     """Further columns that it reads where the rows have them."""
+    marked_answers: ClassVar[bool] = False
+    """Whether a row is one answer, marked good or bad in the column `label`, where its family learns from pairs."""
     writes_plain_lines: ClassVar[bool] = False
     """Whether conversations of a model without a chat template are written as plain lines."""
     masked_diffusion: ClassVar[bool] = False
     """Whether it trains masked-diffusion models, which see both ways."""
+    makes_images: ClassVar[bool] = False
+    """Whether it trains flow models, which make images of their prompts."""
     in_stages: ClassVar[bool] = False
     """Whether it trains in stages, each with a trainer and a reference of its own."""
     names_files: ClassVar[tuple[str, ...]] = ()
     """Settings that name a file."""
     names_models: ClassVar[tuple[str, ...]] = ()
     """Settings that name a model folder or hub name, or a list of them."""
+    same_tokenizer: ClassVar[tuple[str, ...]] = ()
+    """Those of `names_models` whose tokenizer must be the policy's."""
     fixed_on_resume: ClassVar[tuple[str, ...]] = ()
     """Settings that a checkpoint was made with: a resume cannot change them, nor what names a file or a model."""
     needs_answers: ClassVar[bool] = False
@@ -136,10 +142,36 @@ class Settings:
         """Forward passes of one likelihood estimate."""
         return 1
 
+    @property
+    def learns_from_equal(self) -> str | None:
+        """Why groups whose rewards are all equal teach too, where they do: such groups cannot be sampled over."""
+        return None
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether a method of a family that learns from rewards needs some; without, none may be named."""
+        return True
+
+    @property
+    def frozen_models(self) -> Mapping[str, str]:
+        """Models of their own size that are held beside the policy and not trained: folder or hub name -> dtype."""
+        return {}
+
+    @property
+    def reads_each_reward(self) -> bool:
+        """Whether advantages come from each reward function by itself: then a group teaches where one of them differs,
+        even if the sums are equal."""
+        return False
+
     def reference_copies(self, *, adapter: bool) -> int | None:
         """Copies of the weights that the method holds beside the policy, which may train an adapter; None where it
         brings no reference of its own."""
         return None
+
+    @property
+    def trained_beside(self) -> int:
+        """Models of the policy's size that are trained beside it, each whole on every rank: a critic."""
+        return 0
 
     def inner(self) -> Inner | None:
         """The method that this one is built on, if any; it is asked its own questions."""
@@ -166,6 +198,14 @@ class Settings:
 
     def warnings(self, run: RunView) -> Iterator[str]:
         """What it can run with and is better off without."""
+        yield from ()
+
+    def row_facts(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """What the rows are to it, a line each; all rows of the training data, as the trainer gets them."""
+        yield from ()
+
+    def row_warnings(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """What these rows, with these settings, are better off without."""
         yield from ()
 
     def values(self) -> dict[str, Any]:

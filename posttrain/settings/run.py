@@ -20,6 +20,7 @@ class RunView:
     rollout
     processes  how many train
     prompts    of one rollout, over all processes; None where nothing is generated
+    rewards    how many the recipe has; 0 where the method learns from none
     """
 
     method: str
@@ -30,6 +31,7 @@ class RunView:
     rollout: Any
     processes: int
     prompts: int | None
+    rewards: int
 
     def refused_train(self, reasons: Mapping[str, str]) -> Iterator[str]:
         """A fault for each option of `train` in `reasons` (option -> why it must stay as it is) that was changed."""

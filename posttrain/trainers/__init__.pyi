@@ -3,16 +3,23 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from posttrain.trainers.flow.flow_config import FlowArguments
+from posttrain.trainers.flow.flow_sft_trainer import FlowSFTTrainer as FlowSFTTrainer
+from posttrain.trainers.flow.trainer import FlowTrainer
 from posttrain.trainers.masked.sft import MaskedConfig, MaskedSFTTrainer as MaskedSFTTrainer
 from posttrain.trainers.masked.trainer import DiffusionTrainer
+from posttrain.trainers.policy.opd_trainer import OPDTrainer as OPDTrainer
 from posttrain.trainers.policy.salsa_trainer import SALSATrainer as SALSATrainer
 from posttrain.trainers.policy.trainer import PolicyTrainer
+from posttrain.trainers.preference.kto_trainer import KTOTrainer as KTOTrainer, MarkedAnswersConfig
+from posttrain.trainers.preference.reward_trainer import PairScoreConfig, RewardModelTrainer as RewardModelTrainer
 from posttrain.trainers.preference.sft import SFTTrainer as SFTTrainer
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.reporting.run_report import RunReport as RunReport
 from posttrain.trainers.seam.config import PolicyConfig
 from posttrain.trainers.staged.drift import DRIFTTrainer as DRIFTTrainer
 from posttrain.trainers.staged.seppo import SePPOTrainer as SePPOTrainer
+from transformers.training_args import TrainingArguments
 from trl.trainer.sft_config import SFTConfig as SFTConfig
 
 @dataclass
@@ -179,6 +186,203 @@ class RLOOTrainer(PolicyTrainer):
         model: Any,
         reward_funcs: Any = ...,
         args: RLOOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class REINFORCEPlusPlusConfig(PolicyConfig):
+    """PolicyConfig and the settings of REINFORCEPlusPlus."""
+    baseline: Literal['none', 'group'] = ...
+    """subtracted before normalising: nothing (the KL is in the reward), or the mean of the group (it is in the loss)"""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+
+class REINFORCEPlusPlusTrainer(PolicyTrainer):
+    """REINFORCEPlusPlus: advantages normalised over the batch, KL in the reward. `help(REINFORCEPlusPlusConfig)` lists its settings."""
+    args: REINFORCEPlusPlusConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: REINFORCEPlusPlusConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class PPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of PPO."""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+    gamma: float = ...
+    """discount per token"""
+    gae_lambda: float = ...
+    """lambda of GAE: 1 trusts the rewards alone, 0 the critic's next value"""
+    kl: Literal['reward', 'loss'] = ...
+    """where train.beta times the KL to the reference goes: off each token's reward, or into the loss"""
+    whiten: bool = ...
+    """advantages minus their mean over their standard deviation, over the tokens of the rollout"""
+    advantage_clip: float | None = ...
+    """bound of an advantage's size, after whitening; off"""
+    loss_over: Literal['tokens', 'responses'] = ...
+    """what the policy's loss is a mean over"""
+    baseline: Literal['critic', 'group'] = ...
+    """a critic's values, or GRPO's: the mean of the group, over its standard deviation, and no critic"""
+    critic_model: str | None = ...
+    """folder or hub name that the critic starts from, of a reward model or a language model; the policy's start"""
+    share_trunk: bool = ...
+    """the critic is a value head on the policy's own hidden states, which learn from both losses"""
+    critic_learning_rate: float = ...
+    """of the critic, or of the value head; constant"""
+    critic_warmup: int = ...
+    """optimizer steps at the start in which the critic alone learns and the policy stays as it is"""
+    value_clip: float | None = ...
+    """how far a value may be pulled from the one at sampling time"""
+    value_coef: float = ...
+    """weight of the value loss beside the policy's, where they share the trunk"""
+
+class PPOTrainer(PolicyTrainer):
+    """PPO: a critic's values and GAE instead of a group's mean. `help(PPOConfig)` lists its settings."""
+    args: PPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: PPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class PPOMaxConfig(PolicyConfig):
+    """PolicyConfig and the settings of PPOMax."""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+    gamma: float = ...
+    """discount per token"""
+    gae_lambda: float = ...
+    """lambda of GAE: 1 trusts the rewards alone, 0 the critic's next value"""
+    kl: Literal['reward', 'loss'] = ...
+    """where train.beta times the KL to the reference goes: off each token's reward, or into the loss"""
+    whiten: bool = ...
+    """advantages minus their mean over their standard deviation, over the tokens of the rollout"""
+    advantage_clip: float | None = ...
+    """bound of an advantage's size, after whitening; off"""
+    loss_over: Literal['tokens', 'responses'] = ...
+    """what the policy's loss is a mean over"""
+    baseline: Literal['critic', 'group'] = ...
+    """a critic's values, or GRPO's: the mean of the group, over its standard deviation, and no critic"""
+    critic_model: str | None = ...
+    """folder or hub name that the critic starts from, of a reward model or a language model; the policy's start"""
+    share_trunk: bool = ...
+    """the critic is a value head on the policy's own hidden states, which learn from both losses"""
+    critic_learning_rate: float = ...
+    """of the critic, or of the value head; constant"""
+    critic_warmup: int = ...
+    """optimizer steps at the start in which the critic alone learns and the policy stays as it is"""
+    value_clip: float | None = ...
+    """how far a value may be pulled from the one at sampling time"""
+    value_coef: float = ...
+    """weight of the value loss beside the policy's, where they share the trunk"""
+    reward_norm: Literal['none', 'scale', 'norm'] = ...
+    """norm: minus the mean, over the standard deviation of all rewards so far; scale: over it alone, as the scripts"""
+    reward_clip: float | None = ...
+    """delta: bound of a reward's size after that; the paper studies 0.3 and 0.8"""
+
+class PPOMaxTrainer(PolicyTrainer):
+    """PPOMax: PPO with normalised, clipped rewards and a critic that learns first. `help(PPOMaxConfig)` lists its settings."""
+    args: PPOMaxConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: PPOMaxConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class OPDConfig(PolicyConfig):
+    """PolicyConfig and the settings of OPD."""
+    teacher_model: str | None = ...
+    """folder or hub name of the teacher, which must have the policy's tokenizer"""
+    teacher_dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = ...
+    """of the teacher's weights; auto: as they are saved"""
+    reward_coef: float = ...
+    """weight of the rewards, minus their group's mean, beside the teacher; 0: no rewards are needed"""
+    gap_clip: float | None = ...
+    """bound in nats of what the teacher says about one token; off"""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+
+@dataclass
+class SAPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of SAPO."""
+    gate_positive: float = ...
+    """tau_pos, the gate's temperature where the advantage is positive: the higher, the faster a gradient fades"""
+    gate_negative: float = ...
+    """tau_neg, where it is negative; above tau_pos, as the paper advises"""
+    scale: Literal['group', 'batch', 'none'] = ...
+    """whose standard deviation divides the advantage"""
+
+class SAPOTrainer(PolicyTrainer):
+    """SAPO: a soft gate on each token's ratio instead of a clip. `help(SAPOConfig)` lists its settings."""
+    args: SAPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: SAPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
+class GDPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of GDPO."""
+    clip_low: float = ...
+    """epsilon below 1"""
+    clip_high: float = ...
+    """epsilon above 1"""
+    dual_clip: float | None = ...
+    """c of dual-clip PPO (a bound), for negative advantages; off"""
+
+class GDPOTrainer(PolicyTrainer):
+    """GDPO: several rewards, each normalised by itself before the sum. `help(GDPOConfig)` lists its settings."""
+    args: GDPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: GDPOConfig | None = ...,
         train_dataset: Any = ...,
         eval_dataset: Any = ...,
         *,
@@ -370,6 +574,12 @@ margin between its two likeliest tokens, or chance"""
     """end tokens: free; last, revealed only when nothing else is left in the block; never"""
     sampler_rows: int = ...
     """canvases per forward pass; bounds memory"""
+    cache: Literal['none', 'prefix', 'dual'] = ...
+    """which keys and values are kept within a block (Fast-dLLM, arXiv 2505.22618): none; prefix, of prompt and finished
+blocks; dual, of everything outside of the block. Samples come from a slightly other distribution with it"""
+    confidence: float | None = ...
+    """every token of at least this probability is revealed in a pass, and one in any case, in place of a fixed number
+of passes (Fast-dLLM)"""
     tail: Literal['drop', 'mask', 'fill'] = ...
     """what stands behind the first end token"""
     samples: int = ...
@@ -419,6 +629,12 @@ margin between its two likeliest tokens, or chance"""
     """end tokens: free; last, revealed only when nothing else is left in the block; never"""
     sampler_rows: int = ...
     """canvases per forward pass; bounds memory"""
+    cache: Literal['none', 'prefix', 'dual'] = ...
+    """which keys and values are kept within a block (Fast-dLLM, arXiv 2505.22618): none; prefix, of prompt and finished
+blocks; dual, of everything outside of the block. Samples come from a slightly other distribution with it"""
+    confidence: float | None = ...
+    """every token of at least this probability is revealed in a pass, and one in any case, in place of a fixed number
+of passes (Fast-dLLM)"""
     tail: Literal['drop', 'mask', 'fill'] = ...
     """what stands behind the first end token"""
     samples: int = ...
@@ -458,6 +674,12 @@ margin between its two likeliest tokens, or chance"""
     """end tokens: free; last, revealed only when nothing else is left in the block; never"""
     sampler_rows: int = ...
     """canvases per forward pass; bounds memory"""
+    cache: Literal['none', 'prefix', 'dual'] = ...
+    """which keys and values are kept within a block (Fast-dLLM, arXiv 2505.22618): none; prefix, of prompt and finished
+blocks; dual, of everything outside of the block. Samples come from a slightly other distribution with it"""
+    confidence: float | None = ...
+    """every token of at least this probability is revealed in a pass, and one in any case, in place of a fixed number
+of passes (Fast-dLLM)"""
     tail: Literal['drop', 'mask', 'fill'] = ...
     """what stands behind the first end token"""
     clip_low: float = ...
@@ -499,6 +721,12 @@ margin between its two likeliest tokens, or chance"""
     """end tokens: free; last, revealed only when nothing else is left in the block; never"""
     sampler_rows: int = ...
     """canvases per forward pass; bounds memory"""
+    cache: Literal['none', 'prefix', 'dual'] = ...
+    """which keys and values are kept within a block (Fast-dLLM, arXiv 2505.22618): none; prefix, of prompt and finished
+blocks; dual, of everything outside of the block. Samples come from a slightly other distribution with it"""
+    confidence: float | None = ...
+    """every token of at least this probability is revealed in a pass, and one in any case, in place of a fixed number
+of passes (Fast-dLLM)"""
     tail: Literal['drop', 'mask', 'fill'] = ...
     """what stands behind the first end token"""
     clip_low: float = ...
@@ -523,6 +751,102 @@ class CoupledGRPOTrainer(DiffusionTrainer):
     ) -> None: ...
 
 @dataclass
+class FlowSFTConfig(TrainingArguments):
+    """TrainingArguments and the settings of FlowSFT."""
+    times: Literal['uniform', 'logit_normal'] = ...
+    """how t is drawn: evenly, or the logistic of a normal number, as SD3 was trained"""
+    condition_dropout: float = ...
+    """share of rows whose prompt is left out"""
+    sample_steps: int = ...
+    """denoising steps of the held-out images of the report"""
+
+@dataclass
+class FlowGRPOConfig(FlowArguments):
+    """FlowArguments and the settings of FlowGRPO and FlowSampling."""
+    denoising_steps: int = ...
+    """T, of the images that are trained on"""
+    eval_denoising_steps: int = ...
+    """without noise, for held-out images"""
+    sampler: Literal['sde', 'cps'] = ...
+    """how noise comes into a step"""
+    noise_level: float = ...
+    """a"""
+    cfg_scale: float = ...
+    """guidance; 1: none"""
+    sampler_rows: int = ...
+    """images made at a time"""
+    clip: float = ...
+    """epsilon on both sides of the step's ratio"""
+    advantage_clip: float = ...
+    """largest size of an advantage"""
+    global_std: bool = ...
+    """whether the whole rollout's standard deviation divides, not the group's"""
+    trained_share: float = ...
+    """share of the denoising steps that is trained on, the first ones, rounded down"""
+    guided_training: bool = ...
+    """whether guidance (rollout.cfg_scale) is part of the policy that is trained"""
+
+class FlowGRPOTrainer(FlowTrainer):
+    """FlowGRPO: images: GRPO on the steps of a flow model made random. `help(FlowGRPOConfig)` lists its settings."""
+    args: FlowGRPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: FlowGRPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        frame: Any,
+        peft_config: Any = ...,
+        **named: Any,
+    ) -> None: ...
+
+@dataclass
+class GRPOGuardConfig(FlowArguments):
+    """FlowArguments and the settings of GRPOGuard and FlowSampling."""
+    denoising_steps: int = ...
+    """T, of the images that are trained on"""
+    eval_denoising_steps: int = ...
+    """without noise, for held-out images"""
+    sampler: Literal['sde', 'cps'] = ...
+    """how noise comes into a step"""
+    noise_level: float = ...
+    """a"""
+    cfg_scale: float = ...
+    """guidance; 1: none"""
+    sampler_rows: int = ...
+    """images made at a time"""
+    clip: float = ...
+    """epsilon on both sides of the normalised ratio; about s times smaller than Flow-GRPO's"""
+    advantage_clip: float = ...
+    """largest size of an advantage"""
+    global_std: bool = ...
+    """whether the whole rollout's standard deviation divides, not the group's"""
+    trained_share: float = ...
+    """share of the denoising steps that is trained on, the first ones, rounded down"""
+    guided_training: bool = ...
+    """whether guidance (rollout.cfg_scale) is part of the policy that is trained"""
+    reweigh: bool = ...
+    """delta = 1 / |dt|: every step pulls with the same weight"""
+
+class GRPOGuardTrainer(FlowTrainer):
+    """GRPOGuard: images: Flow-GRPO with ratios that a clip bounds at every step. `help(GRPOGuardConfig)` lists its settings."""
+    args: GRPOGuardConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: GRPOGuardConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        frame: Any,
+        peft_config: Any = ...,
+        **named: Any,
+    ) -> None: ...
+
+@dataclass
 class SALSAConfig(PolicyConfig):
     """PolicyConfig and the settings of SALSA."""
     others: list[str] = ...
@@ -535,6 +859,24 @@ class SALSAConfig(PolicyConfig):
     """of that objective"""
     kl_to_start: bool = ...
     """also log the KL to the first SFT model, at the price of one more forward"""
+
+@dataclass
+class RewardModelConfig(PairScoreConfig):
+    """PairScoreConfig and the settings of RewardModel."""
+    center_coef: float = ...
+    """weight of the squared sum of a pair's rewards; 0.01 in the paper"""
+    lm_coef: float = ...
+    """beta_rm: weight of the chosen answer's negative log-likelihood per token"""
+
+@dataclass
+class KTOConfig(MarkedAnswersConfig):
+    """MarkedAnswersConfig and the settings of KTO."""
+    good_weight: float = ...
+    """lambda_D, weight of answers marked good"""
+    bad_weight: float = ...
+    """lambda_U, weight of answers marked bad"""
+    reference_point: Literal['mismatched', 'zero'] = ...
+    """z_0: estimated on answers to other prompts, or 0 (APO-zero's unpaired form), which saves two forward passes"""
 
 @dataclass
 class DPOConfig(PreferenceConfig):

@@ -4,7 +4,8 @@
 
 The log has WildFeedback's shape, one turn a row. Its rule can be checked by a program: a good answer has no capital
 letter and no exclamation mark (`violates`). Beside it lie a warm-up corpus, from which a model learns to shout now and
-then and to listen a little, and pairs of a good and a bad answer for methods that do not sample.
+then and to listen a little, pairs of a good and a bad answer for methods that do not sample, and single answers with
+thumbs up or down, one good to three bad.
 """
 
 from __future__ import annotations
@@ -126,6 +127,14 @@ def complaint_rows(log: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def thumb_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Of each pair one answer, every fourth time the good one."""
+    return [
+        {"prompt": pair["prompt"], "completion": pair["rejected" if i % 4 else "chosen"], "label": i % 4 == 0}
+        for i, pair in enumerate(pair_rows(count, seed))
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True)
@@ -140,6 +149,7 @@ def main() -> None:
         "complaints.jsonl": complaint_rows(log),
         "warm_up.jsonl": warm_up_rows(4 * args.conversations, args.seed + 1),
         "pairs.jsonl": pair_rows(args.conversations, args.seed + 2),
+        "thumbs.jsonl": thumb_rows(args.conversations, args.seed + 2),
     }
     for name, rows in files.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -27,6 +27,7 @@ def test_the_stored_files_are_what_the_script_makes(make_log, root):
     assert stored(root, "complaints.jsonl") == make_log.complaint_rows(log)
     assert stored(root, "warm_up.jsonl") == make_log.warm_up_rows(640, 1)
     assert stored(root, "pairs.jsonl") == make_log.pair_rows(160, 2)
+    assert stored(root, "thumbs.jsonl") == make_log.thumb_rows(160, 2)
 
 
 def test_complaints_are_about_answers_that_break_the_rule(make_log):

@@ -58,6 +58,9 @@ def test_ifeval_strict_loose_and_by_instruction(punkt):
 
 def test_ifeval_without_nltks_data_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr(
+        "posttrain.answers.punkt.find_spec", lambda name: None
+    )  # nor brought by another package
     from posttrain.evaluation.graders import make_grader
 
     with pytest.raises(LookupError, match="punkt_tab"):
@@ -69,7 +72,7 @@ def test_ifeval_without_nltks_data_says_what_to_fetch(tmp_path, monkeypatch):
 
 
 def test_punkt_is_found_where_another_package_brings_it(tmp_path, monkeypatch):
-    from posttrain.evaluation import punkt
+    from posttrain.answers import punkt
 
     folder = tmp_path / "core" / "_static" / "nltk_cache"
     (folder / punkt.RESOURCE).mkdir(parents=True)

@@ -42,14 +42,17 @@ def make_groups(seed: int = 0) -> Groups:
     rewards = torch.bernoulli(torch.full((P, G), 0.5, dtype=torch.float64), generator=generator)
     rewards[0], rewards[1, :2] = 1.0, torch.tensor([0.0, 1.0])
     answers = [[str(a) for a in row] for row in torch.randint(0, 3, (P, G), generator=generator).tolist()]
-    return Groups(rewards, rewards.unsqueeze(-1), torch.ones(1), answers)
+    gap = torch.randn(
+        (P, G, T), generator=generator, dtype=torch.float64
+    )  # read by those that have a teacher
+    return Groups(rewards, rewards.unsqueeze(-1), torch.ones(1), answers, teacher_gap=gap)
 
 
 def make_batch(objective: Objective, seed: int = 0, spread: float = 0.3) -> TokenBatch:
     """A rollout batch as one micro-batch: real advantages, ragged lengths, forward outputs as `needs`
     asks."""
     generator = torch.Generator().manual_seed(seed)
-    streams = {name: v.reshape(-1, 1) for name, v in objective.advantages(make_groups(seed)).items()}
+    streams = {name: v.reshape(P * G, -1) for name, v in objective.advantages(make_groups(seed)).items()}
     shape = (P * G, T)
     old = -2 * torch.rand(shape, generator=generator, dtype=torch.float64)
     new = old + spread * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -201,7 +204,8 @@ def test_advantages_are_streams_of_groups(name):
     groups = make_groups()
     streams = objective.advantages(groups)
     assert "advantages" in streams
-    assert all(values.shape == (P, G) for values in streams.values())
+    shape = (P, G, T) if objective.uses_teacher else (P, G)
+    assert all(values.shape == shape for values in streams.values())
     order = [2, 0, 1]  # prompts have no order
     assert groups.answers is not None
     shuffled = Groups(
@@ -209,6 +213,7 @@ def test_advantages_are_streams_of_groups(name):
         groups.rewards_per_function[order],
         groups.weights,
         [groups.answers[p] for p in order],
+        teacher_gap=None if groups.teacher_gap is None else groups.teacher_gap[order],
     )
     assert_close(objective.advantages(shuffled), {k: v[order] for k, v in streams.items()})
 
@@ -217,6 +222,8 @@ def test_advantages_are_streams_of_groups(name):
 def test_unjudged_responses_carry_no_advantage(name):
     objective = make(name)
     groups = make_groups()
+    if objective.uses_teacher:  # which speaks about these too; here it agrees with the policy
+        groups = replace(groups, teacher_gap=torch.zeros(P, G, T, dtype=torch.float64))
     rewards = groups.rewards.clone()
     rewards[1, 2] = rewards[2] = math.nan
     streams = objective.advantages(

@@ -11,7 +11,7 @@ from posttrain.objectives.cispo import CISPO
 from posttrain.objectives.copo import COPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.objectives.gspo import GSPO
-from posttrain.observe.reasons import CARRIED, CLASSES, REASONS
+from posttrain.observe.reasons import CARRIED, CLASSES, REASONS, THROWN_AWAY
 from posttrain.observe.signal import SignalCounts, account, account_objective, token_gradient
 
 NAN = float("nan")
@@ -22,8 +22,8 @@ def column(values: list[float]) -> Tensor:
 
 
 def test_every_reason_by_hand() -> None:
-    """Twelve responses of one token, one for each class; bounds (0.8, 1.2)."""
-    order = list(CLASSES)
+    """Twelve responses of one token, one for each class a batch can hold; bounds (0.8, 1.2)."""
+    order = [name for name in CLASSES if name != THROWN_AWAY]
 
     def flag(name: str) -> Tensor:
         return torch.tensor([[name == other] for other in order])
@@ -53,9 +53,16 @@ def test_every_reason_by_hand() -> None:
         tool=flag("tool"),
         importance=1.0 - flag("importance").float(),
     )
-    assert counts.as_dict() == dict.fromkeys(CLASSES, 1)
+    assert counts.as_dict() == dict.fromkeys(order, 1) | {THROWN_AWAY: 0}
     assert counts.metrics()["signal/tokens"] == 12
     assert sum(counts.shares().values()) == pytest.approx(1)
+
+
+def test_what_was_thrown_away_is_added_beside_the_batch() -> None:
+    batch = SignalCounts.of(CARRIED, 6)
+    assert "signal/thrown_away" not in batch.metrics()  # most runs throw nothing away
+    found = (batch + SignalCounts.of(THROWN_AWAY, 2)).metrics()
+    assert (found["signal/tokens"], found["signal/thrown_away"], found["signal/carried"]) == (8, 0.25, 0.75)
 
 
 def test_a_token_with_every_reason_is_counted_once_under_the_first() -> None:
@@ -78,12 +85,12 @@ def test_a_token_with_every_reason_is_counted_once_under_the_first() -> None:
         seen.extend(name for name, count in found.items() if count)
 
     add(0, 0, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
+    flags.pop("tool")
+    add(0, 0, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
     flags.pop("unjudged")
     add(0, 0, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
     add(0, -1, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
     flags.pop("truncated")
-    add(0, -1, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
-    flags.pop("tool")
     add(0, -1, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
     flags.pop("importance")
     add(1, -1, gradient=zero, ratio=column([0.1]), keep=dropped)
@@ -93,7 +100,7 @@ def test_a_token_with_every_reason_is_counted_once_under_the_first() -> None:
     add(1, 1, gradient=column([0.5]), ratio=column([1.0]), keep=dropped)
     add(1, 1, gradient=zero, ratio=column([1.0]))
     add(1, 1, gradient=column([0.5]), ratio=column([1.0]))
-    assert seen == [*REASONS, CARRIED]
+    assert seen == [*(name for name in REASONS if name != THROWN_AWAY), CARRIED]
 
 
 def test_padding_is_no_token_and_masks_alone_decide_about_truncation() -> None:
@@ -112,12 +119,12 @@ def test_padding_is_no_token_and_masks_alone_decide_about_truncation() -> None:
 
 
 def test_counts_add_up_over_micro_batches_and_nothing_generated_is_no_division() -> None:
-    one = SignalCounts(torch.arange(12))
-    assert (one + one).counts.tolist() == (2 * torch.arange(12)).tolist()
+    one = SignalCounts(torch.arange(len(CLASSES)))
+    assert (one + one).counts.tolist() == (2 * torch.arange(len(CLASSES))).tolist()
     assert (SignalCounts.zero() + one).as_dict() == one.as_dict()
     assert set(SignalCounts.zero().shares().values()) == {0.0}
     name, meaning, tokens, share = one.table()[-1]
-    assert (name, tokens, share) == ("other", 11, pytest.approx(11 / 66))
+    assert (name, tokens, share) == ("other", 12, pytest.approx(12 / 78))
     assert meaning == REASONS["other"]
 
 

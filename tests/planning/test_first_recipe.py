@@ -25,6 +25,8 @@ CONFIG = {
     **{"num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 512},
 }
 
+WRITTEN = [method for method in METHODS.values() if not method.load_settings().makes_images]
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -55,7 +57,7 @@ def data_of(method):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_every_method_gives_a_recipe_that_plan_accepts(gpu, here, monkeypatch, capsys):
     monkeypatch.setattr(init, "has_gpu", lambda: gpu)
-    for method in METHODS.values():
+    for method in WRITTEN:
         words = ["init", method.name, "--model", "model", "--data", data_of(method)]
         assert main(words) == 0, (method.name, capsys.readouterr().err)
         recipe = load_recipe(f"{method.name}.yaml")
@@ -66,10 +68,15 @@ def test_every_method_gives_a_recipe_that_plan_accepts(gpu, here, monkeypatch, c
 
 
 def test_without_model_and_data_a_public_pair_is_taken(here, capsys):
-    for method in METHODS.values():
+    for method in WRITTEN:
         code = main(["init", method.name])
         assert code == (2 if method.name == "drift" else 0), (method.name, capsys.readouterr().err)
     assert "posttrain data feedback" in capsys.readouterr().err
+
+
+def test_image_methods_point_to_a_recipe(here, capsys):
+    assert main(["init", "grpo_guard"]) == 2
+    assert "recipes/smoke/grpo_guard_digits.yaml" in capsys.readouterr().err
 
 
 def test_comments_say_what_keys_do_and_defaults_are_the_methods(here):
@@ -100,7 +107,7 @@ def test_nothing_is_overwritten_unasked_and_mistakes_are_one_line(here, capsys):
     (here / "grpo.yaml").write_text("mine")
     for words, message in [
         (["grpo"], "exists already"),
-        (["ppo"], "it needs a critic"),
+        (["vapo"], "ppo has its critic"),
         (["bpao"], "did you mean 'bapo'"),
         (["sft", "--out", "x.txt"], "ends in .yaml"),
         (["sft", "--model", "./nowhere"], "no folder ./nowhere"),
@@ -209,6 +216,36 @@ def test_chat_that_the_rows_do_not_take_is_said(here):
 @pytest.mark.parametrize("name", ["trl-lib/pairs-v1.5", "org/set"])
 def test_a_hub_name_may_hold_a_dot(name, here):
     assert find_data(METHODS["dpo"], name, chat=False).section["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("row", "section"),
+    [
+        ({"prompt": "p", "completion": "c", "label": True}, {}),
+        ({"instruction": "p", "output": "c", "kto_tag": 1},
+         {"prompt": "instruction", "completion": "output", "label": "kto_tag"}),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": False}, {}),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, {}),
+        ({"prompt": "p", "winner": "a", "loser": "b"}, {"chosen": "winner", "rejected": "loser"}),
+    ],
+)  # fmt: skip
+def test_marked_answers_as_people_name_them(row, section, here):
+    other = {name: not value if name in ("label", "kto_tag") else value for name, value in row.items()}
+    write("rows.jsonl", [row, other] * 4)
+    found = find_data(METHODS["kto"], "rows.jsonl", chat=False)
+    assert found.section == {"path": "rows.jsonl"} | section
+    assert found.rows == (16 if {"chosen", "winner"} & row.keys() else 8)
+    assert find_data(METHODS["kto"], None, chat=False).section["name"] == "trl-lib/kto-mix-14k"
+    # what a column of another name marks is not guessed: toxic answers are the bad ones
+    write(
+        "rows.jsonl",
+        [
+            {"prompt": "p", "completion": "c", "toxic": True},
+            {"prompt": "p", "completion": "c", "toxic": False},
+        ],
+    )
+    with pytest.raises(DataError, match="no column called label"):
+        find_data(METHODS["kto"], "rows.jsonl", chat=False)
 
 
 def test_data_without_a_use_is_refused(here):

@@ -11,6 +11,7 @@ import pytest
 from small_recipe import POLICY, SFT, merged
 
 from posttrain.recipe import FAMILIES, Recipe, RecipeError
+from posttrain.recipe.image_sections import FlowModelSection, FlowRolloutSection, FlowScratchSection
 from posttrain.recipe.loader import Loader
 from posttrain.recipe.methods import METHODS
 from posttrain.recipe.sections import (
@@ -45,7 +46,28 @@ BGPO: dict[str, Any] = {
     "method": "bgpo",
     "train": {"max_steps": 3, "per_device_train_batch_size": 8},
 }
-BASES = {"sft": SFT, "policy": POLICY, "preference": DPO, "diffusion": BGPO}
+IMAGES: dict[str, Any] = {
+    "method": "flow_grpo",
+    "model": {"scratch": {"classes": ["p"]}},
+    "data": {"path": "pairs.jsonl"},
+    "rewards": [{"name": "image_statistic"}],
+    "rollout": {"group_size": 4},
+    "train": {"max_steps": 3, "per_device_train_batch_size": 8},
+}
+IMAGE_SFT: dict[str, Any] = {
+    "method": "flow_sft",
+    "model": {"scratch": {"classes": ["p"]}},
+    "data": {"path": "images.jsonl"},
+    "train": {"max_steps": 3, "per_device_train_batch_size": 8},
+}
+BASES = {
+    "sft": SFT,
+    "policy": POLICY,
+    "preference": DPO,
+    "diffusion": BGPO,
+    "images": IMAGES,
+    "image_sft": IMAGE_SFT,
+}
 FREE = {("data", "args"), ("rewards", "args"), ("train", "chat_template_kwargs")}
 """Keys whose value is the user's own, handed on as it is."""
 
@@ -74,6 +96,12 @@ def places(family: str) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]
         }
     if family == "diffusion":
         models = {("rollout",): (DiffusionRolloutSection, {})}
+    if family == "images":
+        models |= {
+            ("rollout",): (FlowRolloutSection, {}),
+            ("model",): (FlowModelSection, {"path": "someone/model"}),
+            ("model", "scratch"): (FlowScratchSection, {}),
+        }
     for place, (model, beside) in models.items():
         for key in model.model_fields:  # type: ignore[attr-defined]  # all are pydantic models
             yield (*place, key), beside
@@ -123,6 +151,7 @@ def check(raw: dict[str, Any], place: tuple[str | int, ...], value: Any, *, plan
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("images.jsonl").write_text('{"prompt": "p", "image": [[0]]}\n' * 16)
     Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n' * 16)
 
 

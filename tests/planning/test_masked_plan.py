@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.planning.activations import Arithmetic
-from posttrain.planning.masked_costs import logits_bytes, sampling_bytes
+from posttrain.planning.masked_costs import logits_bytes, sampler_faults, sampling_bytes
 from posttrain.planning.shapes import read_shape
 from posttrain.recipe import load_recipe
 from posttrain.recipe.sections import ModelSection
@@ -69,6 +69,28 @@ def test_an_impossible_schedule_is_refused(plan_of):
     assert refusal.startswith(
         "rollout: block_length 9 does not divide max_new_tokens 32; choose one of 1, 2, 4"
     )
+
+
+def test_a_cache_where_the_checkpoints_code_keeps_none_is_refused(tmp_path):
+    for name, config in (
+        ("llada", LLADA),
+        ("llama", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        recipe = tmp_path / f"{name}.yaml"
+        text = RECIPE.format(path=tmp_path / name, trust=", trust_remote_code: true", block=8)
+        recipe.write_text(text.replace("diffusion_steps: 16", "diffusion_steps: 16, cache: dual"))
+        found = list(sampler_faults(load_recipe(recipe)))
+        assert bool(found) == (name == "llada")
+        assert not found or "cache: dual is not possible with this model" in found[0]
+
+
+def test_confidence_and_a_number_of_passes_are_one_too_many(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    text = RECIPE.format(path=tmp_path, trust="", block=8)
+    recipe.write_text(text.replace("diffusion_steps: 16", "diffusion_steps: 16, confidence: 0.9"))
+    assert "diffusion_steps 16 does as well" in "".join(sampler_faults(load_recipe(recipe)))
 
 
 def test_lladas_own_names_tell_its_shape(plan_of, tmp_path):

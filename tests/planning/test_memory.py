@@ -296,7 +296,12 @@ def test_a_folder_is_counted_by_its_headers_and_by_its_config(tmp_path: Path, ti
 
 
 def test_published_configs_have_the_published_sizes() -> None:
-    sizes = {"Qwen/Qwen2.5-0.5B": 0.49e9, "Qwen/Qwen2.5-1.5B": 1.54e9, "Qwen/Qwen2.5-7B": 7.61e9}
+    sizes = {"Qwen/Qwen2.5-0.5B": 0.49e9, "Qwen/Qwen2.5-1.5B": 1.54e9, "Qwen/Qwen2.5-7B": 7.61e9} | {
+        "Qwen/Qwen2.5-3B": 3.09e9,
+        "Qwen/Qwen2.5-14B": 14.7e9,
+        "Qwen/Qwen2.5-32B": 32.5e9,
+        "Qwen/Qwen2.5-72B": 72.7e9,
+    }
     for name, size in sizes.items():
         shape = read_shape(ModelSection(path=f"{name}-Instruct"))
         assert shape is not None

@@ -47,6 +47,11 @@ def here(root, monkeypatch):
         ("seppo_calm", "train={num_train_epochs: 1}", "write max_steps: 30, not epochs"),
         ("seppo_calm", "train.disable_dropout=false", "dropout-free forwards; leave it out"),
         ("seppo_calm", "train.precompute_ref_log_probs=true", "a round reads each pair about once"),
+        ("kto_calm", "train.per_device_train_batch_size=1", "TRL's trainer takes 2 or more"),
+        ("kto_calm", "data.label=completion", ", and a label is true or false, or 1 or 0"),
+        ("kto_calm", "data.label=thumb", "no column 'thumb'"),
+        ("kto_pairs", "data.chosen=better", "no column 'better'"),
+        ("dpo_calm", "data.label=label", "data: 'label' does nothing with method 'dpo'"),
         ("salsa_sort", "train.beta=0", "beta 0 leaves method 'salsa' without its reference"),
         ("salsa_sort", "train.sync_ref_model=true", "it would overwrite the soup"),
         ("salsa_sort", "objective.others=[runs/nowhere/model]", "objective: others: no folder 'runs/nowhere/model'"),
@@ -185,3 +190,32 @@ def test_another_optimizer_than_the_one_reckoned_with_is_warned_of(here, objecti
     warnings = [w for w in found.warnings if w.startswith("objective:")]
     assert found.refusals == []
     assert [words in w for w in warnings] == ([] if words is None else [True])
+
+
+def test_plan_says_how_marked_answers_balance(here):
+    even = plan(here, "kto_calm")
+    assert even.refusals == []
+    assert "marked good 40, bad 120; good_weight x good / (bad_weight x bad) = 1.2" in even.data
+    assert not [words for words in even.warnings if "good_weight" in words]
+    assert any(line.startswith("completion, good (") for line in even.example)
+    (warned,) = [
+        words for words in plan(here, "kto_calm", "objective.good_weight=1").warnings if "eq. 9" in words
+    ]
+    assert "is 0.333, and the paper asks for 1 to 1.5 (eq. 9): objective.good_weight of 3 to 4.5" in warned
+    pairs = plan(here, "kto_pairs")
+    assert "training: 320 of 320 rows" in pairs.data
+    assert (
+        "each pair is read as two rows: column 'chosen' marked good, column 'rejected' marked bad"
+        in pairs.data
+    )
+
+
+def test_a_row_of_marked_answers_takes_half_of_a_pairs_memory(here):
+    found = {}
+    for name in ("kto_calm", "dpo_calm"):
+        recipe = load_recipe(f"recipes/smoke/{name}.yaml", [SCRATCH])
+        shape = read_shape(recipe.model)
+        assert shape is not None
+        found[name] = estimate(recipe, shape, Launch(1, 0, None, "cuda"))
+    assert found["dpo_calm"].layers == 2 * found["kto_calm"].layers
+    assert found["dpo_calm"].reference == found["kto_calm"].reference > 0

@@ -91,11 +91,25 @@ def test_a_second_request_ends_at_once_in_one_line(second: str) -> None:
     process.send_signal(signal.SIGTERM)
     while line_of(process) != "hangs\n":
         pass
+    if second != "SIGINT":
+        time.sleep(1.1)
     process.send_signal(signal.Signals[second])
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     last = f"stopped at once; continue ({'Ctrl-C' if second == 'SIGINT' else second})"
     assert err.strip().splitlines() == ["saved: SIGTERM", "", last]
+
+
+def test_what_arrives_by_two_ways_is_one_request() -> None:
+    """Slurm signals every process of a step, and the step's shell and launcher pass on what they were sent."""
+    process = start(STEPS.format(before="").replace("sys.exit(130)", "time.sleep(0.4); sys.exit(130)"))
+    line_of(process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[1] in ("saved: SIGTERM\n", "saved: SIGUSR1\n")
+    assert process.returncode == 130
 
 
 def test_before_the_first_step_nothing_is_finished() -> None:
@@ -173,6 +187,23 @@ def test_signals_go_to_the_processes_of_the_run() -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "stopped"
+
+
+def test_a_launcher_outlives_a_warning_that_everybody_is_sent() -> None:
+    """As Slurm sends it: to `posttrain launch`, to the launcher and to the run's processes."""
+    process = launch(
+        "while not asked: time.sleep(0.02)\ntime.sleep(0.5); launched.end(130, 'saved'); sys.exit(130)"
+    )
+    assert line_of(process) == line_of(process) == "begun\n"
+    launchers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(launchers) == 1
+    ranks = Path(f"/proc/{launchers[0]}/task/{launchers[0]}/children").read_text().split()
+    assert len(ranks) == 2
+    for pid in (*launchers, *ranks, str(process.pid)):
+        os.kill(int(pid), signal.SIGUSR1)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "saved"
 
 
 def test_a_run_that_says_nothing_ends_as_its_launcher() -> None:

@@ -104,7 +104,10 @@ def test_settings_is_the_methods_own_class(load: Load) -> None:
         ({"rewards": None}, "rewards: the section is missing"),
         ({"data": None}, "data: the section is missing"),
         ({"train": None}, "train: the section is missing"),
-        ({"rewards": [{"weight": 1}]}, "rewards[0]: key 'name' is missing"),
+        (
+            {"rewards": [{"weight": 1}]},
+            "rewards[0]: give exactly one of 'name' (a function) and 'model' (a reward model)",
+        ),
         # keys that contradict each other
         (
             {"train": {"num_train_epochs": 1}},
@@ -150,9 +153,9 @@ def test_settings_is_the_methods_own_class(load: Load) -> None:
         ({"method": "dappo"}, "method: unknown method 'dappo'; did you mean 'dapo'?"),
         ({"method": "Dr. GRPO"}, "method: unknown method 'Dr. GRPO'; did you mean 'dr_grpo'?"),
         (
-            {"method": "ppo"},
-            "method: 'ppo' is not a method here: it needs a critic, which is not here; grpo, dapo and bapo learn from "
-            "the same rewards without one",
+            {"method": "remax"},
+            "method: 'remax' is not a method here: reinforce has a group's mean as its baseline instead of a greedy "
+            "response",
         ),
     ],
 )
@@ -388,7 +391,7 @@ def test_encodings(tmp_path: Path, data: bytes, complaint: str) -> None:
 
 def test_names_of_methods_elsewhere_and_what_is_here_instead() -> None:
     assert not NOT_HERE.keys() & METHODS.keys()
-    for name in ("PPO", "PPOTrainer", "reinforce++", "online-dpo", "KTO"):
+    for name in ("VAPO", "VAPOTrainer", "reinforce++", "online-dpo", "BCO"):
         assert not_here(name).startswith(f"'{name}' is not a method here: ")
     assert not_here("grqo") == ""
 
@@ -397,11 +400,10 @@ def test_names_of_methods_elsewhere_and_what_is_here_instead() -> None:
     ("word", "near"),
     [
         ("seppo", "'seppo'"),
-        ("sppo", "'seppo'"),
+        ("sppo", "'sapo' or 'seppo'"),
         ("gropo", "'grpo'"),
         ("dop", "'dpo'"),
         ("bpo", "'bapo' or 'bgpo' or 'bnpo'"),
-        ("ppo", None),
         ("xyz", None),
         ("reinforced", "'reinforce'"),
     ],

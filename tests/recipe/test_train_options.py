@@ -12,7 +12,16 @@ from transformers.training_args import OptimizerNames
 
 from posttrain.planning.memory import _STATE_BYTES
 from posttrain.recipe import FAMILIES
-from posttrain.recipe.train_options import DEPARTURES, ELSEWHERE, OURS, OWNED, TrainSection
+from posttrain.recipe.train_options import (
+    DEPARTURES,
+    ELSEWHERE,
+    IMAGE_DEPARTURES,
+    OURS,
+    OWNED,
+    FlowSFTTrain,
+    FlowTrain,
+    TrainSection,
+)
 from posttrain.trainers.seam.config import PolicyConfig
 
 CONFIGS = {"sft": trl.SFTConfig, "preference": trl.DPOConfig}
@@ -26,10 +35,11 @@ def test_every_name_and_default_is_trls(options: type[TrainSection], config: typ
     unknown = set(options.model_fields) - set(upstream) - ours
     assert not unknown
     assert not set(OURS) & set(upstream)
+    stated = {*DEPARTURES, *(IMAGE_DEPARTURES if options in (FlowTrain, FlowSFTTrain) else ())}
     different = {
         name
         for name, field in options.model_fields.items()
-        if name not in {*DEPARTURES, *ours} and field.default != upstream[name]
+        if name not in {*stated, *ours} and field.default != upstream[name]
     }
     assert not different
 

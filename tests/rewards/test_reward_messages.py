@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.rewards.journal import Journal, RewardOutputError, plain_value
-from posttrain.rewards.messages import messages_of, text_of
+from posttrain.rewards.messages import messages_of, text_of, transcript_of
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "text": "é"}}}
 
@@ -67,3 +67,20 @@ def test_the_journal_takes_one_value_a_completion_and_plain_ones():
     assert plain_value(np.array([1, 2])) == "[1 2]"
     with pytest.raises(RewardOutputError, match=r"log_extra\('a'\) got 1 values for 2 completions"):
         journal.log_extra("a", [1])
+
+
+def test_a_transcript_says_who_said_what() -> None:
+    calls = [{"type": "function", "function": {"name": "calc", "arguments": {"e": "1+2"}}}]
+    messages = [
+        {"role": "assistant", "content": "Let me see.", "tool_calls": calls},
+        {"role": "tool", "name": "calc", "content": "3"},
+        {"role": "assistant", "content": "3"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "x", "arguments": "{"}]},
+    ]
+    assert transcript_of(messages).splitlines() == [
+        "[model] Let me see.",
+        "[model calls] calc(e='1+2')",
+        "[calc] 3",
+        "[model] 3",
+        "[model calls] x({)",
+    ]

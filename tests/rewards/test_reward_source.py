@@ -180,7 +180,7 @@ def test_completions_as_is_checked_against_the_annotation():
         RewardSpecError, match="completions_as is 'messages', and its parameter is annotated as Seq"
     ):
         describe({"name": "math_answer", "completions_as": "messages"})
-    with pytest.raises(RewardSpecError, match="choose 'text' or 'messages'"):
+    with pytest.raises(RewardSpecError, match="choose 'text', 'messages' or 'images'"):
         describe({"name": "math_answer", "completions_as": "tokens"})
 
 

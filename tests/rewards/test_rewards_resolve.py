@@ -124,8 +124,15 @@ def test_built_in_rewards_are_described_and_loaded():
         "exact_match": ("answer",),
         "format_regex": ("pattern",),
         "length_penalty": ("max_tokens", "buffer"),
+        "repetition": (),
+        "instructions_followed": ("instruction_id_list", "kwargs"),
         "countdown": ("numbers", "target"),
         "sudoku": ("puzzle",),
+        "code_tests": (),
+        "jpeg_size": (),
+        "image_statistic": (),
+        "image_class": ("folder",),
+        "reasoning_gym": ("puzzle",),
     }
     assert {name for name in BUILT_IN if describe(name).yields_answers} == {
         "math_answer", "exact_match", "countdown", "sudoku",
@@ -177,3 +184,11 @@ def test_describing_rewards_imports_neither_torch_nor_sympy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_settings_with_defaults_are_checked_too():
+    with pytest.raises(RewardSpecError, match="words is 0"):
+        describe({"name": "repetition", "args": {"words": 0}})
+    with pytest.raises(RewardSpecError, match="buffer is 9"):
+        describe({"name": "length_penalty", "args": {"max_tokens": 4, "buffer": 9}})
+    assert describe({"name": "length_penalty", "args": {"max_tokens": 4}}).columns_needed == ("buffer",)

@@ -580,3 +580,21 @@ def test_a_failure_ends_calls_of_others_that_are_under_way(tmp_path):
             runner.score(["a", "b"], group_size=2)
         assert time.monotonic() - began < 20
         assert [worker.state for worker in runner._pools()[0]._workers] == ["off"]
+
+
+def test_signals_that_every_process_of_a_job_is_sent_leave_a_reward_at_its_work():
+    """The run finishes its step before it ends, and needs the reward for it."""
+
+    def signalled(completions):
+        import os
+        import signal
+        import subprocess
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+            os.kill(os.getppid(), number)  # its keeper
+        child = subprocess.Popen(["sleep", "60"])
+        child.terminate()  # what it starts hears them
+        return [float(child.wait() == -signal.SIGTERM)] * len(completions)
+
+    assert column(score(signalled)) == [1.0] * 4

@@ -90,6 +90,28 @@ def test_what_cannot_go_on_is_refused(new: dict[str, Any], refused: str, load: L
     assert any(refused in line for line in raised.value.problems), raised.value
 
 
+RESAMPLE = {"until": "pass_rate", "low": 0.1, "high": 0.9}
+
+
+def test_a_rule_of_dynamic_sampling_may_change_and_whether_there_is_one_may_not(
+    load: Load, tmp_path: Path
+) -> None:
+    """With it more prompts were drawn than without: its place in the data is another."""
+    trained(tmp_path / "with", load(rollout={"resample": RESAMPLE}))
+    trained(tmp_path / "without", load())
+    other = {"until": "unequal", "max_rounds": 9, "on_short": "refill"}
+    assert changes(load, tmp_path / "with", rollout={"resample": other}) == [
+        "rollout.resample.until: pass_rate -> unequal",
+        "rollout.resample.low: 0.1 -> 0.0",
+        "rollout.resample.high: 0.9 -> 1.0",
+        "rollout.resample.max_rounds: 4 -> 9",
+        "rollout.resample.on_short: train -> refill",
+    ]
+    for folder, new in (("with", {}), ("without", {"resample": RESAMPLE})):
+        with pytest.raises(RecipeError, match="place in the data is another"):
+            changes(load, tmp_path / folder, rollout=new)
+
+
 def test_other_micro_batches_of_the_same_rows_are_no_other_rows(load: Load, tmp_path: Path) -> None:
     trained(tmp_path, load(SFT, train={"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}))
     same = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -112,6 +134,22 @@ def test_the_temperature_changes_between_rollouts_only(load: Load, tmp_path: Pat
     assert changes(load, tmp_path, step=8, **new) == ["rollout.temperature: 1.0 -> 0.7"]
     with pytest.raises(RecipeError, match="step 6 lies within a rollout.*multiple of 4 steps"):
         changes(load, tmp_path, step=6, **new)
+
+
+def test_what_a_rollout_of_images_was_made_with_stays(load: Load, tmp_path: Path) -> None:
+    images = {
+        "method": "grpo_guard",
+        "model": {"scratch": {}},
+        "data": {"name": "digits", "args": {"prompts_only": True}},
+        "rewards": [{"name": "image_statistic"}],
+        "rollout": {"group_size": 4},
+        "train": {"max_steps": 3, "per_device_train_batch_size": 8},
+    }
+    trained(tmp_path, load(images))
+    assert changes(load, tmp_path, base=images, objective={"clip": 1e-5}) != []
+    for key, value in (("denoising_steps", 5), ("noise_level", 0.5), ("cfg_scale", 2.0)):
+        with pytest.raises(RecipeError, match=f"rollout.{key} was .* the checkpoint holds rollouts"):
+            changes(load, tmp_path, base=images, rollout={key: value})
 
 
 def test_the_history_tells_what_each_stretch_was_trained_with(load: Load, tmp_path: Path) -> None:

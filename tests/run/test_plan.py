@@ -41,7 +41,7 @@ def test_the_arithmetic_by_hand() -> None:
     assert list(rollout.faults()) == []
     assert rollout.in_words()[:4] == [
         "16 prompts x 8 responses = 128 completions per rollout",
-        "4 optimizer steps a rollout",
+        "4 optimizer steps per rollout",
         "each optimizer step = 2 micro-batches x 8 responses on 2 processes = 32 responses",
         "whole groups per process: yes",
     ]
@@ -55,7 +55,7 @@ def test_a_group_across_processes_is_said() -> None:
 
 def test_passes_and_on_policy_are_said() -> None:
     many = RolloutSize(processes=1, micro_batch=8, accumulation=1, window=1, passes=8, group=8)
-    assert "8 optimizer steps a rollout, in 8 passes over it" in many.in_words()
+    assert "8 optimizer steps per rollout, in 8 passes over it" in many.in_words()
     once = RolloutSize(processes=1, micro_batch=8, accumulation=1, window=1, passes=1, group=8)
     assert any("on-policy" in line for line in once.in_words())
     assert not any("on-policy" in line for line in many.in_words())

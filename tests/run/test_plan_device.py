@@ -68,3 +68,22 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < whole <= 1.01 * int(total.split()[1]) * 1024
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpu_is_here() is False
+
+
+def test_bfloat16_on_a_processor_without_it_is_warned_of(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for flags, told in (("fpu avx2", True), ("fpu avx512f amx_tile amx_bf16", False), ("", False)):
+        (tmp_path / "cpuinfo").write_text(f"model name : a\nflags\t\t: {flags}\n")
+        found = machine.multiplies_bfloat16(tmp_path / "cpuinfo")
+        monkeypatch.setattr("posttrain.planning.checks.multiplies_bfloat16", lambda found=found: found)
+        for train, here in (
+            ({"use_cpu": True, "bf16": True}, told),
+            ({"use_cpu": True}, False),
+            ({"bf16": True}, False),
+        ):
+            warned = [
+                w for w in make_plan(load(train=train)).warnings if "no matrix products in bfloat16" in w
+            ]
+            assert bool(warned) == here
+    assert machine.multiplies_bfloat16(tmp_path / "none") is None

@@ -53,3 +53,8 @@ def short_and_odd(completions: list[str], *, answer: list[str], limit: int = 9, 
 def logging_its_own(completions: list[str], log_metric: Any, **_: Any) -> list[float]:
     log_metric("mine", 1.0)
     return [float(len(set(text))) for text in completions]
+
+
+def first_letter_right(completions: list[str], **_: Any) -> list[float]:
+    """1.0 where the first character comes late in the alphabet of characters: known as soon as it stands there."""
+    return [float(text[:1] > "O") for text in completions]

@@ -19,6 +19,7 @@ from posttrain.preferences.ipo import IPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.seppo import SePPO
 from posttrain.rollout.base import Sampling
+from posttrain.trainers import KTOConfig, KTOTrainer
 from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.staged.drift import DRIFTConfig, DRIFTTrainer
@@ -67,6 +68,33 @@ def train(method: PairLoss, batch: int, accumulation: int, folder: Path) -> dict
     }
 
 
+def marked(batch: int, accumulation: int, folder: Path) -> dict[str, Any]:
+    """KTO, its reference some way from the policy, so that the reference point is above 0."""
+    tokenizer = character_tokenizer()
+    rows = [
+        {"prompt": f"name {w}:", "completion": w.upper() * (1 + i % 3) if i % 3 else w, "label": i % 3 == 0}
+        for i, w in enumerate(WORDS * 2)
+    ]
+    policy, reference = (
+        scratch_llama(tokenizer, hidden_size=32, layers=1, heads=2, max_positions=256, seed=seed)
+        for seed in (1, 0)
+    )
+    trainer = KTOTrainer(
+        policy,
+        reference,
+        KTOConfig(**arguments(batch, accumulation, folder, num_train_epochs=1, beta=0.5)),
+        Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return {
+        "weights": [p.detach().clone() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()],
+        "loss": [log["loss"] for log in logs],
+        "points": [log["kto/reference_point"] for log in logs],
+    }
+
+
 def loop(batch: int, accumulation: int, folder: Path) -> dict[str, Any]:
     tokenizer = character_tokenizer()
     complaints = [Complaint([{"role": "user", "content": f"name {w}"}], f"{w.upper()}!", "no") for w in WORDS]
@@ -91,6 +119,7 @@ def loop(batch: int, accumulation: int, folder: Path) -> dict[str, Any]:
 def main() -> None:
     batch, accumulation, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     found: dict[str, Any] = {name: train(m, batch, accumulation, folder) for name, m in METHODS.items()}
+    found["KTO"] = marked(batch, accumulation, folder)
     found["DRIFT"] = loop(batch, accumulation, folder)
     if PartialState().is_main_process:
         torch.save(found, folder / "found.pt")

@@ -64,6 +64,7 @@ class CopyEngine:
     shared = True
     shares_weights = False
     looks_ahead = True
+    replicas = 1
     dtype = "float32"
 
     def __init__(self, model: nn.Module, pad_token_id: int = 0) -> None:
@@ -185,7 +186,7 @@ class PretendVLLM:
         if path != "/health" and headers.get("Authorization") != f"Bearer {self.api_key}":
             return 401, b"{}"
         route = path.split("?")[0].strip("/").replace("/", "_")
-        found = {name: handler for name, handler in vars(type(self)).items() if name == route}
+        found = {name: handler for name, handler in vars(PretendVLLM).items() if name == route}
         if not found:
             return 404, b"{}"
         return 200, json.dumps(found[route](self, body)).encode()

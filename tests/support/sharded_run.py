@@ -28,6 +28,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "GRPO": {"beta": 0.05},
     "BAPO": {"target": 0.55},
     "CAPO": {"objective_threshold": 0.0, "policy_threshold": 80.0, "num_candidates": 8},  # some tokens go
+    "PPO": {"critic_learning_rate": 1e-3},
+    "PPO, shared": {"critic_learning_rate": 1e-3, "share_trunk": True, "value_coef": 1.0},
 }
 WANTED = {
     "ddp": DistributedType.MULTI_CPU,
@@ -56,14 +58,15 @@ def shard_on_cpus() -> None:
 def train(method: str, folder: Path) -> dict[str, Any]:
     """The whole weights at the end and each step's loss and gradient norm."""
     tokenizer = character_tokenizer()
-    trainer_class = getattr(bindings, f"{method}Trainer")
+    name = method.partition(",")[0]
+    trainer_class = getattr(bindings, f"{name}Trainer")
 
     class Fixed(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
         def _generate_single_turn(self, prompt_ids, *_: Any, **__: Any):
             offset = self.accelerator.process_index * len(prompt_ids)
             return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
 
-    config = getattr(bindings, f"{method}Config")(
+    config = getattr(bindings, f"{name}Config")(
         **arguments(
             folder,
             use_cpu=KIND == "ddp",
@@ -100,8 +103,9 @@ def main(out: Path) -> None:
     if KIND != "ddp":
         shard_on_cpus()
     found = {}
-    # Under ZeRO-3 the KL reference is loaded from the model's folder, and this model has none.
-    for method in ["BAPO", "CAPO"] if KIND == "zero3" else SETTINGS:
+    # Under ZeRO-3 the KL reference is loaded from the model's folder, and this model has none; a critic of its own has
+    # no weights to copy.
+    for method in ["BAPO", "CAPO", "PPO, shared"] if KIND == "zero3" else SETTINGS:
         found[method] = train(method, out.parent / f"run-{KIND}")
         AcceleratorState._reset_state()  # the second trainer brings its own plugin
     if PartialState().is_main_process:

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from letter_rewards import partly_right
 from tiny_run import arguments, rows
 
+from posttrain import trainers
 from posttrain.trainers.models.load import character_tokenizer, scratch_llama
-from posttrain.trainers.policy import bindings
 
 SLOW = {"learning_rate": 0.02, "lr_scheduler_type": "constant"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "COPO": {"rho": 0.9},
     # a rate at which shifts are within what is counted, and does not fall, or nothing would be rejected
     "CAPO": {"objective_threshold": 0.6, "policy_threshold": 0.2, "num_candidates": 8, **SLOW},
+    "PPO": {"beta": 0.05, "critic_learning_rate": 1e-3},
+    "PPOMax, shared": {"beta": 0.05, "critic_learning_rate": 1e-3, "share_trunk": True, "value_coef": 1.0},
+    "OPD": {"reward_coef": 0.5},
     "CAPO, calibrated": {
         "calibrate": True,
         "calibration_steps": 2,
@@ -51,7 +54,7 @@ def fixed_completion(prompt: list[int], place: int) -> list[int]:
 def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str, Any]:
     tokenizer = character_tokenizer()
     name = method.partition(",")[0]
-    trainer_class = getattr(bindings, f"{name}Trainer")
+    trainer_class = getattr(trainers, f"{name}Trainer")
     seen: list[torch.Tensor] = []
 
     class Fixed(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
@@ -60,7 +63,7 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
             offset = self.accelerator.process_index * len(prompt_ids)
             return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
 
-    config = getattr(bindings, f"{name}Config")(
+    config = getattr(trainers, f"{name}Config")(
         **arguments(
             folder,
             per_device_train_batch_size=batch,
@@ -73,7 +76,12 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
         )
     )
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
-    trainer = Fixed(model, partly_right, config, rows(24), processing_class=tokenizer)
+    more: dict[str, Any] = {}
+    if name == "OPD":  # a teacher of another size
+        more["teacher"] = scratch_llama(
+            tokenizer, hidden_size=48, layers=1, heads=2, max_positions=64, seed=5
+        )
+    trainer = Fixed(model, partly_right, config, rows(24), processing_class=tokenizer, **more)
     record = trainer.judge.record_advantages
 
     def recorded(advantages: torch.Tensor) -> None:

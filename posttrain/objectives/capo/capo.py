@@ -45,7 +45,6 @@ class CAPO(Objective):
     """Thresholds left at None are the paper's for the base (`_THRESHOLDS`), or, with `calibrate`, the
     proposed ones."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"hidden", "candidates"})
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("base", "optimizer_model", "calibrate")
     # A ratio per response (GSPO) has no token of its own to reject.
     built_on: ClassVar[BuiltOn | None] = BuiltOn("base", "base_settings", "ratio_per_token")
@@ -152,6 +151,10 @@ class CAPO(Objective):
         return cls(**(self.base_settings or {}))
 
     @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # read from the instance
+        return frozenset({"hidden", "candidates"}) | self.base_objective.needs
+
+    @property
     def needs_answers(self) -> bool:
         return self.base_objective.needs_answers
 
@@ -162,6 +165,28 @@ class CAPO(Objective):
     @property
     def observes_step(self) -> bool:
         return self.base_objective.observes_step or self.divides_by_tokens
+
+    @property
+    def learns_from_equal(self) -> str | None:
+        return self.base_objective.learns_from_equal
+
+    @property
+    def reads_each_reward(self) -> bool:
+        return self.base_objective.reads_each_reward
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.base_objective.kl_in_reward
+
+    @property
+    def uses_critic(self) -> bool:
+        return self.base_objective.uses_critic
+
+    def observe_rewards(self, groups: Groups) -> Groups:
+        return self.base_objective.observe_rewards(groups)
+
+    def critic_loss(self, values: Tensor, batch: TokenBatch, totals: StepTotals) -> Tensor:
+        return self.base_objective.critic_loss(values, batch, totals)
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         return self.base_objective.advantages(groups)

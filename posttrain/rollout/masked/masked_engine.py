@@ -23,10 +23,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from posttrain.ops.masked_elbo import LogitsFn
 from posttrain.process.phases import PHASES
 from posttrain.rollout.base import Completion, NamedTensors, Sampling, rows
 from posttrain.rollout.checksum import dtype_name, signature
+from posttrain.rollout.masked.block_reader import BlockReader, readers_of
 from posttrain.rollout.masked.predictor import MaskPredictor, evaluating
 from posttrain.rollout.masked.sampler_options import DiffusionSampling, Remasking, schedule
 
@@ -50,7 +50,7 @@ class Filled:
 
 @torch.no_grad()
 def fill(
-    logits_fn: Callable[[Tensor], Tensor],
+    reader: Callable[[], BlockReader],
     tokens: Tensor,
     is_open: Tensor,
     start: int,
@@ -61,55 +61,72 @@ def fill(
     generators: Sequence[torch.Generator],
     end_ids: Sequence[int] = (),
     prompt: Tensor | None = None,
+    goes_on: Callable[[bool], bool] = bool,
 ) -> Filled:
     """Reveals every open position, in blocks of columns from `start` on.
 
-    logits_fn    ids (R, S) to logits (R, S, V)
+    reader       makes what gives the logits of a block
     is_open      (R, S) bool, positions to fill; a row may have fewer than others, in any block
     temperature  (R,), 0 = argmax
-    generators   one a row, on the tokens' device
+    generators   one per row, on the tokens' device
     prompt       (R, S) bool, what guidance hides for its unconditional pass
+    goes_on      whether a flag is true on any rank: asked before each pass whose number `confidence` leaves open
     """
     block, blocks, passes = schedule(options, tokens.shape[1] - start)
     tokens = torch.where(is_open, mask_id, tokens)
     logprobs = torch.zeros(tokens.shape, device=tokens.device)
     order = torch.full_like(tokens, -1)
     ends = torch.as_tensor(list(end_ids), device=tokens.device, dtype=tokens.dtype)
-    hidden_prompt = is_open.new_zeros(is_open.shape) if prompt is None else prompt
+    read = _Guided(reader, is_open.new_zeros(is_open.shape) if prompt is None else prompt, mask_id, options)
+    turn = 0
     for b in range(blocks):
         columns = slice(start + b * block, start + (b + 1) * block)
         left = is_open[:, columns].clone()
         counts = left.sum(1)
-        for i in range(passes):
-            logits = _guided(logits_fn, tokens, hidden_prompt, mask_id, options.cfg_scale, columns)
-            logits = _forbid(logits, mask_id, ends if options.end_rule == "never" else ends[:0])
-            chosen, picked = _choose(logits, temperature, generators)
-            keys = _confidence(logits, chosen, options.remasking, generators)
+        first = turn
+        while turn < first + passes if options.confidence is None else goes_on(bool(left.any())):
+            logits = read(tokens, columns, first=turn == first)
+            rows = _writing(left, options.confidence)
+            drawing = [generators[row] for row in rows.tolist()]
+            logits = _forbid(logits[rows], mask_id, ends if options.end_rule == "never" else ends[:0])
+            chosen, picked = _choose(logits, temperature[rows], drawing)
+            keys = _confidence(logits, chosen, options.remasking, drawing)
             if options.end_rule == "last":
                 keys = keys - _LAST * torch.isin(chosen, ends)
-            reveal = counts // passes + (i < counts % passes).long()
-            now = _top(keys.masked_fill(~left, -torch.inf), reveal) & left
-            tokens[:, columns] = torch.where(now, chosen, tokens[:, columns])
-            logprobs[:, columns] = torch.where(now, picked, logprobs[:, columns])
-            order[:, columns] = torch.where(now, b * passes + i, order[:, columns])
-            left &= ~now
+            i, here = turn - first, left[rows]
+            share = counts[rows] // passes + (i < counts[rows] % passes).long()
+            now = _revealed(keys.masked_fill(~here, -torch.inf), share, options.confidence) & here
+            for kept, new in ((tokens, chosen), (logprobs, picked), (order, torch.full_like(chosen, turn))):
+                kept[rows, columns] = torch.where(now, new, kept[rows, columns])
+            left[rows] = here & ~now
+            turn += 1
     return Filled(tokens, logprobs, order)
 
 
-def _guided(
-    logits_fn: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    prompt: Tensor,
-    mask_id: int,
-    scale: float,
-    columns: slice,
-) -> Tensor:
-    """Logits of the block's columns in float64, pushed away from those without a prompt. (R, K, V)."""
-    conditional = logits_fn(tokens)[:, columns].double()
-    if scale == 0:
-        return conditional
-    unconditional = logits_fn(torch.where(prompt, mask_id, tokens))[:, columns].double()
-    return unconditional + (scale + 1) * (conditional - unconditional)
+class _Guided:
+    """Logits of a block in float64, (R, K, V); under guidance pushed away from those without a prompt."""
+
+    def __init__(
+        self, reader: Callable[[], BlockReader], prompt: Tensor, mask_id: int, options: DiffusionSampling
+    ) -> None:
+        self._prompt, self._mask_id, self._scale = prompt, mask_id, options.cfg_scale
+        self._read = reader()
+        self._read_without = reader() if options.cfg_scale else None
+
+    def __call__(self, tokens: Tensor, columns: slice, *, first: bool) -> Tensor:
+        conditional = self._read(tokens, columns, first).double()
+        if self._read_without is None:
+            return conditional
+        hidden = torch.where(self._prompt, self._mask_id, tokens)
+        unconditional = self._read_without(hidden, columns, first).double()
+        return unconditional + (self._scale + 1) * (conditional - unconditional)
+
+
+def _writing(left: Tensor, confidence: float | None) -> Tensor:
+    """The rows that take part in a pass. Where each has its own number of passes a row that is done with its block
+    leaves, so that the random numbers it uses up do not depend on its neighbours."""
+    rows = torch.arange(left.size(0), device=left.device)
+    return rows if confidence is None else rows[left.any(1)]
 
 
 def _forbid(logits: Tensor, mask_id: int, others: Tensor) -> Tensor:
@@ -120,9 +137,10 @@ def _forbid(logits: Tensor, mask_id: int, others: Tensor) -> Tensor:
 
 def _uniform(shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
     """(R, *shape) float64 in [0, 1), each row from its own generator."""
-    return torch.stack(
-        [torch.rand(shape, dtype=torch.float64, device=device, generator=g) for g in generators]
-    )
+    draws = torch.empty(len(generators), *shape, dtype=torch.float64, device=device)
+    for row, generator in zip(draws, generators, strict=True):
+        torch.rand(shape, dtype=torch.float64, device=device, generator=generator, out=row)
+    return draws
 
 
 def _choose(
@@ -155,23 +173,28 @@ def _confidence(
     return top[..., 0] - top[..., 1]
 
 
-def _top(keys: Tensor, count: Tensor) -> Tensor:
-    """The `count` (R,) largest keys of each row (R, K) as a mask; ties go to the left."""
+def _revealed(keys: Tensor, count: Tensor, confidence: float | None) -> Tensor:
+    """Which of each row's positions (R, K) get their token: the `count` (R,) of largest key, or those from `confidence`
+    on and the largest in any case. Ties go to the left."""
     ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return ranks < count.unsqueeze(1)
+    if confidence is None:
+        return ranks < count.unsqueeze(1)
+    return (ranks < 1) | (keys >= confidence)
 
 
 class MaskedDiffusionEngine:
     """The sampler as an `Engine`: it generates with the trainer's own model, so no weights are sent.
 
-    `predicting` yields the predictor to run, ready to be called on this rank. Every rank must bring the same number
-    of rows: the number of passes is then the same, which sharded weights need.
+    predicting  yields the predictor to run, ready to be called on this rank. Every rank must bring the same number of
+                rows: the number of passes is then the same, which sharded weights need
+    any_rank    whether a flag is true on any rank; what keeps the number of passes the same under `confidence`
     """
 
     name = "masked_diffusion"
     shared = False
     shares_weights = True
     looks_ahead = False
+    replicas = 1
 
     def __init__(
         self,
@@ -180,8 +203,10 @@ class MaskedDiffusionEngine:
         *,
         pad_token_id: int,
         dtype: torch.dtype = torch.float32,
+        any_rank: Callable[[bool], bool] = bool,
     ) -> None:
         self._predicting = predicting
+        self._any_rank = any_rank
         self.options = options or DiffusionSampling()
         self._pad = pad_token_id
         self.dtype = dtype_name(dtype)
@@ -260,7 +285,7 @@ class MaskedDiffusionEngine:
         is_open[:, width:] = True
         stops = sorted({token for _, one in wanted for token in one.stop_token_ids})
         filled = fill(
-            _counted(predictor.logits_fn(present), tell),
+            _counted(readers_of(predictor, present, self.options.cache), tell),
             ids,
             is_open,
             width,
@@ -270,6 +295,7 @@ class MaskedDiffusionEngine:
             generators=[_generator(one.seed, device) for _, one in wanted],
             end_ids=stops,
             prompt=~is_open & present.bool(),
+            goes_on=self._any_rank,
         )
         parts = zip(
             filled.tokens[:, width:].tolist(),
@@ -306,13 +332,18 @@ class MaskedDiffusionEngine:
         return None
 
 
-def _counted(logits_fn: LogitsFn, tell: Callable[[str], None]) -> LogitsFn:
+def _counted(reader: Callable[[], BlockReader], tell: Callable[[str], None]) -> Callable[[], BlockReader]:
     """The same, saying which forward pass of these canvases is computed."""
     passes = itertools.count(1)
 
-    def counted(ids: Tensor) -> Tensor:
-        tell(f"pass {next(passes)}")
-        return logits_fn(ids)
+    def counted() -> BlockReader:
+        read = reader()
+
+        def told(tokens: Tensor, columns: slice, first: bool) -> Tensor:
+            tell(f"pass {next(passes)}")
+            return read(tokens, columns, first)
+
+        return told
 
     return counted
 

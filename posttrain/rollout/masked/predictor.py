@@ -35,7 +35,7 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 
 from posttrain.ops.masked_elbo import LogitsFn
 from posttrain.rollout.adapter_base import base_of, holds_adapter
-from posttrain.rollout.masked.sampler_options import untrusted
+from posttrain.rollout.masked.sampler_options import cache_fault, untrusted
 from posttrain.rollout.model_folder import load_whole, merged
 
 SHIFTED = frozenset({"Dream"})
@@ -51,6 +51,8 @@ class MaskPredictor:
     logit_shift      position i-1 predicts token i
     pairwise_mask    the attention mask is wanted as (B, 1, S, S) booleans
     takes_positions  the forward takes position_ids
+    keeps_columns    the forward takes logits_to_keep, the columns whose logits are wanted
+    uncached         why keys and values cannot be kept between passes; None where they can
     """
 
     model: Any
@@ -58,22 +60,29 @@ class MaskPredictor:
     logit_shift: bool = False
     pairwise_mask: bool = False
     takes_positions: bool = False
+    keeps_columns: bool = False
+    uncached: str | None = "nothing is known of the model"
 
     @classmethod
     def of(cls, model: PreTrainedModel, mask_id: int) -> MaskPredictor:
         """With the properties that stand in the model's config (`logit_shift`) or follow from its class."""
         config, arguments = model.config, inspect.signature(type(model).forward).parameters
         pairwise = config.model_type in PAIRWISE_MASK
-        return cls(model, mask_id, has_logit_shift(config), pairwise, "position_ids" in arguments)
+        positions, columns = (name in arguments for name in ("position_ids", "logits_to_keep"))
+        uncached = _uncached(model, plain=positions and columns and not pairwise)
+        return cls(model, mask_id, has_logit_shift(config), pairwise, positions, columns, uncached)
 
     def with_model(self, model: nn.Module) -> MaskPredictor:
         """The same reading of another model of this kind: wrapped for training, or a reference."""
         return replace(self, model=model)
 
-    def logits(self, ids: Tensor, present: Tensor) -> Tensor:
-        """Logits whose row i predicts the token at i. ids, present (B, S): 0 = padding. (B, S, V)."""
+    def logits(self, ids: Tensor, present: Tensor, columns: slice | None = None) -> Tensor:
+        """Logits whose row i predicts the token at i. ids, present (B, S): 0 = padding. (B, S, V).
+
+        columns  only these are wanted, where the model can leave the others out of its head: (B, C, V)
+        """
         # Positions count from the first real token: RoPE does not mind, learned positions do.
-        arguments: dict[str, Tensor] = {}
+        arguments: dict[str, Any] = {}
         if self.takes_positions:
             arguments["position_ids"] = (present.long().cumsum(1) - 1).clamp(min=0)
         mask = present
@@ -82,12 +91,31 @@ class MaskPredictor:
             seen = present.bool()
             diagonal = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
             mask = (seen.unsqueeze(1) & seen.unsqueeze(2) | diagonal).unsqueeze(1)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        if self.logit_shift:  # column 0 has nothing before it, and answers for itself
+            places = (places - 1).clamp(min=0)
+        if columns is not None:
+            places = places[columns]
+        if self.keeps_columns and columns is not None:
+            arguments["logits_to_keep"] = places
+            return self.model(input_ids=ids, attention_mask=mask, **arguments).logits
         logits = self.model(input_ids=ids, attention_mask=mask, **arguments).logits
-        return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if self.logit_shift else logits
+        return logits if columns is None and not self.logit_shift else logits[:, places]
 
-    def logits_fn(self, present: Tensor) -> LogitsFn:
+    def logits_fn(self, present: Tensor, columns: slice | None = None) -> LogitsFn:
         """`logits` with the padding of one batch."""
-        return lambda ids: self.logits(ids, present)
+        return lambda ids: self.logits(ids, present, columns)
+
+
+def _uncached(model: PreTrainedModel, *, plain: bool) -> str | None:
+    """Why this model's keys and values cannot be kept between the passes over a canvas."""
+    own_code = not type(model).__module__.startswith("transformers.")
+    kinds = set(vars(model.config).get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
+    if not plain:
+        return f"{type(model).__name__} takes no positions, or no choice of columns"
+    return cache_fault(type(model).__name__, own_code)
 
 
 def has_logit_shift(config: PretrainedConfig) -> bool:

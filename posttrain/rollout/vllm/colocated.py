@@ -48,6 +48,7 @@ class VLLMColocated:
     shared = False
     shares_weights = False
     looks_ahead = False
+    replicas = 1
 
     def __init__(
         self,

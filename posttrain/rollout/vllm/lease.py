@@ -44,6 +44,12 @@ class Lease:
         if self._kept and not self._stop.is_set():
             threading.Thread(target=self._keep, daemon=True, name="rollout lease").start()
 
+    def take_again(self, server: Server) -> None:
+        """Of a server that was away: one that was restarted knows of no lease."""
+        self._kept = [one for one in self._kept if one is not server]
+        if self._take(server):
+            self._kept = [*self._kept, server]
+
     def release(self) -> None:
         self._stop.set()
         for server in self._kept:

@@ -2,14 +2,15 @@
 
 The servers are started by launch/serve_vllm.sh. A lease keeps other trainers from one that is in use (lease.py). Each
 carries a weight version that only this engine writes, so one that was restarted, or changed by something that asks for
-no lease, is noticed before its samples are used.
+no lease, is noticed before its samples are used. Of several servers a lost one is left out until it is back
+(roster.py); a sample's seed is its row's, so who answers changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from posttrain.process.phases import PHASES
 from posttrain.rollout.arrivals import counting
 from posttrain.rollout.base import (
     Completion,
+    EngineError,
     EngineLost,
     EngineRefused,
     NamedTensors,
@@ -27,6 +29,7 @@ from posttrain.rollout.base import (
 )
 from posttrain.rollout.vllm.client import START, Server
 from posttrain.rollout.vllm.lease import Lease
+from posttrain.rollout.vllm.roster import Roster
 from posttrain.rollout.vllm.spreading import Request, merge_rows, spread
 from posttrain.rollout.vllm.transfer import Transfer
 
@@ -64,6 +67,7 @@ class VLLMServer:
             )
         self._run = run_id if run_id is not None else secrets.token_hex(4)
         self.servers = [replace(server, run=self._run) for server in servers]
+        self._roster = Roster(self.servers)
         self._lease = Lease(self.servers)
         transfer.servers = self.servers  # which name the run too
         self.dtype = dtype
@@ -72,6 +76,11 @@ class VLLMServer:
         self._max_length = max_length
         self._start_timeout_s = start_timeout_s
         self._models: dict[str, str] = {}
+
+    @property
+    def replicas(self) -> int:
+        """Servers that take part now; each holds the weights."""
+        return len(self._roster.active)
 
     # Starting
 
@@ -82,16 +91,19 @@ class VLLMServer:
             server.wait_until_up(self._start_timeout_s)
         self._lease.take()
         for server in self.servers:
-            models = server.call("GET", "/v1/models")
-            try:
-                self._models[server.url] = models["data"][0]["id"]
-                model = server.get("/server_info?config_format=json")["vllm_config"]["model_config"]
-                self._check(server, model)
-            except (KeyError, IndexError, TypeError) as error:
-                raise EngineLost(
-                    f"rollout server {server.url}: its answer is not that of a vLLM server (missing {error}). Check "
-                    f"rollout.vllm.servers, {START}."
-                ) from error
+            self._ask_what_it_is(server)
+
+    def _ask_what_it_is(self, server: Server) -> None:
+        models = server.call("GET", "/v1/models")
+        try:
+            self._models[server.url] = models["data"][0]["id"]
+            model = server.get("/server_info?config_format=json")["vllm_config"]["model_config"]
+            self._check(server, model)
+        except (KeyError, IndexError, TypeError) as error:
+            raise EngineLost(
+                f"rollout server {server.url}: its answer is not that of a vLLM server (missing {error}). Check "
+                f"rollout.vllm.servers, {START}."
+            ) from error
 
     def _check(self, server: Server, model: Mapping[str, Any]) -> None:
         dtype = str(model["dtype"]).removeprefix("torch.")
@@ -113,9 +125,25 @@ class VLLMServer:
             )
 
     def health(self) -> None:
-        """Asks each server with the retries of any other call, so a restart within them goes unnoticed."""
-        for server in self.servers:
-            server.get("/health", timeout_s=min(server.timeout_s, _HEALTH_S))
+        """Asks each server with the retries of any other call, so a restart within them goes unnoticed; one that does
+        not answer is left out. EngineLost where none is left."""
+        for server in self._roster.active:
+            try:
+                server.get("/health", timeout_s=min(server.timeout_s, _HEALTH_S))
+            except EngineLost as error:
+                self._leave_out(server, error)
+
+    def _leave_out(self, server: Server, error: EngineError) -> None:
+        if self._roster.leave_out(server, error):
+            self._transfer.close()  # its group was with that server
+
+    def _take_back(self) -> None:
+        def admit(server: Server) -> None:
+            self._lease.take_again(server)
+            self._ask_what_it_is(server)
+
+        for _ in self._roster.take_back(admit):
+            self._transfer.close()  # its group was without that server
 
     # Generating
 
@@ -123,36 +151,59 @@ class VLLMServer:
         if not self._models:
             self.connect()
         wanted = rows(prompts, sampling)
-        parts = spread(merge_rows(wanted), len(self.servers))
-        work = [
-            (server, request)
-            for server, requests in zip(self.servers, parts, strict=True)
-            for request in requests
-        ]
+        requests = merge_rows(wanted)
         done: list[Completion | None] = [None] * len(wanted)
-        failed: list[Exception] = []
-
-        def ask(item: tuple[Server, Request]) -> list[Completion]:
-            if (
-                failed
-            ):  # one lost request ends the rollout: those that waited for their turn are not sent any more
-                raise failed[0]
-            try:
-                return self._ask(*item)
-            except Exception as error:
-                failed.append(error)
-                raise
-
         with (
             PHASES.within("generating", len(wanted)) as phase,
             ThreadPoolExecutor(max_workers=_CONCURRENT_REQUESTS * len(self.servers)) as pool,
         ):
             counted = counting(phase)
-            answers = list(pool.map(lambda item: counted(ask(item)), work))
-        for (_, request), completions in zip(work, answers, strict=True):
-            done[request.first : request.first + len(completions)] = completions
-        self._check_versions({server.url: server for server, _ in work}.values())
+            while requests:
+                answered = self._round(requests, pool, counted)
+                for request, completions in answered:
+                    done[request.first : request.first + len(completions)] = completions
+                served = {request.first for request, _ in answered}
+                requests = [request for request in requests if request.first not in served]
         return [completion for completion in done if completion is not None]
+
+    def _round(
+        self,
+        requests: Sequence[Request],
+        pool: ThreadPoolExecutor,
+        counted: Callable[[Sequence[Completion]], Sequence[Completion]],
+    ) -> list[tuple[Request, Sequence[Completion]]]:
+        """Asks for all requests, spread over the servers that take part; what those answered that are left after it."""
+        servers = self._roster.active
+        parts = spread(requests, len(servers))
+        work = [(server, one) for server, part in zip(servers, parts, strict=True) for one in part]
+        failed: list[Exception] = []
+
+        def ask(item: tuple[Server, Request]) -> Sequence[Completion] | None:
+            if failed:  # those that waited for their turn are not sent any more
+                raise failed[0]
+            server, request = item
+            if not self._roster.is_active(server):
+                return None
+            try:
+                return counted(self._ask(server, request))
+            except EngineLost as error:
+                try:
+                    self._leave_out(server, error)
+                except EngineLost as last:
+                    failed.append(last)
+                    raise
+                return None
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        answers = list(pool.map(ask, work))
+        self._check_versions({server.url: server for server, _ in work}.values())
+        return [
+            (request, completions)
+            for (server, request), completions in zip(work, answers, strict=True)
+            if completions is not None and self._roster.is_active(server)
+        ]
 
     def _ask(self, server: Server, request: Request) -> list[Completion]:
         body = {
@@ -169,17 +220,23 @@ class VLLMServer:
 
         return server.post("/v1/completions", body, read=read)
 
-    def _check_versions(self, servers: Any) -> None:
-        """What was sampled counts only if every server still holds the weights it was given."""
+    def _check_versions(self, servers: Iterable[Server]) -> None:
+        """What was sampled counts only if the server still holds the weights it was given; one that does not is left
+        out, and of a run's only one it is raised."""
         if self.version is None:
             return
         for server in servers:
-            held = server.get("/weight_info")["weight_version"]
-            if held != self._stamp(self.version):
-                raise WeightsLost(
-                    f"rollout server {server.url} holds weights {held!r}, not {self._stamp(self.version)!r}: it was "
-                    "restarted, or another trainer uses it"
-                )
+            if not self._roster.is_active(server):
+                continue
+            try:
+                held = server.get("/weight_info")["weight_version"]
+                if held != self._stamp(self.version):
+                    raise WeightsLost(
+                        f"rollout server {server.url} holds weights {held!r}, not {self._stamp(self.version)!r}: "
+                        "it was restarted, or another trainer uses it."
+                    )
+            except (EngineLost, WeightsLost) as error:
+                self._leave_out(server, error)
 
     # Weights
 
@@ -189,13 +246,15 @@ class VLLMServer:
     def update_weights(self, named_tensors: NamedTensors, version: int) -> None:
         if not self._models:
             self.connect()
+        self._take_back()
+        self._transfer.servers = self._roster.active
         self._transfer.send(named_tensors, self._stamp(version))
         self.version = version
 
     def weight_checksums(self) -> Mapping[str, tuple[str, int]]:
         """Of the first server whose workers disagree with another's, or of all, as they agree."""
         reports = []
-        for server in self.servers:
+        for server in self._roster.active:
             answer = server.post("/collective_rpc", {"method": "posttrain_weights"})
             reports += [
                 {name: (str(dtype), int(value)) for name, (dtype, value) in report.items()}

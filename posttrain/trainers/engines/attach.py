@@ -19,6 +19,7 @@ from posttrain.recipe import Recipe, RecipeError
 from posttrain.recipe.sections import RolloutSection, VLLMSection
 from posttrain.rollout.base import Engine, EngineRefused
 from posttrain.rollout.model_folder import dense_folder
+from posttrain.rollout.resample import ResampleRule
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm.server import VLLMServer, servers_of
 from posttrain.rollout.vllm.transfer import Sync, make_transfer
@@ -32,6 +33,8 @@ class EngineUser(Protocol):
 
     args: Any
     rollouts: Rollouts
+
+    def use_engine(self, engine: Engine, plan: RolloutPlan | None = None) -> None: ...
 
 
 def attach_engine(trainer: EngineUser, recipe: Recipe) -> None:
@@ -49,11 +52,12 @@ def attach_engine(trainer: EngineUser, recipe: Recipe) -> None:
         importance_clip_max=rollout.importance_clip_max,
         importance_clip_min=rollout.importance_clip_min,
         partial_budget=rollout.partial_budget,
+        resample=None if rollout.resample is None else ResampleRule(**rollout.resample.model_dump()),
         proof_limit=None if rollout.vllm is None else rollout.vllm.proof_limit,
     )
     try:
         PHASES.say(f"starting the rollout engine ({rollout.engine})")
-        trainer.rollouts.use_engine(_engine(trainer, recipe, rollout), plan)
+        trainer.use_engine(_engine(trainer, recipe, rollout), plan)
     except ValueError as error:
         raise RecipeError(f"{recipe.path}: {error}") from error
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.rollout.base import Completion
+from posttrain.rollout.resample import ResampleRule
 
 Rows = list[dict[str, Any]]
 
@@ -18,6 +19,7 @@ class RolloutPlan:
     importance_correction  one of options.CORRECTIONS, or None: the sampling log-probs are the old log-probs
     importance_clip_max    bounds of the corrected ratio; None = none
     partial_budget         tokens a completion may get a round before it is cut and continued later; None = never cut
+    resample               which groups are sampled over, see rollout/resample.py; None = every rollout as it comes
     proof_limit            largest |log-prob of the engine - of the trainer| after a sync, in nats; None = by dtype
     """
 
@@ -26,13 +28,15 @@ class RolloutPlan:
     importance_clip_max: float | None = 3.0
     importance_clip_min: float | None = None
     partial_budget: int | None = None
+    resample: ResampleRule | None = None
     proof_limit: float | None = None
 
 
 @dataclass
 class Round:
-    """One rank's share of a rollout batch: dataset rows, and what was sampled for each."""
+    """One rank's share of a rollout batch: dataset rows, what was sampled for each, and how long that took."""
 
     rows: Rows
     prompts: list[list[int]]
     completions: list[Completion]
+    seconds: float = 0.0

@@ -7,7 +7,7 @@ rollout/partial.py's; how weights are sent and proved, weight_sync.py's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
@@ -26,15 +26,20 @@ from posttrain.rollout.base import (
     stable_seed,
 )
 from posttrain.rollout.checksum import dtype_name
-from posttrain.rollout.engine_options import PROOF_LIMITS, check_ahead
-from posttrain.rollout.importance import importance_ratio
+from posttrain.rollout.engine_options import PROOF_LIMITS, RESAMPLE_NOT_PARTIAL, check_ahead
 from posttrain.rollout.lookahead import Ahead, Peekable, Schedule
 from posttrain.rollout.partial import Pool, from_plain, join, to_plain
+from posttrain.trainers.engines.prompt_rows import PromptRows
 from posttrain.trainers.engines.rollout_plan import RolloutPlan, Round, Rows
-from posttrain.trainers.engines.weight_sync import WeightSync, marked_versions, together
+from posttrain.trainers.engines.sampling_marks import correct, gathered, joined, version_column
+from posttrain.trainers.engines.turns import Turns
+from posttrain.trainers.engines.weight_sync import WeightSync, together
 from posttrain.trainers.forward.base import Rows as ScoredRows
-from posttrain.trainers.forward.base import Scorer, Wanted
+from posttrain.trainers.forward.base import Scorer
 from posttrain.trainers.seam.config import PolicyConfig
+
+Fill = Callable[[int, Round], Round]
+"""A round's number and its samples as they were drawn -> those to train on."""
 
 
 class RolloutHost(Protocol):
@@ -48,6 +53,8 @@ class RolloutHost(Protocol):
     state: Any
     scorer: Scorer
     tools: Any
+    environment_factories: Any
+    turns: Turns
     num_generations: int
     num_iterations: int
     max_completion_length: int
@@ -60,6 +67,8 @@ class RolloutHost(Protocol):
     _step: int
     _tokenizer: Any
     _metrics: Any
+    _batch_environments: list[str | None]
+    _multi_environment: bool
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]: ...
 
@@ -75,6 +84,8 @@ class Rollouts:
         self.plan = RolloutPlan()
         self.round: Round | None = None  # the one in hand, while TRL scores it
         self._row_source: Peekable | None = None
+        self._prompt_rows: PromptRows | None = None
+        self._fill: Fill | None = None
         self._pool: Pool | None = None
         self._sampled: list[Completion] = []
         self._schedule = Schedule(0)
@@ -100,11 +111,14 @@ class Rollouts:
             )
         if (plan.staleness or plan.partial_budget) and self.host.tools:
             problems.append("staleness and partial_budget do not go with tools: a turn waits for its tool")
+        if plan.resample is not None and plan.partial_budget is not None:
+            problems.append(RESAMPLE_NOT_PARTIAL)
         if problems:
             raise ValueError("rollout: " + "; ".join(problems))
         self.engine, self.plan = engine, plan
         self._schedule = Schedule(plan.staleness)
         self._ahead = Ahead()
+        self._prompt_rows = self._fill = None
         if plan.partial_budget is not None:
             seed = stable_seed(self.host.args.seed, "partial", self.host.accelerator.process_index)
             self._pool = Pool(self._sampling(training=True), plan.partial_budget, seed)
@@ -116,6 +130,11 @@ class Rollouts:
             score=self._score_tokens,
             log=self._log_rollout,
         )
+
+    def fill_from(self, prompt_rows: PromptRows, fill: Fill) -> None:
+        """From now on rounds take their prompts from `prompt_rows`, and what `fill` makes of one is trained on; it may
+        ask for `more` samples."""
+        self._prompt_rows, self._fill = prompt_rows, fill
 
     @property
     def compute_dtype(self) -> str:
@@ -139,7 +158,8 @@ class Rollouts:
 
     def readable_ahead(self, epoch_iterator: Any) -> Any:
         """The trainer's rows, such that those of later rounds can be seen before their turn where that is needed."""
-        if self.engine is None or not (self.plan.staleness or self._pool is not None):
+        ahead = self._prompt_rows is None and (self.plan.staleness or self._pool is not None)
+        if self.engine is None or not ahead:
             return epoch_iterator
         if self._row_source is None or self._row_source.source is not epoch_iterator:
             self._row_source = Peekable(epoch_iterator)
@@ -156,8 +176,8 @@ class Rollouts:
             self._send_weights(inputs)
             yield inputs
         else:
-            self.round = self._bring_round(inputs)
             try:
+                self.round = self._bring_round(inputs)
                 yield self.round.rows
             finally:
                 self.round = None
@@ -174,14 +194,16 @@ class Rollouts:
             )
         if self.round is not None and self.round.prompts == prompt_ids:
             completions = self.round.completions
-        else:  # evaluation, or a further turn after a tool's answer
-            first = stable_seed(host.args.seed, "turn", host.state.global_step, len(prompt_ids[0]))
-            seed = first + host.accelerator.process_index * len(prompt_ids)
-            sampling = replace(self._sampling(host.model.training), seed=seed)
+        else:  # evaluation, an environment's own prompts, or a further turn after a tool's answer
+            sampling = host.turns.sampling(self._sampling(host.model.training), prompt_ids)
             completions = together(lambda: self._generate_now(prompt_ids, sampling))
         host.check_sampled(one.logprobs for one in completions)
         self._sampled = completions
         return [one.token_ids for one in completions], [one.logprobs for one in completions]
+
+    def join_turns(self, completion_ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> None:
+        """The responses as all their turns and their tools have made them; without an engine nobody asks."""
+        self._sampled = joined(self.host.state.global_step, completion_ids, logprobs) if self.engine else []
 
     @property
     def replaces_old_logprobs(self) -> bool:
@@ -209,19 +231,43 @@ class Rollouts:
     def _bring_round(self, inputs: Rows) -> Round:
         """This round's samples; then the weights are sent and later rounds started, as the schedule says."""
         number = self.host._step // self._round_length
+        if self.host.environment_factories is not None:  # sampled once it has had its say in the prompts
+            self._send_weights(inputs)
+            return Round(inputs, [], [])
+        rows = self._rows_for(number)
+        inputs = inputs if rows is None else rows
         begin = time.perf_counter()
         with PHASES.within("waiting for samples"):
             result = self._take_ahead(number, inputs)
         if result is None:
             result = self._make_round_now(number, inputs)
         self._log_rollout("wait_s", time.perf_counter() - begin)
+        if self._prompt_rows is None or self._fill is None:
+            return self._go_on(number, inputs, result)
+        with self._prompt_rows.drawing(number):
+            return self._go_on(number, inputs, self._fill(number, result))
+
+    def _go_on(self, number: int, inputs: Rows, result: Round) -> Round:
         if self._schedule.starts_at(number):
             self._send_weights(inputs)
             for offset, later in enumerate(self._schedule.starts_at(number), start=1):
                 rows, after = self._next_rows(offset), self._next_rows(offset + 1)
+                rows = rows if self._prompt_rows is None else self._rows_for(later)
                 if rows is not None and later not in self._ahead:
                     self._ahead.start(later, lambda n=later, r=rows, a=after: self._make_round(n, r, a))
         return result
+
+    def _rows_for(self, number: int) -> Rows | None:
+        """A round's rows in the order that extra prompts have moved on; None where the loader's rows are its own."""
+        drawn = self._prompt_rows
+        return None if drawn is None else drawn.rows(drawn.of_round(number))
+
+    def more(self, number: int, turn: int, prompts: Sequence[int]) -> Round:
+        """Samples of further prompts for round `number`, in its `turn`-th call from 1 on. By the weights as they are
+        now, also where the round itself was generated ahead: a resumed run has no older ones."""
+        if self._prompt_rows is None:
+            raise RuntimeError("Rollouts: no prompts to draw; call fill_from first")
+        return self._make_round_now(number, self._prompt_rows.rows(prompts), turn)
 
     def _take_ahead(self, number: int, inputs: Rows) -> Round | None:
         """The round as it was generated ahead; None when it was not, or is of no use."""
@@ -232,23 +278,23 @@ class Rollouts:
         except WeightsLost:  # a server was restarted under it; it is made again with the weights of now
             return None
         if self._pool is None:
-            if result.prompts != self._prompts_of(inputs):  # resumed with other data
+            if result.prompts != self.prompts_of(inputs):  # resumed with other data
                 return None
             result.rows = inputs
         self._check_age(number, result)
         return result
 
-    def _make_round_now(self, number: int, inputs: Rows) -> Round:
+    def _make_round_now(self, number: int, inputs: Rows, turn: int = 0) -> Round:
         self._ahead.wait()
         self._send_weights(inputs)
         after = self._next_rows(1)
         try:
-            return together(lambda: self._make_round(number, inputs, after))
+            return together(lambda: self._make_round(number, inputs, after, turn))
         except WeightsLost:
             if self.engine is not None:
                 self.engine.version = None
             self._send_weights(inputs)
-            return together(lambda: self._make_round(number, inputs, after))
+            return together(lambda: self._make_round(number, inputs, after, turn))
 
     def _check_age(self, number: int, result: Round) -> None:
         """The bound on staleness is a promise, so a breach is a bug and stops the run."""
@@ -269,24 +315,26 @@ class Rollouts:
         unread = self._round_length - self.host.args.gradient_accumulation_steps
         return self._row_source.peek(unread + (offset - 1) * self._round_length)
 
-    def _prompts_of(self, rows: Rows) -> list[list[int]]:
+    def prompts_of(self, rows: Rows) -> list[list[int]]:
+        if self.host.environment_factories is not None:  # whose tools each prompt shows
+            several = self.host._multi_environment
+            self.host._batch_environments = [row.get("environment") if several else None for row in rows]
         return self.host._tokenize_prompts([row["prompt"] for row in rows])[0]
 
-    def _make_round(self, number: int, rows: Rows, after: Rows | None) -> Round:
+    def _make_round(self, number: int, rows: Rows, after: Rows | None, turn: int = 0) -> Round:
         """Samples a round. Reads nothing that training changes, so it may run beside it."""
         if self._pool is not None:
             return self._make_partial_round(self._pool, number, rows, after)
-        prompts = self._prompts_of(rows)
-        seed = stable_seed(self.host.args.seed, "round", number) + self.host.accelerator.process_index * len(
-            prompts
-        )
-        sampling = replace(self._sampling(training=True), seed=seed)
-        return Round(rows, prompts, self._generate_now(prompts, sampling))
+        begin, prompts = time.perf_counter(), self.prompts_of(rows)
+        seed = stable_seed(self.host.args.seed, "round", number, *(("more", turn) if turn else ()))
+        seed += self.host.accelerator.process_index * len(prompts)
+        completions = self._generate_now(prompts, replace(self._sampling(training=True), seed=seed))
+        return Round(rows, prompts, completions, time.perf_counter() - begin)
 
     def _make_partial_round(self, pool: Pool, number: int, rows: Rows, after: Rows | None) -> Round:
         for drawn, batch in ((number, rows), (number + 1, after)):
             if batch is not None and drawn > pool.drawn_rounds:
-                pool.draw(self._prompts_of(batch), batch, self.host.num_generations)
+                pool.draw(self.prompts_of(batch), batch, self.host.num_generations)
                 pool.drawn_rounds = drawn
         groups = pool.run(len(rows) // self.host.num_generations, self._generate_now)
         return Round(
@@ -323,7 +371,7 @@ class Rollouts:
         if self.engine is None or sync is None or self.engine.version == self.host.state.global_step:
             return
         begin = time.perf_counter()
-        probe = self._prompts_of([rows[0], rows[-1]])
+        probe = self.prompts_of([rows[0], rows[-1]])
         with nullcontext() if self.engine.shares_weights else PHASES.within("syncing weights"):
             sync.update(self.host.state.global_step, probe, self._sampling(training=True))
         if not self.engine.shares_weights:
@@ -350,52 +398,15 @@ class Rollouts:
         if self.engine is None:
             return
         mask = output["completion_mask"] * output.get("tool_mask", 1)
-        output["weight_version"] = self._version_column(output["completion_ids"])
+        output["weight_version"] = version_column(self.host, self._sampled, output["completion_ids"])
         lag = (self.host.state.global_step - output["weight_version"])[mask.bool()].float()
         if lag.numel():
-            self._log_rollout("staleness", self._gathered(lag.mean()).mean().item())
-            self._log_rollout("staleness_max", self._gathered(lag.max()).max().item())
+            self._log_rollout("staleness", gathered(self.host.accelerator, lag.mean()).mean().item())
+            self._log_rollout("staleness_max", gathered(self.host.accelerator, lag.max()).max().item())
         if self._uses_sampled_logprobs:
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         elif self.plan.importance_correction is not None:
-            self._correct(output, mask, self.plan.importance_correction)
-
-    def _version_column(self, completion_ids: Tensor) -> Tensor:
-        """(B, T), -1 where there is no token. Tokens that a tool wrote count as of now."""
-        versions = torch.full_like(completion_ids, -1)
-        for row, marked in enumerate(marked_versions(self._sampled)):
-            if self.host.tools:
-                versions[row] = self.host.state.global_step
-            else:
-                versions[row, : len(marked)] = torch.tensor(marked, device=versions.device)
-        return versions
-
-    def _correct(self, output: dict[str, Any], mask: Tensor, mode: str) -> None:
-        """The ratio starts from the trainer's own log-probs; their distance to the sampling ones becomes a weight."""
-        old = output.get("old_per_token_logps")
-        if old is None:
-            wanted = Wanted(rows_at_once=self.host.args.per_device_train_batch_size)
-            with torch.no_grad():
-                old = self.host.scorer.score(self.host.model, ScoredRows.of_buffer(output), wanted).logprobs
-            output["old_per_token_logps"] = old
-        sampling = output["sampling_per_token_logps"]
-        plan = self.plan
-        ratio = importance_ratio(
-            old, sampling, mask, mode, plan.importance_clip_max, plan.importance_clip_min
-        )
-        output["importance_sampling_ratio"] = ratio
-        difference = (old - sampling).abs()[mask.bool()]
-        shown = ratio[mask.bool()] if ratio.size(1) > 1 else ratio.flatten()
-        for name, values in (("sampling_logp_difference", difference), ("importance_sampling_ratio", shown)):
-            if values.numel():
-                for kind, value in (("mean", values.mean()), ("max", values.max()), ("min", values.min())):
-                    gathered = self._gathered(value)
-                    reduced = {"mean": gathered.mean, "max": gathered.max, "min": gathered.min}[kind]()
-                    self.host._metrics["train"][f"sampling/{name}/{kind}"].append(reduced.item())
-
-    def _gathered(self, value: Tensor) -> Tensor:
-        """One value per rank."""
-        return torch.atleast_1d(torch.as_tensor(self.host.accelerator.gather(value)))
+            correct(self.host, output, mask, self.plan, self.plan.importance_correction)
 
     def _log_rollout(self, name: str, value: float) -> None:
         """Of the run, also where an evaluation caused it: a sync is no held-out result."""
@@ -416,11 +427,21 @@ class Rollouts:
             }
             for number, one in self._ahead.finished().items()
         ]
-        return {"rounds": rounds, "pool": None if self._pool is None else self._pool.state_dict()}
+        pool = None if self._pool is None else self._pool.state_dict()
+        drawn = {} if self._prompt_rows is None else {"prompts": self._prompt_rows.state_dict()}
+        return {"rounds": rounds, "pool": pool, **drawn}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         if self.engine is None or not state:
             return
+        if (self._prompt_rows is None) != ("prompts" not in state):
+            had = "without" if "prompts" not in state else "with"
+            raise ValueError(
+                f"the checkpoint was written {had} rollout.resample, and holds no other order of the prompts; resume "
+                f"{had} it"
+            )
+        if self._prompt_rows is not None:
+            self._prompt_rows.load_state_dict(state["prompts"])
         self._ahead.discard()
         for one in state["rounds"]:
             completions = [from_plain(plain) for plain in one["completions"]]

@@ -74,17 +74,21 @@ class WeightSync:
     def update(self, version: int, probe: Sequence[list[int]], sampling: Sampling) -> None:
         """Sends the weights and proves it on a few tokens after the `probe` prompts.
 
-        A transfer that breaks is tried a second time, in case a server was restarted. Raises EngineLost,
-        WeightsDiffer, on every rank.
+        A transfer that breaks is tried once more for each server, in case one was restarted or is left out now. Raises
+        EngineLost, WeightsDiffer, on every rank.
         """
-        try:
-            together(lambda: self._send(version))
-        except EngineLost:
-            if not self._engine.shared:
-                raise
-            together(lambda: self._engine.health() if self._speaks else None)
-            together(lambda: self._send(version))
+        tries = 1 + (self._from_main(self._engine.replicas) if self._engine.shared else 0)
+        for left in reversed(range(tries)):
+            try:
+                together(lambda: self._send(version))
+                break
+            except EngineLost:
+                if left == 0:
+                    raise
+                together(lambda: self._engine.health() if self._speaks else None)
         self._engine.version = version
+        if self._engine.shared:
+            self._log("servers", float(self._from_main(self._engine.replicas)))
         if not self._engine.shares_weights:
             self._prove(version, probe, sampling)
 
@@ -107,6 +111,8 @@ class WeightSync:
             seed=version,
         )
         chosen = list(prompts)
+        if self._engine.shared and chosen:  # each server has one to answer, as requests are spread evenly
+            chosen = [chosen[i % len(chosen)] for i in range(max(len(chosen), self._engine.replicas))]
         sampled = together(lambda: self._engine.generate(chosen, probe) if self._speaks else [])
         if self._engine.shared:
             chosen, sampled = self._from_main((chosen, sampled))

@@ -119,7 +119,7 @@ class Scored:
 
     logprobs  (B, T), with gradient where it is enabled
     entropy   (B, T) or None, aux_loss () or None, as asked for
-    outputs   what the objective `needs`, by name, without gradient (`Objective.needs` lists names and shapes)
+    outputs   what the objective `needs`, by name (`Objective.needs` lists names, shapes, gradients)
     """
 
     logprobs: Tensor

@@ -65,10 +65,10 @@ class ForwardProbe:
     """
 
     def __init__(self, model: nn.Module, needs: frozenset[str], num_candidates: int) -> None:
-        unknown = needs - {"hidden", "candidates"}
+        unknown = needs - {"hidden", "trunk", "candidates"}
         if unknown:
             raise ValueError(
-                f"the forward pass cannot supply {sorted(unknown)}; it has 'hidden' and 'candidates'"
+                f"the forward pass cannot supply {sorted(unknown)}; it has 'hidden', 'trunk' and 'candidates'"
             )
         self._needs = needs
         self._num_candidates = num_candidates
@@ -92,7 +92,7 @@ class ForwardProbe:
                     outputs = inner(*args, **kwargs)
             finally:
                 handle.remove()
-            probe._take(seen[-1].detach(), tiles)
+            probe._take(seen[-1], tiles)
             return outputs
 
         model.forward = types.MethodType(forward, model)
@@ -110,7 +110,10 @@ class ForwardProbe:
             raise RuntimeError("ForwardProbe: a forward was read outside `taking()`")
         # Position t-1 predicts token t, so the T completion tokens belong to the T positions before the last.
         batch, length = actions.shape
-        self._taken = {"hidden": hidden[:, -length - 1 : -1]} if "hidden" in self._needs else {}
+        states = hidden[:, -length - 1 : -1]
+        self._taken = {"trunk": states} if "trunk" in self._needs else {}
+        if "hidden" in self._needs:
+            self._taken["hidden"] = states.detach()
         if tiles is not None:
             if "hidden" in self._taken:  # so that the head times it is the logits of the loss
                 self._taken["hidden"] = self._taken["hidden"] * tiles.slope

@@ -33,6 +33,7 @@ class PackedCall:
     head: HeadOptions
     entropy: bool
     hidden: bool
+    trunk: bool
     num_candidates: int
 
 
@@ -64,6 +65,8 @@ def _scores(model: Any, call: PackedCall) -> dict[str, Tensor]:
     scores = {"logprobs": found.logprobs}
     if found.entropy is not None:
         scores["entropy"] = found.entropy
+    if call.trunk:
+        scores["trunk"] = hidden
     if call.hidden:
         # where both are read the head times it is the logits of the loss
         slope = head_shape(model, call.head).slope if call.num_candidates else 1.0
@@ -92,7 +95,7 @@ class SharedScorer:
         self._accelerator = accelerator
         self._head = head
         self._other = other
-        self._hidden = "hidden" in needs
+        self._hidden, self._trunk = "hidden" in needs, "trunk" in needs
         self._num_candidates = num_candidates if "candidates" in needs else 0
         self._ready: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -118,6 +121,7 @@ class SharedScorer:
             self._head,
             wanted.entropy,
             hidden=wanted.for_method and self._hidden,
+            trunk=wanted.for_method and self._trunk,
             num_candidates=self._num_candidates if wanted.for_method else 0,
         )
         with self._accelerator.autocast():

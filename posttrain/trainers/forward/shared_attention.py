@@ -6,6 +6,7 @@ recomputes a layer with the rows it had, and a call without them is plain scaled
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from posttrain.rollout.shared_prompts import why_attention_stays
 from posttrain.trainers.forward.shared_flex import block_mask, flex
 from posttrain.trainers.forward.shared_rows import SharedRows
 
@@ -47,33 +49,37 @@ def shared_attention(
     repeats = query.size(1) // key.size(1)
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    # split, not sliced: the gradient of a slice is as large as the whole packed row, and there is one per completion
+    spans = [one for group in shared_rows.groups for one in (group.prompt, *group.completions)]
+    sizes = [end - start for start, end in spans]
+    pieces = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     parts = []
     for group in shared_rows.groups:
-        start, end = group.prompt
+        asking, known, told = next(pieces)
+        before = known.size(2)
         # causal needs no mask, and runs without one, unless a window cuts the past off
         seen = None
-        if sliding_window is not None and end - start > sliding_window:
-            seen = shared_rows.mask(end - start, 0, sliding_window)
-        asked, known = key[:, :, start:end], value[:, :, start:end]
+        if sliding_window is not None and before > sliding_window:
+            seen = shared_rows.mask(before, 0, sliding_window)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, start:end],
-                asked,
+                asking,
                 known,
+                told,
                 attn_mask=seen,
                 is_causal=seen is None,
                 dropout_p=dropout,
                 scale=scaling,
             )
         )
-        for begin, stop in group.completions:
-            if stop > begin:
+        for own_asking, own_known, own_told in itertools.islice(pieces, len(group.completions)):
+            if own_asking.size(2):
                 parts.append(
                     scaled_dot_product_attention(
-                        query[:, :, begin:stop],
-                        torch.cat([asked, key[:, :, begin:stop]], 2),
-                        torch.cat([known, value[:, :, begin:stop]], 2),
-                        attn_mask=shared_rows.mask(stop - begin, end - start, sliding_window),
+                        own_asking,
+                        torch.cat([known, own_known], 2),
+                        torch.cat([told, own_told], 2),
+                        attn_mask=shared_rows.mask(own_asking.size(2), before, sliding_window),
                         dropout_p=dropout,
                         scale=scaling,
                     )
@@ -87,19 +93,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
     """Why this model cannot take packed prompt groups; None where it can."""
-    config = model.config.get_text_config()
-    settings = vars(config)
-    if config is not model.config:
-        return "it reads more than text"
-    if not model._supports_attention_backend:
-        return "its attention cannot be replaced"
-    kinds = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"it has layers of {', '.join(sorted(kinds))}"
-    if settings.get("attn_logit_softcapping") is not None:
-        return "it caps its attention's logits"
-    if any(name.endswith("sinks") for name, _ in model.named_parameters()):
-        return "it has attention sinks"
+    settings = vars(model.config.get_text_config())
+    reason = why_attention_stays(model)
+    if reason is not None:
+        return reason
     if settings.get("output_router_logits"):
         return "its router's auxiliary loss counts the tokens of prompts once per completion"
     if settings.get("use_cache") is False and settings.get("is_decoder") is False:

@@ -47,11 +47,12 @@ def draw_noise(
 def pass_terms(predictor: MaskPredictor, canvas: Canvas, noise: Noise, j: int, level: Level) -> Tensor:
     """The term of pass j alone, with gradient if the model has any. (B, 1) or (B, 1, L)."""
     logprobs = masked_logprobs(
-        predictor.logits_fn(canvas.present),
+        predictor.logits_fn(canvas.present, slice(canvas.prompt_length, None)),
         canvas.tokens,
         canvas.prompt_length,
         noise.passes(j, j + 1),
         mask_id=predictor.mask_id,
+        completion_only=True,
     )
     return (logprobs.sum(-1) if level == "sequence" else logprobs).unsqueeze(1)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 
 from posttrain.rollout.base import Sampling, stable_seed
@@ -47,7 +48,16 @@ class MaskedRollouts:
         self._probed = False
         if whole_on_this_rank():
             self._probe_model()
-        self.engine = MaskedDiffusionEngine(self._predicting, options, pad_token_id=pad_token_id, dtype=dtype)
+        self.engine = MaskedDiffusionEngine(
+            self._predicting, options, pad_token_id=pad_token_id, dtype=dtype, any_rank=self._any_rank
+        )
+
+    def _any_rank(self, here: bool) -> bool:
+        accelerator: Any = self.host.accelerator
+        if accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor(float(here), device=accelerator.device)
+        return bool(accelerator.reduce(flag, reduction="sum") > 0)
 
     def _probe_model(self) -> None:
         """Refuses a model that looks to the left only. Every rank must come here."""

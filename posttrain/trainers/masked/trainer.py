@@ -20,6 +20,7 @@ from posttrain.objectives.masked_base import (
     DiffusionObjective,
 )
 from posttrain.recipe import Recipe
+from posttrain.rollout.masked.block_reader import refuse_cache
 from posttrain.rollout.masked.predictor import (
     MaskPredictor,
     load_mask_model,
@@ -36,7 +37,7 @@ from posttrain.trainers.masked.masked_rollouts import MaskedRollouts
 from posttrain.trainers.masked.masked_step import DiffusionStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
-from posttrain.trainers.seam.recipe_arguments import policy_arguments, reward_runner, training_arguments
+from posttrain.trainers.seam.recipe_arguments import policy_arguments, rewards_of, training_arguments
 from posttrain.trainers.seam.taken_over import own_arguments
 
 DiffusionConfig = flat_config("DiffusionConfig", PolicyConfig, DiffusionSampling, __name__)
@@ -92,6 +93,7 @@ class DiffusionTrainer(PolicyTrainer):
         base: Any = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if is_peft_model(base) else base
         self.predictor = MaskPredictor.of(base, mask_id_of(self._tokenizer))
+        refuse_cache(self.predictor, self.sampler_options.cache)
         self.elbo_scorer = ElboScorer(self, self.objective, self.predictor)
         self.masked_rollouts = MaskedRollouts(
             self,
@@ -113,7 +115,7 @@ class DiffusionTrainer(PolicyTrainer):
         }
         trainer = cls(
             parts.model,
-            reward_runner(recipe),
+            rewards_of(recipe),
             training_arguments(recipe, cls.config_class, **arguments),
             parts.train_rows,
             parts.eval_rows,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +49,7 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
         model, tokenizer = (load or model_and_tokenizer)(recipe.model)
     except ModelFault as error:
         raise RecipeError(f"{recipe.path}: model: {error}") from None
+    templates_of(recipe.model, tokenizer)
     try:
         check_adapter(model, peft)
     except ValueError as error:
@@ -66,6 +69,15 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
     PHASES.say("building the trainer")
     train_rows = marked(loaded.rows) if needs.others else loaded.rows
     return Ingredients(model, tokenizer, train_rows, loaded.counts, held_out, peft)
+
+
+def templates_of(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the tokenizer the templates that the recipe names; they are saved with the model."""
+    if section.chat_template is not None:
+        tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
+    if section.response_template is not None:
+        told: Any = tokenizer
+        told.response_template = json.loads(Path(section.response_template).read_text(encoding="utf-8"))
 
 
 def model_and_tokenizer(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

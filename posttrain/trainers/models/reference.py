@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import PreTrainedModel
 from transformers.distributed.fsdp import is_fsdp_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from posttrain.trainers.seam.trl_seam import add_fused_lm_head, disable_dropout_in_model
@@ -37,6 +40,27 @@ def share_from_main(model: Any) -> None:
         weights = tensor.detach().to(device)
         torch.distributed.broadcast(weights, src=0)
         tensor.copy_(weights)
+
+
+def needs_a_copy(model: Any, args: Any, trl_arguments: Mapping[str, Any]) -> bool:
+    """Whether TRL would load the reference from the path in the model's config instead of taking the model as it is."""
+    if isinstance(model, str) or is_peft_model(model) or trl_arguments.get("peft_config") is not None:
+        return False
+    if args.precompute_ref_log_probs:
+        return False
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "under ZeRO-3 no process holds the weights to copy: pass ref_model, or the model by its path"
+        )
+    return True
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    reference = copy.deepcopy(model)
+    # A fused head from an earlier trainer would run that model's layers: back to the class's own forward.
+    vars(reference).pop("forward", None)
+    reference.requires_grad_(False)
+    return reference.eval()
 
 
 def frozen_reference(trainer: Any, reference: PreTrainedModel) -> Any:

@@ -29,3 +29,14 @@ class EpochRepeatSampler(RepeatSampler):
             for _ in range(self._epoch()):
                 torch.randperm(self.num_samples, generator=self.generator)
         return super().__iter__()
+
+    def order(self, epoch: int) -> list[int]:
+        """Each prompt's number once, in the order of this epoch, those included that fill no batch at its end."""
+        if not self.shuffle:
+            return list(range(self.num_samples))
+        generator = torch.Generator()
+        if self.seed is not None:
+            generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_samples, generator=generator)
+        return torch.randperm(self.num_samples, generator=generator).tolist()

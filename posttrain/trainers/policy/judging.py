@@ -2,14 +2,15 @@
 
 TRL hands a reward function only the slice of its rank, so a group that straddles ranks is judged in pieces. Here
 the responses of all ranks are brought together, each rank scores some of the *groups*, and every rank learns all
-scores. A failure on one rank is raised on all of them, so that none waits for ever. Reward models and an environment's
-own reward judge single responses, so these are left to TRL (reward_sources.py says which).
+scores. A failure on one rank is raised on all of them, so that none waits for ever. Reward models judge single
+responses, each rank its own; modules that were handed over and an environment's own reward are left to TRL
+(reward_sources.py says which).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +22,12 @@ from posttrain.data.reward_columns import reward_columns
 from posttrain.objectives.base import Groups
 from posttrain.process.phases import PHASES
 from posttrain.rewards.messages import text_of
+from posttrain.rewards.model_reward import ModelReward
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.engines.scored_rollout import Rollout
-from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl
+from posttrain.trainers.engines.turns import Turns
+from posttrain.trainers.models.reward_scorer import RewardScorer
+from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl, no_reward
 from posttrain.trainers.seam.config import PolicyConfig
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,7 @@ class JudgeHost(Protocol):
     accelerator: Accelerator
     state: Any
     environments: Any
+    turns: Turns
     reward_funcs: list[Any]
     reward_func_names: list[str]
     reward_weights: Tensor
@@ -55,16 +60,31 @@ class Judge:
     """Rewards of whole groups.
 
     runner   scores the reward functions in processes of their own; None where there are none
-    ask_trl  judges the others, reward models and what needs an environment
+    models   position of a reward -> the reward model that is asked for it, each rank for its own responses
+    ask_trl  judges the others: modules that were handed over, and what needs an environment
     rollout  the rollout that was judged last
+    ready    a rollout that was scored before TRL asks; it is what TRL is told, once
     """
 
-    def __init__(self, host: JudgeHost, runner: RewardRunner | None, ask_trl: AskTRL) -> None:
+    def __init__(
+        self,
+        host: JudgeHost,
+        runner: RewardRunner | None,
+        ask_trl: AskTRL,
+    ) -> None:
         self.host = host
         self.runner = runner
+        self.models: dict[int, RewardScorer] = {}
         self.ask_trl = ask_trl
         self.rollout: Rollout | None = None
+        self.ready: Rollout | None = None
         self._told_of_unjudged = False
+
+    def load(self, models: Mapping[int, ModelReward], tokenizer: Any) -> None:
+        """Loads reward models, and says how texts reach each; `tokenizer` is the policy's. Raises ModelFault."""
+        for place, spec in models.items():
+            self.models[place] = RewardScorer(spec, self.host.accelerator.device)
+            self.host.accelerator.print(self.models[place].tells(tokenizer))
 
     def judge(
         self,
@@ -80,34 +100,58 @@ class Judge:
 
         mode  "train" or "eval": whose metrics the counts go to
         """
+        scored, self.ready = self.ready, None
+        if scored is None:
+            scored = self.score(inputs, prompts, completions, completion_ids, group_size=group_size)
+        self._take(scored, len(completions), mode)
+        return scored.rewards_per_function
+
+    def score(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[Any],
+        *,
+        group_size: int,
+    ) -> Rollout:
+        """The responses of all ranks with their rewards; logs nothing and leaves `rollout` as it is."""
         host = self.host
         columns = reward_columns(inputs[0], own=("prompt", "completion", "completion_ids"))
+        written = self.host.turns.written(completion_ids)
         local = [
             {
                 "prompt": prompt,
                 "completion": text_of(completion),
                 "messages": None if isinstance(completion, str) else completion,
                 "ids": list(ids),
+                "written": count,
                 "columns": {name: row[key] for name, key in columns.items()},
             }
-            for row, prompt, completion, ids in zip(inputs, prompts, completions, completion_ids, strict=True)
+            for row, prompt, completion, ids, count in zip(
+                inputs, prompts, completions, completion_ids, written, strict=True
+            )
         ]
         rows = gather_object(local)
         scores = Scores(values=[], answers=None, counts={})
         rewards = torch.full((len(rows), len(host.reward_funcs)), torch.nan, device=host.accelerator.device)
         by_trl = judged_by_trl(host.reward_funcs)
-        by_runner = [k for k in range(len(host.reward_funcs)) if k not in by_trl]
+        by_runner = [k for k in range(len(host.reward_funcs)) if k not in by_trl and k not in self.models]
         if by_runner:
             with PHASES.within("scoring", len(rows)):
                 scores = self._score_groups(rows, list(columns), group_size)
-            rewards[:, by_runner] = _as_tensor(scores.values, rewards.device)
-            self._pass_on_logs(scores, len(local))
+            rewards[:, by_runner] = as_tensor(scores.values, rewards.device)
         if by_trl:
             with PHASES.within("scoring with reward models", len(local)):
                 judged = self.ask_trl(by_trl, inputs, prompts, completions, completion_ids)
             rewards[:, by_trl] = judged
-        require_judged(rewards, host.reward_func_names, self._models_among(by_trl))
-        self.rollout = Rollout(
+        logged = dict(scores.metrics)
+        for k, model in self.models.items():
+            with PHASES.within(f"scoring with {model.title}", len(local)):
+                rewards[:, k], cut_share = self._by_model(model, prompts, completions)
+            logged[f"reward_models/{model.title}/cut_share"] = [cut_share]
+        require_judged(rewards, host.reward_func_names, [*self._models_among(by_trl), *self.models])
+        return Rollout(
             prompts=[row["prompt"] for row in rows],
             completions=[row["completion"] for row in rows],
             completion_ids=[row["ids"] for row in rows],
@@ -116,30 +160,65 @@ class Judge:
             answers=scores.answers,
             counts=scores.counts,
             extra=scores.extra,
+            logged=logged,
+            written=[row["written"] for row in rows] if host.turns.taken else None,
+            messages=[row["messages"] for row in rows] if host.turns.taken else None,
         )
-        self._tell_of_unjudged(self.rollout)
-        metrics = host._metrics[mode]
-        for name, reasons in scores.counts.items():
+
+    def _take(self, scored: Rollout, count: int, mode: str) -> None:
+        """Makes it the last rollout and logs it; `count` of its responses are this rank's."""
+        self.rollout = scored
+        self._pass_on_logs(scored.extra, scored.logged, count)
+        self.tell_of_unjudged(scored)
+        metrics, rewards = self.host._metrics[mode], scored.rewards_per_function
+        for name, reasons in scored.counts.items():
             for reason, count in reasons.items():
                 metrics[f"reward_failures/{name}/{reason}"].append(float(count))
         first = rewards[:, 0][~rewards[:, 0].isnan()]
-        if first.numel() and bool(((first == 0) | (first == 1)).all()):  # right or wrong, nothing between
+        judged = self.host.reward_funcs[:1] != [no_reward]
+        if (
+            judged and first.numel() and bool(((first == 0) | (first == 1)).all())
+        ):  # right or wrong, nothing between
             metrics["accuracy"].append(first.mean().item())
-        return rewards
 
     def _models_among(self, positions: list[int]) -> list[int]:
         return [k for k in positions if isinstance(self.host.reward_funcs[k], nn.Module)]
 
-    def _pass_on_logs(self, scores: Scores, count: int) -> None:
+    def _by_model(
+        self, model: RewardScorer, prompts: list[Any], completions: list[Any]
+    ) -> tuple[Tensor, float]:
+        """Scores (B,) over all ranks, and the share of the texts that lost their start. A failure on one rank is raised
+        on all."""
+        failure, scores = None, [0.0] * len(prompts)
+        try:
+            scores = model.score(prompts, completions)
+        except Exception as error:  # it must reach the other ranks before it is raised
+            failure = error
+        parts = gather_object(
+            [(scores, model.cut, None if failure is None else f"{type(failure).__name__}: {failure}")]
+        )
+        if failure is not None:
+            raise failure
+        for rank, (_, _, message) in enumerate(parts):
+            if message is not None:
+                raise RewardError(f"reward model {model.title!r}, on rank {rank}: {message}")
+        found = torch.tensor(
+            [one for part, _, _ in parts for one in part], device=self.host.accelerator.device
+        )
+        return found, sum(count for _, count, _ in parts) / max(1, len(found))
+
+    def _pass_on_logs(
+        self, extra: Mapping[str, list[Any]], logged: Mapping[str, list[float]], count: int
+    ) -> None:
         """Hands what rewards logged to TRL, which gathers it over ranks: each rank gives its own responses."""
         start = self.host.accelerator.process_index * count
-        for column, values in scores.extra.items():
+        for column, values in extra.items():
             self.host._log_completion_extra(column, values[start : start + count])
-        for name, values in scores.metrics.items():  # the same on all ranks, so their mean is this one's
+        for name, values in logged.items():  # the same on all ranks, so their mean is this one's
             for value in values:
                 self.host._log_metric(name, value)
 
-    def _tell_of_unjudged(self, rollout: Rollout) -> None:
+    def tell_of_unjudged(self, rollout: Rollout) -> None:
         """Responses that no reward judged teach nothing: said when it first happens, and whenever it is all of them."""
         unjudged = rollout.rewards_per_function.isnan().all(dim=1)
         count, total = int(unjudged.sum()), len(unjudged)
@@ -177,20 +256,14 @@ class Judge:
                 group_size=group_size,
                 prompts=[row["prompt"] for row in picked],
                 completion_ids=[row["ids"] for row in picked],
+                completion_tokens=[row["written"] for row in picked],
                 messages=None if any(one is None for one in messages) else messages,
                 trainer_state=state_snapshot(self.host.state),
                 has_environments=self.host.environments is not None,
             )
         except Exception as error:  # any failure of a reward must reach the other ranks before it is raised
             failure = error
-        failures = gather_object([None if failure is None else str(failure) or type(failure).__name__])
-        if failure is not None:
-            raise failure
-        elsewhere = [(rank, message) for rank, message in enumerate(failures) if message is not None]
-        if elsewhere:
-            rank, message = elsewhere[0]
-            raise RewardError(f"on rank {rank}: {message}")
-        return _in_order(gather_object([(mine, scores)]), len(rows))
+        return of_all_ranks(mine, scores, failure, len(rows))
 
     def last(self) -> Rollout:
         """The rollout that was judged last; RuntimeError before the first."""
@@ -198,9 +271,9 @@ class Judge:
             raise RuntimeError("Judge: no rollout has been scored yet")
         return self.rollout
 
-    def groups(self, group_size: int) -> Groups:
-        """The last rollout as the objective wants it: (P, G) rewards over all ranks."""
-        last = self.last()
+    def groups(self, group_size: int, of: Rollout | None = None) -> Groups:
+        """The last rollout, or another one, as the objective wants it: (P, G) rewards over all ranks."""
+        last = self.last() if of is None else of
         per_function = last.rewards_per_function
         weights = self.host.reward_weights.to(per_function)
         total = (per_function * weights).nansum(dim=1)
@@ -213,6 +286,9 @@ class Judge:
             lengths=torch.tensor([len(ids) for ids in last.completion_ids], device=total.device).view(
                 -1, group_size
             ),
+            written=None
+            if last.written is None
+            else torch.tensor(last.written, device=total.device).view(-1, group_size),
             answers=None
             if answers is None
             else [answers[i : i + group_size] for i in range(0, len(answers), group_size)],
@@ -267,12 +343,26 @@ def _shortened(value: Any, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _as_tensor(values: Sequence[Sequence[float | None]], device: torch.device) -> Tensor:
+def as_tensor(values: Sequence[Sequence[float | None]], device: torch.device) -> Tensor:
+    """Scores (B, K), None as NaN."""
     rows = [[torch.nan if value is None else float(value) for value in row] for row in values]
     return torch.tensor(rows, dtype=torch.float32, device=device)
 
 
-def _in_order(parts: Sequence[tuple[list[list[int]], Scores]], size: int) -> Scores:
+def of_all_ranks(mine: list[list[int]], scores: Scores, failure: Exception | None, size: int) -> Scores:
+    """Every rank's scores put together; `failure` is why this rank has none. RewardError names a rank that failed
+    elsewhere, so that none waits for scores that will not come."""
+    failures = gather_object([None if failure is None else str(failure) or type(failure).__name__])
+    if failure is not None:
+        raise failure
+    elsewhere = [(rank, message) for rank, message in enumerate(failures) if message is not None]
+    if elsewhere:
+        rank, message = elsewhere[0]
+        raise RewardError(f"on rank {rank}: {message}")
+    return in_order(gather_object([(mine, scores)]), size)
+
+
+def in_order(parts: Sequence[tuple[list[list[int]], Scores]], size: int) -> Scores:
     """Puts the ranks' scores back into the global order of the responses."""
     values: list[list[float | None]] = [[] for _ in range(size)]
     answers: list[str | None] = [None] * size

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
 from posttrain.objectives.step import detached
+from posttrain.observe.reasons import THROWN_AWAY
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.ops.kl import k3
 from posttrain.trainers.forward.padded import loss_mask
+from posttrain.trainers.policy.critic import Critic, take_trunk
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.micro_batches import MicroBatches, Part, silent_row
 from posttrain.trainers.policy.step_in_hand import StepHost, StepInHand
@@ -29,6 +31,7 @@ class PolicyStepHost(StepHost, WeightsHost, Protocol):
     entropy_coef: float
     router_aux_loss_coef: float
     aux_loss_enabled: bool
+    critic: Critic | None
     _entropy_bonus_enabled: bool
 
 
@@ -83,6 +86,7 @@ class PolicyStep(StepInHand):
         if inputs is None:
             return self._nothing(model, whole)
         batch, entropies, aux_loss = self.read(model, inputs)
+        batch, trunk = take_trunk(batch)
         if first:
             self._begin(model, batch)
         step = self.current()
@@ -97,6 +101,9 @@ class PolicyStep(StepInHand):
             loss = loss - host.entropy_coef * bonus
         if aux_loss is not None:
             loss = loss + host.router_aux_loss_coef * aux_loss / sum(map(len, self._parts))
+        if host.critic is not None:
+            learned = host.critic.learn(batch, inputs, step.totals, trunk)
+            loss = (loss * 0.0 if host.critic.alone else loss) + learned
         self.metrics.add(
             self.objective,
             self.method,
@@ -107,7 +114,7 @@ class PolicyStep(StepInHand):
             share=share.loss,
             first=first,
             aux_loss=aux_loss,
-            signal=self.account(batch, inputs, share.keep, weights),
+            signal=self.account(batch, inputs, share.keep, weights) + self._thrown_away(loss),
         )
         return loss
 
@@ -132,14 +139,15 @@ class PolicyStep(StepInHand):
             if part is not None and self.objective.observes_only_ratio and on_policy(part):
                 yield unmoved_batch(part, first.logprobs.dtype)
             elif part is not None:
-                yield self.read(model, part)[0]
+                yield take_trunk(self.read(model, part)[0])[0]
             else:
                 self._nothing(model, whole)
 
     def _with_terms(
         self, batch: TokenBatch, losses: Tensor, weights: Tensor | None, kls: list[Tensor]
     ) -> Tensor:
-        """The objective's token losses, weighted, plus beta times the KL, which is left in `kls`. (B, T)."""
+        """The objective's token losses, weighted, plus beta times the KL, which is left in `kls`. (B, T). A KL that the
+        rewards have paid already is only left there."""
         if weights is not None:
             losses = losses * weights
         if self.host.beta == 0.0 or batch.ref_logprobs is None:
@@ -148,7 +156,7 @@ class PolicyStep(StepInHand):
         if self.host.args.use_bias_correction_kl:
             kl = kl * self.objective.ratio(batch)
         kls.append(kl)
-        return losses + self.host.beta * kl
+        return losses if self.objective.kl_in_reward else losses + self.host.beta * kl
 
     def _note_logprobs(self, batch: TokenBatch, inputs: Mapping[str, Any]) -> None:
         """A clipped ratio can hide an infinity from the loss: the log-probs are looked at themselves."""
@@ -159,6 +167,11 @@ class PolicyStep(StepInHand):
             ("the policy's log-probs", batch.logprobs),
         ):
             self.host.step_notes.note(name, logprobs, batch.mask)
+
+    def _thrown_away(self, like: Tensor) -> SignalCounts:
+        counts = SignalCounts.of(THROWN_AWAY, self.thrown_tokens, like.device)
+        self.thrown_tokens = 0
+        return counts
 
     def account(
         self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None, weights: Tensor | None

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from posttrain.rewards.call import numbers
 from posttrain.rewards.messages import messages_of, text_of
+from posttrain.rewards.model_reward import ModelReward
 from posttrain.rewards.resolve import BUILT_IN, RewardSpec, describe, load_reward
 from posttrain.rewards.runner import RewardRunner
 from posttrain.rewards.signature import RUNTIME_OBJECTS, RewardSignature, RewardSpecError, needs_environments
@@ -30,11 +31,13 @@ class RewardSources:
     runner     scores the functions; None where there are none
     functions  what TRL's constructor gets, in the order given: its own sources, stand-ins for the runner's
     weights    those that the specs name; None where all are 1
+    models     position among `functions` -> a reward model that is asked here, not by TRL
     """
 
     runner: RewardRunner | None
     functions: list[Any]
     weights: list[float] | None
+    models: dict[int, ModelReward] = field(default_factory=dict)
 
 
 def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: bool) -> RewardSources:
@@ -43,7 +46,12 @@ def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: b
         return _all_of(reward_funcs)
     given = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     given = [] if reward_funcs is None else list(given)
-    specs = [None if is_reward_model(one) else RewardSpec.of(one) for one in given]
+    if not given and not has_environments:  # TRL wants one
+        return RewardSources(None, [no_reward], None)
+    models = {place: one for place, one in enumerate(given) if isinstance(one, ModelReward)}
+    specs = [
+        None if isinstance(one, ModelReward) or is_reward_model(one) else RewardSpec.of(one) for one in given
+    ]
     local = [spec is not None and _stays_here(spec, has_environments) for spec in specs]
     run = [spec for spec, here in zip(specs, local, strict=True) if spec is not None and not here]
     runner = None
@@ -57,14 +65,19 @@ def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: b
     names = iter(runner.names if runner is not None else [])
     functions: list[Any] = []
     for one, spec, here in zip(given, specs, local, strict=True):
-        if spec is None:
+        if isinstance(one, ModelReward):
+            functions.append(stand_in(one.title))
+        elif spec is None:
             functions.append(one)
         elif here:
             functions.append(_here(spec))
         else:
             functions.append(stand_in(next(names)))
-    weights = [1.0 if spec is None else spec.weight for spec in specs]
-    return RewardSources(runner, functions, weights if any(weight != 1.0 for weight in weights) else None)
+    weighted = [models.get(place, spec) for place, spec in enumerate(specs)]
+    weights = [1.0 if one is None else one.weight for one in weighted]
+    return RewardSources(
+        runner, functions, weights if any(weight != 1.0 for weight in weights) else None, models
+    )
 
 
 def _all_of(runner: RewardRunner) -> RewardSources:
@@ -98,6 +111,30 @@ def judged_by_trl(functions: Sequence[Any]) -> list[int]:
     return [
         i for i, one in enumerate(functions) if isinstance(one, nn.Module) or not hasattr(one, "is_stand_in")
     ]
+
+
+def judge_as_trl(
+    trainer: Any, scored_by_trl: Callable[..., Tensor], positions: list[int], *batch: list[Any]
+) -> Tensor:
+    """TRL's own way for some of the trainer's rewards. (B, len(positions)) over all ranks."""
+    whole = trainer.reward_funcs, trainer.reward_processing_classes, trainer.reward_func_names
+    # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
+    trainer.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
+    trainer.reward_processing_classes = [*(whole[1][k] for k in positions), None]
+    trainer.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
+    try:
+        return scored_by_trl(*batch)[:, :-1]
+    finally:
+        trainer.reward_funcs, trainer.reward_processing_classes, trainer.reward_func_names = whole
+
+
+def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """In the place of the rewards that a method has no need of."""
+    return [0.0] * len(completions)
 
 
 # ---- rewards that need the environments

@@ -49,6 +49,8 @@ class StepInHand:
 
     metrics  what the micro-batches add up to; flushed into the trainer's log when the step closes
     groups   rewards of the rollout the step is part of, for its record; whoever scores a rollout sets it
+    thrown_tokens  response tokens that were sampled for the rollout and are not in it, on one rank for all; its first
+                   step accounts for them
     """
 
     def __init__(self, host: StepHost, objective: Objective, method: str, metrics: Flushing) -> None:
@@ -57,6 +59,7 @@ class StepInHand:
         self.method = method
         self.metrics = metrics
         self.groups: Groups | None = None
+        self.thrown_tokens = 0
         self._open: OptimizerStep | None = None
         self._rows: list[Tensor] = []  # for each micro-batch the places of its responses in the whole rollout
         self._before: dict[str, Any] | None = (

@@ -1,4 +1,5 @@
-"""TRL's factors on a policy's token losses: off-policy mask, high-entropy tokens, importance of the sampler."""
+"""Factors on a policy's token losses, under TRL's options: off-policy mask, high-entropy tokens, importance of the
+sampler. They multiply the losses of any objective; what is masked stays in the divisor, as in TRL."""
 
 from __future__ import annotations
 
@@ -8,15 +9,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from posttrain.objectives.base import TokenBatch
+from posttrain.ops.off_policy import on_policy_enough, sequence_kl
 
 
 class WeightsHost(Protocol):
-    """TRL's settings for them and its two masks."""
+    """TRL's settings for them and its entropy mask."""
 
     off_policy_mask_threshold: float | None
     top_entropy_quantile: float
-
-    def get_off_policy_mask(self, *arguments: Any, **named: Any) -> Tensor: ...
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor: ...
 
@@ -27,15 +27,10 @@ def token_weights(
     """The product of the factors that are on: (B, T), (B, 1), or None where none is."""
     factors: list[Tensor] = []
     if host.off_policy_mask_threshold is not None:
-        factors.append(
-            host.get_off_policy_mask(
-                advantages=batch.advantages,
-                per_token_logps=batch.logprobs,
-                sampling_per_token_logps=inputs.get("sampling_per_token_logps", batch.old_logprobs),
-                mask=batch.mask,
-                off_policy_threshold=host.off_policy_mask_threshold,
-            )
-        )
+        # the sampler's own log-probs where known: one that differs from the trainer is off-policy too
+        sampled = inputs.get("sampling_per_token_logps", batch.old_logprobs)
+        kl = sequence_kl(batch.logprobs, sampled, batch.mask)
+        factors.append(on_policy_enough(batch.advantages, kl, host.off_policy_mask_threshold))
     if host.top_entropy_quantile < 1.0:
         factors.append(host.get_high_entropy_mask(entropies, batch.mask, 1 - host.top_entropy_quantile))
     if "importance_sampling_ratio" in inputs:

@@ -11,9 +11,8 @@ What a method is stands in posttrain/objectives; this file only carries tensors 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from accelerate.utils import gather_object, is_peft_model
@@ -24,7 +23,8 @@ from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
-from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.environments.tool_specs import EnvironmentFault
+from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.objectives.streams import response_means
 from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe
@@ -35,6 +35,7 @@ from posttrain.trainers.engines.attach import attach_engine
 from posttrain.trainers.engines.rollout_plan import RolloutPlan
 from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.engines.scored_rollout import Rollout
+from posttrain.trainers.engines.turns import Turns
 from posttrain.trainers.forward.base import Rows, Scorer, Wanted
 from posttrain.trainers.forward.choose_layout import RowLayout, choose_layout
 from posttrain.trainers.forward.head import HeadOptions
@@ -42,29 +43,32 @@ from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
+from posttrain.trainers.policy.critic import Critic
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.policy.group_order import group_ordered
+from posttrain.trainers.policy.held_out_sampling import held_out_sampling
 from posttrain.trainers.policy.judging import Judge, reward_arguments
 from posttrain.trainers.policy.keeper import Keeper
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.micro_batches import MicroBatches
 from posttrain.trainers.policy.policy_step import PolicyStep
-from posttrain.trainers.policy.reward_sources import reward_sources
+from posttrain.trainers.policy.resampling import Resampling
+from posttrain.trainers.policy.reward_kl import with_token_kl
+from posttrain.trainers.policy.reward_sources import judge_as_trl, reward_sources
 from posttrain.trainers.policy.rollout_batch import add_to_buffer
 from posttrain.trainers.policy.step_in_hand import StepInHand
 from posttrain.trainers.policy.token_batch import token_batch
+from posttrain.trainers.policy.tool_arguments import tool_arguments, toolbox_of
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import POLICY_EVALUATION, check_best_metric
 from posttrain.trainers.seam.config import PolicyConfig, settings_from
 from posttrain.trainers.seam.finite import FiniteSteps, reward_fault
 from posttrain.trainers.seam.given_rows import require_columns, require_rewards
-from posttrain.trainers.seam.recipe_arguments import policy_arguments, reward_runner, training_arguments
+from posttrain.trainers.seam.recipe_arguments import policy_arguments, rewards_of, training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments
 from posttrain.trainers.seam.trl_seam import GRPOTrainer
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
-
-_NO_SAMPLING = {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
 
 
 class PolicyTrainer(
@@ -115,18 +119,20 @@ class PolicyTrainer(
         self.method = learner.__module__.rsplit(".", 1)[-1]
         args = own_arguments(type(self), args, self.config_class, GRPOConfig, self.method)
         self.objective = settings_from(args, learner) if objective is None else objective
-        self._check_window(args)
-        require_rewards(type(self), reward_funcs, trl_arguments.get("environment_factory"))
+        args.check_window()
+        environment = trl_arguments.get("environment_factory")
+        if self.objective.needs_rewards:
+            require_rewards(type(self), reward_funcs, environment)
         for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             require_columns(type(self), rows, ["prompt"], name=name)
         check_adapter(model, trl_arguments.get("peft_config"))
         if not isinstance(model, str):
             without_router_logits(model)
-        has_environments = trl_arguments.get("environment_factory") is not None
-        sources = reward_sources(reward_funcs, args, has_environments=has_environments)
+        sources = reward_sources(reward_funcs, args, has_environments=environment is not None)
+        self.turns = Turns(self)
         self.rollouts = Rollouts(self)
         self.keeper = Keeper(self, self.objective, self.rollouts)
-        self.judge = Judge(self, sources.runner, self._judge_as_trl)
+        self.judge = Judge(self, sources.runner, partial(judge_as_trl, self, super()._calculate_rewards))
         self.held_out: list[Rollout] = []
         self.row_counts: RowCounts | None = None
         beta, sync = args.beta, args.sync_ref_model
@@ -156,7 +162,11 @@ class PolicyTrainer(
         check_best_metric(self.args, self._evaluation_names())
         self.layout = self.make_layout()
         self.scorer: Scorer = self.layout.scorer
+        self.judge.load(sources.models, self.processing_class)
         self.step: StepInHand = self.make_step()
+        self.critic = Critic(self, self.objective, self.method) if self.objective.uses_critic else None
+        if self.critic is not None:
+            self.add_callback(self.critic)
 
     def _evaluation_names(self) -> set[str] | None:
         """What an evaluation logs; None where rewards may log names of their own."""
@@ -169,17 +179,19 @@ class PolicyTrainer(
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> PolicyTrainer:
         """The trainer a recipe describes; `changes` win over its training arguments."""
-        parts = ingredients(recipe)
+        parts, toolbox = ingredients(recipe), toolbox_of(recipe)
         arguments = {**recipe.objective.values(), **policy_arguments(recipe), **changes}
         trainer = cls(
             parts.model,
-            reward_runner(recipe),
+            rewards_of(recipe),
             training_arguments(recipe, cls.config_class, **arguments),
             parts.train_rows,
             parts.eval_rows,
             processing_class=parts.tokenizer,
             peft_config=parts.peft_config,
+            **tool_arguments(toolbox, parts.tokenizer),
         )
+        trainer.turns.toolbox = toolbox
         trainer.row_counts = parts.train_counts
         attach_engine(trainer, recipe)
         return trainer
@@ -192,16 +204,6 @@ class PolicyTrainer(
     def _micro_batches(self) -> MicroBatches:
         limit, shares = self.args.max_tokens_per_micro_batch, self.layout.shares_prompts
         return MicroBatches(self.accelerator, limit, shares_prompts=shares)
-
-    @staticmethod
-    def _check_window(args: PolicyConfig) -> None:
-        micro_batches = (args.steps_per_generation or args.gradient_accumulation_steps) * args.num_iterations
-        if micro_batches % args.gradient_accumulation_steps:
-            raise ValueError(
-                f"steps_per_generation x num_iterations = {micro_batches} is not a multiple of "
-                f"gradient_accumulation_steps = {args.gradient_accumulation_steps}: an optimizer step would mix two "
-                "rollouts. Raise steps_per_generation or lower gradient_accumulation_steps."
-            )
 
     # The reference and the probe
 
@@ -243,6 +245,8 @@ class PolicyTrainer(
     def use_engine(self, engine: Engine, plan: RolloutPlan | None = None) -> None:
         """From now on `engine` generates. Raises ValueError when it cannot do what the plan asks."""
         self.rollouts.use_engine(engine, plan)
+        if plan is not None and plan.resample is not None:
+            Resampling(self, plan.resample)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Lets the rows of later rounds be seen before their turn."""
@@ -273,6 +277,7 @@ class PolicyTrainer(
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""
+        self.turns.begin()
         with self.rollouts.round_for(inputs) as rows_in_hand:
             output = super()._generate_and_score_completions(rows_in_hand)
         if not self.model.training:
@@ -284,6 +289,7 @@ class PolicyTrainer(
     def _add_advantages(self, output: dict[str, Any], count: int) -> None:
         """The objective's advantages for this rank's `count` responses of the rollout that was just judged."""
         rollout, groups = self.judge.last(), self.judge.groups(self.num_generations)
+        groups = self.scored_groups(self.objective.observe_rewards(groups), output)
         self.step.groups = groups
         streams = self.objective.advantages(groups)
         fault = reward_fault(groups, streams, self.reward_func_names)
@@ -293,9 +299,17 @@ class PolicyTrainer(
             self._metrics["train"][f"{self.method}/{name}"].append(float(value))
         if "weight_version" in output:
             rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
-        self.judge.record_advantages(response_means(streams["advantages"], groups.lengths).reshape(-1))
+        self.judge.record_advantages(
+            response_means(streams["advantages"], groups.lengths, groups.written).reshape(-1)
+        )
         rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         add_to_buffer(output, groups, streams, rows, rollout.completion_ids[rows])
+
+    def scored_groups(self, groups: Groups, output: Mapping[str, Any]) -> Groups:
+        """With what other models say about the sampled tokens; output: this rank's share, as TRL buffers it."""
+        if self.objective.kl_in_reward and self.beta > 0:
+            groups = with_token_kl(self, groups, output)
+        return groups if self.critic is None else self.critic.valued(groups, output)
 
     @property
     def rollout(self) -> Rollout | None:
@@ -320,18 +334,6 @@ class PolicyTrainer(
             mode="train" if training else "eval",
         )
 
-    def _judge_as_trl(self, positions: list[int], *batch: list[Any]) -> Tensor:
-        """TRL's own way for some of the rewards. (B, len(positions)) over all ranks."""
-        whole = self.reward_funcs, self.reward_processing_classes, self.reward_func_names
-        # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
-        self.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
-        self.reward_processing_classes = [*(whole[1][k] for k in positions), None]
-        self.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
-        try:
-            return super()._calculate_rewards(*batch)[:, :-1]
-        finally:
-            self.reward_funcs, self.reward_processing_classes, self.reward_func_names = whole
-
     def _generate_single_turn(
         self,
         prompt_ids: Any,
@@ -341,28 +343,24 @@ class PolicyTrainer(
         has_tool_images: bool = False,
     ) -> tuple[Any, Any]:
         """Replaces TRL's choice between vLLM and transformers where an engine is in use."""
+        self.turns.next()
         if self.rollouts.engine is not None:
             return self.rollouts.single_turn(prompt_ids, images)
-        with self._held_out_sampling(), PHASES.within("generating", len(prompt_ids)):
+        with held_out_sampling(self), PHASES.within("generating", len(prompt_ids)):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
 
-    @contextmanager
-    def _held_out_sampling(self) -> Iterator[None]:
-        """Evaluation samples at its own temperature; 0 is greedy."""
-        temperature = self.args.eval_temperature
-        if self.model.training or temperature is None or self.use_vllm:
-            yield
-            return
-        training_config = self.generation_config
-        self.generation_config = copy.deepcopy(training_config)
-        changes = {"temperature": temperature} if temperature > 0 else {"do_sample": False, **_NO_SAMPLING}
-        self.generation_config.update(**changes)
-        try:
-            yield
-        finally:
-            self.generation_config = training_config
+    def _tool_call_loop(
+        self, prompts: Any, prompt_ids: Any, completion_ids: Any, completions: Any, *more: Any
+    ) -> tuple[Any, ...]:
+        """As TRL's, each turn in step with the other ranks; who wrote which token is noted."""
+        with self.turns.loop(prompt_ids):
+            made = super()._tool_call_loop(prompts, prompt_ids, completion_ids, completions, *more)
+        masks, completions, completion_ids, logprobs, *_ = made
+        self.turns.note(masks, completions)
+        self.rollouts.join_turns(completion_ids, logprobs)
+        return made
 
     # Loss
 
@@ -432,14 +430,17 @@ class PolicyTrainer(
     def load_rollout_state(self, state: dict[str, Any]) -> None:
         self.keeper.load_state(state)
 
+    def shared_state(self) -> dict[str, Any]:
+        return {} if self.critic is None else {"critic": self.critic.state()}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        if self.critic is not None:
+            self.critic.load_state(state["critic"])
+
     def _inner_training_loop(self, *arguments: Any, **named: Any) -> Any:
         """As upstream's; when the engine is lost or a reward fails, the run stops at a saved checkpoint."""
         self.accelerator.print(f"forward pass: {self.layout.name} ({self.layout.reason})")
         try:
             return super()._inner_training_loop(*arguments, **named)
-        except (EngineError, RewardError) as error:
+        except (EngineError, RewardError, EnvironmentFault) as error:
             raise type(error)(f"{error}\n{self.keeper.save_before_stopping()}") from error
-
-
-def _zeros(completions: Sequence[Any], **_: Any) -> list[float]:
-    return [0.0] * len(completions)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.reward_trainer import DataCollatorForPreference as DataCollatorForScores
 
 _IMITATION = "imitation_"
 _TENSORS = ("input_ids", "attention_mask", "completion_mask")
@@ -50,6 +51,16 @@ class PairCollator(DataCollatorForPreference):
             ]
             joined[name] = torch.cat(parts)
         return joined
+
+
+@dataclass
+class ScoredPairCollator(DataCollatorForScores):
+    """TRL's collator for reward models, and `answer_length` (B,): the tokens of each chosen answer."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        batch["answer_length"] = torch.tensor([row["answer_length"] for row in examples])
+        return batch
 
 
 def take_imitation(inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:

@@ -6,7 +6,7 @@ Here the oldest turns of a long conversation go first, what still does not fit i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ class PairCounts:
     turns_dropped     trained pairs whose prompt lost its oldest turns
     answers_cut       trained pairs of which an answer was cut at max_length
     imitation_cut     trained pairs whose answer to imitate was cut there, or lies beyond it
+    good, bad         trained rows of answers that are marked so
+    same_prompt       trained rows whose mismatched answer is one to their own prompt
     """
 
     rows_in: int = 0
@@ -41,6 +43,10 @@ class PairCounts:
     turns_dropped: int = 0
     answers_cut: int = 0
     imitation_cut: int = 0
+    good: int = 0
+    bad: int = 0
+    same_prompt: int = 0
+    unit: str = "pairs"
 
     def drop(self, reason: str, rows: int = 1) -> None:
         if rows:
@@ -61,15 +67,18 @@ class PairCounts:
         notes = [
             f"{count} {name}"
             for name, count in (
+                ("marked good", self.good),
+                ("marked bad", self.bad),
                 ("with identical answers", self.identical),
                 ("without their oldest turns", self.turns_dropped),
                 ("with an answer cut at max_length", self.answers_cut),
                 ("with an answer to imitate cut at max_length", self.imitation_cut),
+                ("with a mismatched answer to their own prompt", self.same_prompt),
             )
             if count
         ]
         return (
-            f"pairs: {self.rows_in} in = {self.trained} trained + {sum(self.dropped.values())} dropped"
+            f"{self.unit}: {self.rows_in} in = {self.trained} trained + {sum(self.dropped.values())} dropped"
             + (f" ({reasons})" if reasons else "")
             + (f"; of the trained, {', '.join(notes)}" if notes else "")
         )
@@ -119,9 +128,13 @@ def drop_oldest_turns(prompt: list[Message], fits: Callable[[list[Message]], boo
 
 
 def shorten_prompts(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, counts: PairCounts
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    counts: PairCounts,
+    sides: Sequence[str] = ("chosen", "rejected"),
 ) -> Dataset:
-    """Drops the oldest turns of conversations that would not fit `max_length` beside their longer answer.
+    """Drops the oldest turns of conversations that would not fit `max_length` beside the longest of their answers.
 
     An answer may claim at most half of `max_length` from its prompt. Rows of plain text have no turns and stay.
     """
@@ -133,7 +146,7 @@ def shorten_prompts(
         prompt = row["prompt"]
         options = row.get("chat_template_kwargs") or {}
         alone = length(prompt, add_generation_prompt=True, **options)
-        longest = max(length(prompt + row[side], **options) for side in ("chosen", "rejected")) - alone
+        longest = max(length(prompt + row[side], **options) for side in sides) - alone
         budget = max(max_length - longest, max_length // 2)
         kept = drop_oldest_turns(
             prompt, lambda turns: length(turns, add_generation_prompt=True, **options) <= budget

@@ -8,19 +8,15 @@ What a method is stands in posttrain/preferences; this file only carries tensors
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.data_utils import extract_prompt
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
@@ -33,7 +29,7 @@ from posttrain.trainers.engines.answers import Answer
 from posttrain.trainers.engines.from_recipe import answers_of_start, sampling_of
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.models.ingredients import ingredients
-from posttrain.trainers.models.reference import share_from_main
+from posttrain.trainers.models.reference import frozen_copy, needs_a_copy, share_from_main
 from posttrain.trainers.preference.collator import PairCollator, take_imitation
 from posttrain.trainers.preference.imitation import ImitatedAnswers, tokenize_imitation
 from posttrain.trainers.preference.pair_rows import (
@@ -43,6 +39,7 @@ from posttrain.trainers.preference.pair_rows import (
     join_conversations,
     shorten_prompts,
 )
+from posttrain.trainers.preference.scored_answers import ScoredAnswers, as_reference, score_answers
 from posttrain.trainers.reporting.announced import AnnouncedSteps
 from posttrain.trainers.seam.best_metric import PAIR_EVALUATION, check_best_metric
 from posttrain.trainers.seam.config import settings_from
@@ -51,7 +48,6 @@ from posttrain.trainers.seam.given_rows import require_columns
 from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments, refuse_changed
-from posttrain.trainers.seam.trl_seam import disable_gradient_checkpointing, use_adapter
 from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -83,17 +79,6 @@ class PreferenceConfig(DPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_carried()
-
-
-@dataclass(frozen=True)
-class ScoredPairs:
-    """One forward: log-probs of whole answers in float32 and their lengths (N,); token statistics (N, T-1)."""
-
-    logps: Tensor
-    lengths: Tensor
-    entropy: Tensor | None
-    is_top1: Tensor | None
-    aux_loss: Tensor | None
 
 
 class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, TRLDPOTrainer):
@@ -161,8 +146,8 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         )
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
-        if ref_model is None and not isinstance(model, str) and _needs_a_copy(model, config, trl_arguments):
-            ref_model = _frozen_copy(model)
+        if ref_model is None and not isinstance(model, str) and needs_a_copy(model, config, trl_arguments):
+            ref_model = frozen_copy(model)
         if ref_model is not None:
             share_from_main(ref_model)
         super().__init__(
@@ -285,13 +270,13 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         self._log_loss("train" if training else "eval", inputs, scored, batch, losses)
         return loss
 
-    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[ScoredPairs, PairBatch]:
+    def _forward(self, model: Any, inputs: Mapping[str, Any]) -> tuple[ScoredAnswers, PairBatch]:
         """The policy's forward on chosen, rejected and, if any, imitated answers; the reference's on the pairs."""
         pairs, imitation = take_imitation(inputs)
         together = (
             pairs if imitation is None else PairCollator.join(pairs, imitation, self._tokenizer.pad_token_id)
         )
-        scored = self._score(model, together, router_logits=self.aux_loss_enabled)
+        scored = score_answers(model, together, router_logits=self.aux_loss_enabled)
         chosen, rejected, *imitated = scored.logps.split(pairs["input_ids"].size(0) // 2)
         chosen_lengths, rejected_lengths, *imitated_lengths = scored.lengths.split(chosen.size(0))
         if not self.method.needs_reference:
@@ -314,37 +299,14 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Replaces TRL's, so that precomputed and live references are one computation. (B,), (B,)."""
-        adapter = contextlib.nullcontext()
-        if self.ref_model is None and is_peft_model(self.model):
-            policy = self.accelerator.unwrap_model(self.model)
-            adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
-        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)  # type: ignore[arg-type]  # a dict once parsed
-        with torch.no_grad(), checkpointing, adapter, self.accelerator.autocast():
-            chosen, rejected = self._score(model, inputs, router_logits=False).logps.chunk(2)
+        with as_reference(self):
+            chosen, rejected = score_answers(model, inputs).logps.chunk(2)
         return chosen, rejected
-
-    def _score(self, model: Any, inputs: Mapping[str, Any], *, router_logits: bool) -> ScoredPairs:
-        """One forward on (N, T) tokens."""
-        arguments = {key: inputs[key] for key in ("input_ids", "attention_mask")} | {"use_cache": False}
-        if router_logits:
-            arguments["output_router_logits"] = True
-        mask = inputs["completion_mask"]
-        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
-        outputs = model(**arguments, labels=labels, fused_lm_head=True)
-        # Prompt-learning adapters put virtual tokens in front; the last positions are the real ones.
-        real = slice(-(mask.size(1) - 1), None)
-        return ScoredPairs(
-            logps=outputs.log_probs[:, real].float().sum(dim=1),
-            lengths=mask[:, 1:].sum(dim=1),
-            entropy=None if outputs.entropy is None else outputs.entropy[:, real].detach(),
-            is_top1=None if outputs.is_top1 is None else outputs.is_top1[:, real],
-            aux_loss=outputs.aux_loss,
-        )
 
     # Metrics
 
     def _log_loss(
-        self, mode: str, inputs: Mapping[str, Any], scored: ScoredPairs, batch: PairBatch, losses: Tensor
+        self, mode: str, inputs: Mapping[str, Any], scored: ScoredAnswers, batch: PairBatch, losses: Tensor
     ) -> None:
         """Means over all pairs or tokens of all ranks, in one reduction and one transfer to the host."""
         if scored.entropy is None or scored.is_top1 is None:
@@ -400,30 +362,9 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
             )
 
 
-def _needs_a_copy(model: Any, args: PreferenceConfig, trl_arguments: Mapping[str, Any]) -> bool:
-    """Whether TRL would load the reference from the path in the model's config instead of taking the model as it is."""
-    if isinstance(model, str) or is_peft_model(model) or trl_arguments.get("peft_config") is not None:
-        return False
-    if args.precompute_ref_log_probs:
-        return False
-    if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "under ZeRO-3 no process holds the weights to copy: pass ref_model, or the model by its path"
-        )
-    return True
-
-
 def _metric_names(method: PairLoss) -> set[str]:
     """Of the method's own metrics, asked of a pair of nothing."""
     nothing = torch.zeros(1)
     lengths = torch.ones(1)
     pair = PairBatch(nothing, nothing, nothing, nothing, lengths, lengths, 1.0, nothing, lengths)
     return set(method.metrics(pair))
-
-
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    reference = copy.deepcopy(model)
-    # A fused head from an earlier trainer would run that model's layers: back to the class's own forward.
-    vars(reference).pop("forward", None)
-    reference.requires_grad_(False)
-    return reference.eval()

@@ -22,7 +22,10 @@ from posttrain.observe.writer import RunWriter, read_evaluation, read_samples
 from posttrain.process.phases import PHASES
 
 _RATES = ("_runtime", "_per_second", "num_tokens", "epoch")
-_SHOWN = ("loss", "accuracy", "reward", "completions/mean_length", "completions/clipped_ratio")
+_SHOWN = (
+    *("loss", "accuracy", "reward", "completions/mean_length", "completions/clipped_ratio"),
+    *("tools/call_frequency", "tools/failure_frequency"),
+)
 _PACED = 20  # logs over which tokens per second are averaged
 
 
@@ -224,15 +227,18 @@ class HeldOut(TrainerCallback):
             if not name.endswith("/std"):
                 table.add_row(name, *(f"{self.results[when].get(name, float('nan')):.3f}" for when in whens))
         console.print(table)
-        if len(self.samples) == 2:
+        if len(self.samples) == 2 and all("completion" in columns for columns in self.samples.values()):
             self._show_samples(console)
 
     def _show_samples(self, console: Console, count: int = 6) -> None:
         before, after = self.samples["before"], self.samples["after"]
-        table = Table("prompt", "before", "after", "answer", box=SIMPLE_HEAD)
-        rows = list(
-            zip(before["prompt"], before["completion"], after["completion"], after["answer"], strict=True)
+        said = (
+            ("transcript" if "transcript" in after else "completion")
+            if "transcript" in before
+            else "completion"
         )
+        table = Table("prompt", "before", "after", "answer", box=SIMPLE_HEAD)
+        rows = list(zip(before["prompt"], before[said], after[said], after["answer"], strict=True))
         changed = [row for row in rows if row[1] != row[2]] or rows
         for prompt, first, last, answer in changed[:count]:
             table.add_row(*(escape(_short(value)) for value in (prompt, first, last, answer)))

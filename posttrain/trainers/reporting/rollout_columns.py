@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from posttrain.rewards.messages import transcript_of
+from posttrain.trainers.engines.scored_images import HELD_OUT, ScoredImages, image_columns
 from posttrain.trainers.engines.scored_rollout import Rollout
 
 
 def last_rollout(trainer: Any) -> dict[str, list[Any]] | None:
     """Of the rollout just scored; None for families without one."""
     rollout = getattr(trainer, "rollout", None)  # SFT and preference trainers have none
+    if isinstance(rollout, ScoredImages):
+        return image_columns(rollout, trainer.reward_func_names, trainer.reward_weights.tolist())
     return None if rollout is None else rollout_columns([rollout], trainer)
 
 
 def held_out_rollouts(trainer: Any) -> dict[str, list[Any]] | None:
     """Of the evaluation just made; None where it generated nothing."""
     rollouts = getattr(trainer, "held_out", None)
+    if rollouts and isinstance(rollouts[0], ScoredImages):
+        names, weights = trainer.reward_func_names, trainer.reward_weights.tolist()
+        return image_columns(rollouts[0], names, weights, kept=HELD_OUT)
     return rollout_columns(rollouts, trainer) if rollouts else None
 
 
@@ -43,6 +50,13 @@ def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list
         gold = rollout.columns.get("answer")
         add("answer", gold if gold is not None else [None] * len(per_function))
         add("tokens", [len(ids) for ids in rollout.completion_ids])
+        if rollout.messages is not None and rollout.written is not None:
+            add("written_tokens", rollout.written)
+            add("transcript", [transcript_of(messages) for messages in rollout.messages])
+            calls = [
+                sum(len(one.get("tool_calls") or ()) for one in messages) for messages in rollout.messages
+            ]
+            add("tool_calls", calls)
         add("truncated", [not ids or ids[-1] not in end_tokens for ids in rollout.completion_ids])
         for name in {name: None for one in rollouts for name in one.extra}:  # what rewards logged
             add(f"extra/{name}", rollout.extra.get(name, [None] * len(per_function)))

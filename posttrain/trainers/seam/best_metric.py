@@ -31,6 +31,13 @@ PAIR_EVALUATION = TIMES | {
     *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
     *(f"logps/{name}" for name in ("chosen", "rejected", "chosen_per_token")),
 }
+MARKED_EVALUATION = TIMES | {
+    "loss",
+    "entropy",
+    "num_tokens",
+    *(f"rewards/{name}" for name in ("chosen", "rejected", "margins")),
+    *(f"logps/{name}" for name in ("chosen", "rejected", "chosen_per_token")),
+}
 SFT_EVALUATION = TIMES | {"loss", "entropy", "mean_token_accuracy", "num_tokens"}
 
 

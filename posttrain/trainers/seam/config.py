@@ -35,9 +35,9 @@ _OWNED_BY_THE_OBJECTIVE = {
     "epsilon_high": "use the method's clip_high",
     "delta": "use the method's dual_clip",
     "scale_rewards": "use the method's own setting",
-    "multi_objective_aggregation": "weights are summed, BNPO decomposes by itself",
-    "sapo_temperature_pos": "SAPO is not one of the methods",
-    "sapo_temperature_neg": "SAPO is not one of the methods",
+    "multi_objective_aggregation": "GDPOTrainer normalises each reward by itself; the other methods sum first",
+    "sapo_temperature_pos": "SAPOTrainer has it as gate_positive",
+    "sapo_temperature_neg": "SAPOTrainer has it as gate_negative",
     **dict.fromkeys(
         ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
         "VESPO is not one of the methods",
@@ -94,6 +94,16 @@ class PolicyConfig(GRPOConfig):
     def check_carried(self) -> None:
         """ValueError for an argument that only TRL's own loss body reads."""
         refuse_changed(self, {**_OWNED_BY_THE_OBJECTIVE, **_NOT_CARRIED}, GRPOConfig)
+
+    def check_window(self) -> None:
+        """ValueError where an optimizer step would mix two rollouts."""
+        micro_batches = (self.steps_per_generation or self.gradient_accumulation_steps) * self.num_iterations
+        if micro_batches % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation x num_iterations = {micro_batches} is not a multiple of "
+                f"gradient_accumulation_steps = {self.gradient_accumulation_steps}: an optimizer step would mix two "
+                "rollouts. Raise steps_per_generation or lower gradient_accumulation_steps."
+            )
 
     def __post_init__(self) -> None:
         self.check_carried()

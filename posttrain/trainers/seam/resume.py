@@ -35,6 +35,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from posttrain.process.storage import StorageError, storage_fault
 
 _STAGING = ".saving"
+_SHARED = "shared_state.pt"
 _REFERENCE = "reference.pt"
 _ROWS_READ = 50_000
 
@@ -64,6 +65,13 @@ class ExactResume:
     def load_rollout_state(self, state: dict[str, Any]) -> None:
         raise NotImplementedError  # the counterpart of `rollout_state`
 
+    def shared_state(self) -> dict[str, Any]:
+        """What every rank holds alike beside the policy, a critic say: written once. {} writes nothing."""
+        return {}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """The counterpart of `shared_state`; called where that is not empty."""
+
     # Saving
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -87,6 +95,8 @@ class ExactResume:
             finally:
                 self._staging = None
             torch.save(self.rollout_state(), state_file(written, args.process_index))
+            if accelerator.is_main_process and (shared := self.shared_state()):
+                torch.save(shared, Path(written) / _SHARED)
             if self._reference_follows() and accelerator.is_main_process:
                 torch.save(accelerator.unwrap_model(self.ref_model).state_dict(), Path(written) / _REFERENCE)
         with saving(Path(parent) / name, _what_stands(Path(parent)), Path(staging)):
@@ -134,8 +144,18 @@ class ExactResume:
             )
         # On the CPU first: each tensor moves to its device when the host takes it.
         self.load_rollout_state(torch.load(path, map_location="cpu", weights_only=True))
+        if self.shared_state():
+            self._load_shared(Path(checkpoint) / _SHARED)
         if self._reference_follows():
             self._load_reference(Path(checkpoint) / _REFERENCE)
+
+    def _load_shared(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path.parent}: no {path.name}, which holds what this run trains beside the policy; a run of other "
+                "settings wrote this checkpoint. Resume with the settings it was made with"
+            )
+        self.load_shared_state(torch.load(path, map_location="cpu", weights_only=True))
 
     def _load_reference(self, path: Path) -> None:
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):

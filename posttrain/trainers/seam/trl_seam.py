@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 
 import trl
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 from trl.kernels import ChunkedLogProbFunction
 from trl.kernels import chunked_logprob as fused_head
 from trl.models.utils import disable_gradient_checkpointing
@@ -42,6 +42,7 @@ __all__ = [
 _GRPO_METHODS = (
     "_calculate_rewards",
     "_compute_loss",
+    "_generate",
     "_generate_and_score_completions",
     "_generate_single_turn",
     "_get_per_token_logps_and_entropies",
@@ -50,8 +51,9 @@ _GRPO_METHODS = (
     "_log_metric",
     "_prepare_inputs",
     "_save_checkpoint",
+    "_tokenize_prompts",
+    "_tool_call_loop",
     "get_high_entropy_mask",
-    "get_off_policy_mask",
     "training_step",
 )
 _GRPO_ATTRIBUTES = (
@@ -60,6 +62,9 @@ _GRPO_ATTRIBUTES = (
     "self._metrics",
     "self._logs",
     "self.environments",
+    "self.environment_factories",
+    "self._batch_environments",
+    "self._multi_environment",
     "self.reward_func_names",
     "self.reward_processing_classes",
     "self._entropy_bonus_enabled",
@@ -85,6 +90,7 @@ _DPO_ATTRIBUTES = (
     "self.precompute_ref_logps",
     "self.ref_model",
 )
+_KTO_METHODS = (*_DPO_METHODS, "_get_train_sampler")
 
 
 def check_trl() -> None:
@@ -95,9 +101,10 @@ def check_trl() -> None:
     missing += [
         f"trl.kernels.chunked_logprob.{name}" for name in _FUSED_HEAD if not hasattr(fused_head, name)
     ]
-    missing += [f"DPOTrainer.{name}" for name in _DPO_METHODS if not hasattr(DPOTrainer, name)]
-    source = inspect.getsource(DPOTrainer)
-    missing += [f"DPOTrainer: {name}" for name in _DPO_ATTRIBUTES if name not in source]
+    for trainer, methods in ((DPOTrainer, _DPO_METHODS), (KTOTrainer, _KTO_METHODS)):
+        missing += [f"{trainer.__name__}.{name}" for name in methods if not hasattr(trainer, name)]
+        source = inspect.getsource(trainer)
+        missing += [f"{trainer.__name__}: {name}" for name in _DPO_ATTRIBUTES if name not in source]
     if missing:
         raise ImportError(
             f"trl {trl.__version__} has moved {', '.join(missing)}, which posttrain overrides or reads. "

@@ -474,7 +474,7 @@ def test_a_setting_the_base_does_not_have_is_named():
     with pytest.raises(ValueError, match="did you mean 'clip_high'"):
         _ = CAPO(base_settings={"clip_hihg": 0.3}).base_objective
     with pytest.raises(
-        ValueError, match=r"CAPO: base: 'gspo' is none of grpo, dr_grpo, .*; did you mean 'grpo'"
+        ValueError, match=r"CAPO: base: 'gspo' is none of grpo, dr_grpo, .*; did you mean 'sapo'"
     ):
         _ = CAPO(base="gspo").base_objective  # no token of its own to reject
 

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from posttrain.rollout.base import Sampling
+from posttrain.rollout.masked.block_reader import whole_canvas
 from posttrain.rollout.masked.masked_engine import MaskedDiffusionEngine, fill
 from posttrain.rollout.masked.predictor import MaskPredictor, scratch_mask_model
 from posttrain.rollout.masked.sampler_options import DiffusionSampling, schedule
@@ -27,7 +28,7 @@ def run(logits_fn, width, *, rows=1, start=0, is_open=None, tokens=None, tempera
     ends = options.pop("end_ids", ())
     prompt = options.pop("prompt", None)
     return fill(
-        logits_fn, tokens, is_open, start,
+        lambda: whole_canvas(logits_fn), tokens, is_open, start,
         mask_id=MASK, options=DiffusionSampling(**options), temperature=torch.full((len(tokens),), temperature),
         generators=[torch.Generator().manual_seed(seed + i) for i in range(len(tokens))], end_ids=ends, prompt=prompt,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from posttrain.rewards.runner import RewardError, Scores
 from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.policy import judging
-from posttrain.trainers.policy.judging import Judge, _in_order, require_judged, state_snapshot
+from posttrain.trainers.policy.judging import Judge, in_order, require_judged, state_snapshot
 
 NAN = float("nan")
 
@@ -67,13 +67,13 @@ def test_ranks_scores_come_back_in_the_order_of_the_responses():
 
     first = scores([[1.0], [2.0], [5.0], [6.0]], ["a", None, "e", "f"], 1, {"x": [1, 2, 5, 6]}, {"m": [1.0]})
     second = scores([[3.0], [None]], None, 2, {"y": ["c", "d"]}, {"m": [2.0], "n": [3.0]})
-    whole = _in_order([([[0, 1], [4, 5]], first), ([[2, 3]], second)], 6)
+    whole = in_order([([[0, 1], [4, 5]], first), ([[2, 3]], second)], 6)
     assert whole.values == [[1.0], [2.0], [3.0], [None], [5.0], [6.0]]
     assert whole.answers == ["a", None, None, None, "e", "f"]
     assert whole.counts == {"r": {"none": 3, "inf": 0}}
     assert whole.extra == {"x": [1, 2, None, None, 5, 6], "y": [None, None, "c", "d", None, None]}
     assert whole.metrics == {"m": [1.0, 2.0], "n": [3.0]}
-    assert _in_order([([[0, 1]], second)], 2).answers is None
+    assert in_order([([[0, 1]], second)], 2).answers is None
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -101,7 +101,8 @@ def test_each_rank_scores_every_second_group_and_hands_on_its_own_logs(monkeypat
     host = Host(rank, 2, state=state, environments=None)
     judge = judge_of(host, Runner())
     rows = [
-        {"prompt": f"p{i}", "completion": str(i), "messages": None, "ids": [i], "columns": {"gold": i * 10}}
+        {"prompt": f"p{i}", "completion": str(i), "messages": None, "ids": [i], "written": 1}
+        | {"columns": {"gold": i * 10}}
         for i in range(8)
     ]
     scores = judge._score_groups(rows, ["gold"], 2)
@@ -110,7 +111,7 @@ def test_each_rank_scores_every_second_group_and_hands_on_its_own_logs(monkeypat
         [[str(i) for i in mine], [i * 10 for i in mine], [f"p{i}" for i in mine], [[i] for i in mine], 2]
     ]
     assert scores.values == [[float(i)] for i in range(8)]
-    judge._pass_on_logs(Scores([], None, {}, extra={"x": list("abcdefgh")}, metrics={"m": [1.0, 3.0]}), 4)
+    judge._pass_on_logs({"x": list("abcdefgh")}, {"m": [1.0, 3.0]}, 4)
     assert host.logged == {"x": list("abcd" if rank == 0 else "efgh"), "m": [1.0, 3.0]}
 
 
@@ -124,7 +125,7 @@ def test_a_failure_elsewhere_is_raised_here_with_its_rank(monkeypatch):
     )
     state = SimpleNamespace(log_history=[])
     judge = judge_of(Host(0, 2, state=state, environments=None), Runner())
-    rows = [{"prompt": "p", "completion": "c", "messages": None, "ids": [1], "columns": {}}]
+    rows = [{"prompt": "p", "completion": "c", "messages": None, "ids": [1], "written": 1, "columns": {}}]
     with pytest.raises(RewardError, match="on rank 1: KeyError: x"):
         judge._score_groups(rows, [], 1)
 

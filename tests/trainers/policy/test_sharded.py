@@ -13,6 +13,7 @@ from places import SUPPORT
 from torch.testing import assert_close
 
 SCRIPT = SUPPORT / "sharded_run.py"
+ALL = ("GRPO", "BAPO", "CAPO", "PPO", "PPO, shared")
 DEEPSPEED = (pytest.mark.deepspeed, pytest.mark.distributed)
 
 
@@ -40,9 +41,9 @@ def replicated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.mark.parametrize(
     ("kind", "engine", "methods"),
     [
-        pytest.param("fsdp2", "FSDP", {"GRPO", "BAPO", "CAPO"}, marks=pytest.mark.distributed),
-        pytest.param("zero2", "DeepSpeedEngine", {"GRPO", "BAPO", "CAPO"}, marks=DEEPSPEED),
-        pytest.param("zero3", "DeepSpeedEngine", {"BAPO", "CAPO"}, marks=DEEPSPEED),
+        pytest.param("fsdp2", "FSDP", set(ALL), marks=pytest.mark.distributed),
+        pytest.param("zero2", "DeepSpeedEngine", set(ALL), marks=DEEPSPEED),
+        pytest.param("zero3", "DeepSpeedEngine", {"BAPO", "CAPO", "PPO, shared"}, marks=DEEPSPEED),
     ],
 )
 def test_sharding_moves_nothing(

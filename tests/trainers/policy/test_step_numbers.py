@@ -17,6 +17,7 @@ from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.rollout.base import Completion, Sampling
 from posttrain.rollout.masked.response_canvas import lay_canvas
 from posttrain.trainers.engines.rollouts import Rollouts
+from posttrain.trainers.engines.turns import Turns
 from posttrain.trainers.masked.likelihood import draw_noise
 from posttrain.trainers.masked.masked_rollouts import sampling_of
 from posttrain.trainers.policy.bindings import GRPOConfig
@@ -104,7 +105,6 @@ def test_factors_on_the_token_losses_multiply():
         host = SimpleNamespace(
             off_policy_mask_threshold=threshold,
             top_entropy_quantile=quantile,
-            get_off_policy_mask=lambda **_: off,
             get_high_entropy_mask=lambda *_: entropy,
         )
         return token_weights(host, batch, inputs, torch.zeros(2, 2))
@@ -112,8 +112,13 @@ def test_factors_on_the_token_losses_multiply():
     sampled = {"importance_sampling_ratio": ratio}
     assert weights(None, 1.0, {}) is None
     assert torch.equal(weights(None, 0.5, sampled), entropy * ratio)
-    assert torch.equal(weights(0.1, 0.5, sampled), off * entropy * ratio)
-    assert torch.equal(weights(0.1, 1.0, {}), off)
+    # 1 - log 1.5 nats at the one token of the second row, whose advantage is negative; the first row's is not
+    moved = {"sampling_per_token_logps": torch.tensor([[2.0, 2.0], [1.0, 9.0]])}
+    assert torch.equal(weights(0.59, 0.5, sampled | moved), off * entropy * ratio)
+    assert torch.equal(weights(0.59, 1.0, moved), off)
+    assert torch.equal(weights(0.6, 1.0, moved), torch.ones(2, 1))
+    # without the sampler's log-probs the old policy's count: the second row became likelier, its KL is negative
+    assert torch.equal(weights(0.1, 1.0, {}), torch.ones(2, 1))
 
 
 class Recorder:
@@ -160,7 +165,10 @@ def test_ranks_sample_further_turns_from_seeds_apart(monkeypatch):
             state=SimpleNamespace(global_step=2),
             accelerator=SimpleNamespace(process_index=rank),
             check_sampled=lambda _: None,
+            tools=None,
+            environments=None,
         )
+        host.turns = Turns(host)
         rollouts = Rollouts(host)
         rollouts.engine = Recorder()
         rollouts._sampling = lambda training: Sampling(max_new_tokens=4)

@@ -35,11 +35,13 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("split", [(2, 2, 2)], ids=["two_ranks_of_two_micro_batches"])
 def test_ranks_and_micro_batches_move_nothing(split, whole, tmp_path):
     found = run(*split, tmp_path)
-    for method in ("RPO", "IPO", "SePPO"):
+    for method in ("RPO", "IPO", "SePPO", "KTO"):
         for mine, its in zip(found[method]["weights"], whole[method]["weights"], strict=True):
             # Adam divides by the gradient's size: float noise of a gradient near 0 becomes a share of the step, 1e-3.
             assert_close(mine, its, rtol=0, atol=3e-5)
         assert found[method]["loss"] == pytest.approx(whole[method]["loss"], abs=1e-5)
+    assert found["KTO"]["points"] == pytest.approx(whole["KTO"]["points"], abs=1e-4)
+    assert max(whole["KTO"]["points"]) > 0
     assert found["DRIFT"]["steps"] == whole["DRIFT"]["steps"] == 2
     assert found["DRIFT"]["policies"] == 3
     # The first iteration samples from equal weights: the same answers, whichever rank drew them.

@@ -30,9 +30,14 @@ def config_of(method):
     return vars(trainers).get(f"{name}Config") or getattr(trainers, f"{name}Config")
 
 
+def trl_config_of(method):
+    return trl.KTOConfig if method == "kto" else FAMILY[METHODS[method].family]
+
+
 def over(method, args):
-    spec = METHODS[method]
-    return own_arguments(spec.load_trainer(), args, config_of(method), FAMILY[spec.family], method)
+    return own_arguments(
+        METHODS[method].load_trainer(), args, config_of(method), trl_config_of(method), method
+    )
 
 
 def grpo(folder, **changes):
@@ -45,9 +50,11 @@ def pairs(folder, **changes):
     return given
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("sft", "salsa")])
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m not in ("sft", "salsa") and METHODS[m].family in FAMILY]
+)
 def test_every_method_takes_over_what_it_shares_with_trl(method, tmp_path):
-    trl_class = FAMILY[METHODS[method].family]
+    trl_class = trl_config_of(method)
     given = trl_class(
         output_dir=str(tmp_path), learning_rate=0.125, use_cpu=True, bf16=False, report_to="none"
     )
@@ -102,7 +109,7 @@ def test_what_means_the_same_becomes_a_setting(tmp_path, caplog):
     ],
 )
 def test_what_nobody_would_read_is_refused_by_name(method, changes, named, tmp_path):
-    trl_class = FAMILY[METHODS[method].family]
+    trl_class = trl_config_of(method)
     shared = arguments(tmp_path) if trl_class is trl.GRPOConfig else pairs(tmp_path)
     with pytest.raises(ValueError, match=f"Config: {named} has no effect here: "):
         over(method, trl_class(**shared | changes))

@@ -1,0 +1,34 @@
+"""A reward that a model gives: what a recipe says of it. No torch: it is loaded and asked where the trainer is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A sequence classifier of one label, as `method: reward_model` makes them.
+
+    model       its folder or hub name
+    weight      of its score in the sum
+    label       the name it is logged under; None: the folder's, or for runs/NAME/model the run's
+    batch_size  rows of one forward
+    max_length  tokens beyond which a text loses its start; None: the model's own limit
+    device      None: the trainer's
+    """
+
+    model: str
+    weight: float = 1.0
+    label: str | None = None
+    batch_size: int = 16
+    max_length: int | None = None
+    device: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name under which it is logged."""
+        if self.label is not None:
+            return self.label
+        path = Path(self.model)
+        return path.parent.name if path.name == "model" and path.parent.name else path.name

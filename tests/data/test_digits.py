@@ -1,0 +1,34 @@
+"""scikit-learn's digits as rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from posttrain.data import load_rows
+from posttrain.data.digits import Digits
+from posttrain.data.row_layout import Needs
+from posttrain.recipe.sections import DataSection
+
+pytest.importorskip("sklearn")
+
+
+def test_splits_share_nothing_and_follow_from_the_seed():
+    train, test = (list(Digits().rows(split, completions=False)) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1397, 400)
+    seen = {str(row["image"]) for row in train}
+    assert len(seen & {str(row["image"]) for row in test}) <= 1  # the set itself may hold an image twice
+    assert list(Digits(seed=1).rows("test", completions=False)) != test
+    assert {row["prompt"] for row in test} == {str(i) for i in range(10)}
+    flat = [value for row in test for line in row["image"] for value in line]
+    assert (min(flat), max(flat)) == (0, 255)
+
+
+def test_prompts_alone():
+    rows = list(Digits(prompts_only=True).rows("train", completions=False))
+    assert rows == [{"prompt": str(i), "label": str(i)} for i in range(10)]
+
+
+def test_rows_reach_a_trainer_with_their_images():
+    loaded = load_rows(DataSection(name="digits", limit=3), needs=Needs((), ("image",), others=False))
+    assert loaded.rows.column_names == ["prompt", "image"]
+    assert len(loaded.rows[0]["image"]) == 8
