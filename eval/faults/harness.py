@@ -119,11 +119,7 @@ class Drill:
         return Outcome(time.monotonic() - since, code, self.last_line())
 
     def last_line(self) -> str:
-        """What a person sees last, but for warnings that torch prints when it is unloaded."""
-        text = (self.folder / "said").read_text(errors="replace")
-        lines = [line.strip() for line in text.splitlines()]
-        lines = [line for line in lines if line and "reducer.cpp" not in line and "WARNING" not in line]
-        return lines[-1] if lines else ""
+        return last_line(self.folder / "said")
 
     def equals(self, whole: Path, *words: str) -> bool:
         """Continues the run, or starts it again where it had saved nothing, and compares the weights it ends with."""
@@ -134,36 +130,44 @@ class Drill:
             raise RuntimeError(f"{self.folder.name}: does not go on: {self.last_line()}")
         return digest(self.run) == digest(whole)
 
-    def children(self, pid: int) -> Iterator[int]:
-        """All processes below `pid`, by their parents."""
-        parents: dict[int, list[int]] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-        queue = [pid]
-        while queue:
-            for child in parents.get(queue.pop(), []):
-                yield child
-                queue.append(child)
-
     def close(self) -> None:
         """Ends what this drill started and is still there."""
         for process in self._started:
             if process.poll() is None:
-                for child in list(self.children(process.pid)):
-                    _kill(child)
+                for child in list(below(process.pid)):
+                    kill(child)
                 process.kill()
                 process.wait()
 
 
-def _kill(pid: int) -> None:
+def below(pid: int) -> Iterator[int]:
+    """All processes below one, by their parents."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    queue = [pid]
+    while queue:
+        for child in parents.get(queue.pop(), []):
+            yield child
+            queue.append(child)
+
+
+def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def last_line(said: Path) -> str:
+    """What a person sees last, but for warnings that torch prints when it is unloaded."""
+    lines = [line.strip() for line in said.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line and "reducer.cpp" not in line and "WARNING" not in line]
+    return lines[-1] if lines else ""
 
 
 def words_of(pid: int) -> list[str]:

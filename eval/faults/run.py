@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness import LIMIT_S, Drill, Outcome, words_of
+from harness import LIMIT_S, Drill, Outcome, below, words_of
 
 from posttrain.process import exit_codes
 
@@ -64,9 +64,7 @@ def killed_while(folder: str) -> Callable[[Drill, Path], Outcome]:
 def killed_rank(d: Drill, whole: Path) -> Outcome:
     process = d.start()
     d.reach(3, process)
-    ranks = [
-        pid for pid in d.children(process.pid) if "train" in words_of(pid) and "launch" not in words_of(pid)
-    ]
+    ranks = [pid for pid in below(process.pid) if "train" in words_of(pid) and "launch" not in words_of(pid)]
     ranks = [pid for pid in ranks if "torch.distributed.run" not in words_of(pid)]
     since = time.monotonic()
     os.kill(max(ranks), signal.SIGKILL)
@@ -78,7 +76,7 @@ def killed_rank(d: Drill, whole: Path) -> Outcome:
 def killed_reward_worker(d: Drill, whole: Path) -> Outcome:
     process = d.start()
     d.reach(3, process)
-    workers = [pid for pid in d.children(process.pid) if "posttrain.rewards.worker" in words_of(pid)]
+    workers = [pid for pid in below(process.pid) if "posttrain.rewards.worker" in words_of(pid)]
     since = time.monotonic()
     for pid in workers:
         with contextlib.suppress(ProcessLookupError):

@@ -14,6 +14,7 @@ from posttrain.observe.progress import ProgressView
 from posttrain.planning.launcher import attention_fault, launch_fault, precision_fault, started
 from posttrain.process import exit_codes, launched
 from posttrain.process.phases import PHASES
+from posttrain.process.roll import ROLL
 from posttrain.process.stop_requests import REQUESTS, guard_outputs
 from posttrain.process.storage import StorageError, storage_fault
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -113,15 +114,16 @@ def _fault(error: Exception, recipe: Recipe | None) -> tuple[int, str]:
     if (fault := storage_fault(error)) is not None:
         return exit_codes.NOT_WRITTEN, f"the run's folder cannot be written: {fault}; make room{go_on}"
     if peer_is_lost(error):
-        return exit_codes.PROCESS_LOST, f"another process of the run is gone{go_on}"
+        return exit_codes.PROCESS_LOST, f"{ROLL.in_words()}{go_on}"
     return exit_codes.UNEXPECTED, ""
 
 
 def peer_is_lost(error: Exception) -> bool:
-    """Whether a collective failed because a process that takes part has ended: as gloo and NCCL say it."""
-    text = str(error)
-    by_gloo = "gloo" in text and re.search(r"closed by peer|reset by peer|Broken pipe", text) is not None
-    return by_gloo or type(error).__name__ == "DistBackendError"
+    """Whether a collective failed because a process that takes part has ended or fallen silent: as gloo, NCCL and
+    the store of the processes' addresses say it."""
+    lost = r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|[Tt]imeout"
+    by_gloo = "gloo" in str(error) and re.search(lost, str(error)) is not None
+    return by_gloo or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 def _go_on(recipe: Recipe) -> str:

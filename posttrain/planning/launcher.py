@@ -25,6 +25,24 @@ def started(environment: Mapping[str, str] = os.environ) -> int:
     return next((int(environment[name]) for name in _WORLD if name in environment), 1)
 
 
+def engine_asked(environment: Mapping[str, str] | None = None) -> str:
+    """What shares a model out over the processes, as launchers say it: "ddp", "zero2", "fsdp2", "one process", ...
+
+    "deepspeed" where its stage stands in a file of DeepSpeed's own.
+    """
+    environment = os.environ if environment is None else environment
+    if _is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
+        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        return "deepspeed" if stage is None else f"zero{stage}"
+    if _is_on(environment, "ACCELERATE_USE_FSDP"):
+        return f"fsdp{environment.get('FSDP_VERSION', '1')}"
+    return "ddp" if started(environment) > 1 else "one process"
+
+
+def _is_on(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() in ("true", "1")
+
+
 def launch_fault(
     environment: Mapping[str, str] | None = None, parent: Sequence[str] | None = None
 ) -> str | None:

@@ -25,7 +25,7 @@ from posttrain.observe.writer import (
     RECIPE_CHANGES,
     read_events,
 )
-from posttrain.planning.launcher import started
+from posttrain.planning.launcher import engine_asked, started
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.run.continuing import Compared, compare
 from posttrain.run.lock import RunInUse, owned
@@ -106,6 +106,7 @@ def _look(recipe: Recipe, run_dir: Path, resume: str | None) -> Opened:
         _check_processes(recipe, run_dir, folder)
         # A checkpoint of another run brings the recipe of that run.
         home = folder.parent if is_staged(folder) else folder.parent.parent
+        _check_engine(recipe, home, folder)
         if home.resolve() != run_dir.resolve() and run_dir.is_dir() and any(run_dir.iterdir()):
             raise RecipeError(
                 f"{recipe.path}: --resume: {folder} is of another run than {run_dir}, which holds one already; go on "
@@ -332,6 +333,17 @@ def _check_processes(recipe: Recipe, run_dir: Path, checkpoint: Path) -> None:
             f"{recipe.path}: --resume: {checkpoint} was written by {before} process{'es' if before > 1 else ''}, now "
             f"there {'are' if started() > 1 else 'is'} {started()}; start as many as before "
             f"(torchrun --nproc_per_node {before}, or accelerate launch --num_processes {before})"
+        )
+
+
+def _check_engine(recipe: Recipe, run_dir: Path, checkpoint: Path) -> None:
+    """Weights and moments lie in the checkpoint as the engine that wrote it shares them out."""
+    before, now = _json(run_dir / ENVIRONMENT).get("engine"), engine_asked()
+    if before not in (None, now):
+        raise RecipeError(
+            f"{recipe.path}: --resume: {checkpoint} was written under {before}, now {now} was started; the optimizer's "
+            f"state lies there as {before} keeps it. Start it as before, or train on from its weights alone: "
+            f"posttrain export {run_dir} --out DIR, then a new run with --set model.path=DIR"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from posttrain.observe.model_card import write_card
 from posttrain.observe.progress import ProgressView
 from posttrain.observe.writer import RunWriter, read_environment
+from posttrain.planning.launcher import engine_asked
 from posttrain.process import exit_codes
 from posttrain.process.phases import PHASES
 from posttrain.process.stop_requests import REQUESTS
@@ -25,7 +26,7 @@ from posttrain.run.whole_page import report_run
 from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.reporting.callbacks import HeldOut, RunCallback, attach
 from posttrain.trainers.reporting.rollout_columns import held_out_rollouts, last_rollout
-from posttrain.trainers.seam.launch_check import check_engine
+from posttrain.trainers.seam.launch_check import check_engine, introduce
 from posttrain.trainers.seam.resume import publish, rows_fingerprint, saving
 from posttrain.trainers.seam.stopping import StopOnSignal
 
@@ -37,6 +38,7 @@ class Session:
 
     def __init__(self, recipe: Recipe, trainer: Any, run_dir: Path, view: ProgressView) -> None:
         check_engine(trainer.accelerator)
+        introduce(trainer.accelerator)
         self.recipe = recipe
         self.trainer = trainer
         self.run_dir = run_dir
@@ -93,7 +95,10 @@ class Session:
             writer.write_recipe_changes(compared.step, compared.changes)
         writer.write_recipe(self.recipe.resolved())
         writer.write_environment(
-            seed=self.recipe.train.seed, world_size=self.trainer.accelerator.num_processes, rows=rows
+            seed=self.recipe.train.seed,
+            world_size=self.trainer.accelerator.num_processes,
+            engine=engine_asked(),
+            rows=rows,
         )
 
     def _tell_of_rows(self, told: Sequence[str]) -> None:

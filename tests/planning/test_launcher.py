@@ -9,7 +9,7 @@ from small_recipe import Load
 
 from posttrain.cli import main
 from posttrain.planning import launcher
-from posttrain.planning.launcher import launch_fault, precision_fault, started
+from posttrain.planning.launcher import engine_asked, launch_fault, precision_fault, started
 from posttrain.recipe.sections import ModelSection
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "HOME": "/nonexistent"}
@@ -110,3 +110,24 @@ def test_an_attention_kernel_that_is_not_installed_is_named_at_once(
     monkeypatch.setattr(launcher, "find_spec", lambda name: object())
     assert launcher.attention_fault(ModelSection.model_validate(model)) is None
     assert launcher.attention_fault(ModelSection.model_validate({"path": "someone/model"})) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "engine"),
+    [
+        ({}, "one process"),
+        ({"WORLD_SIZE": "2"}, "ddp"),
+        (
+            {
+                "WORLD_SIZE": "2",
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+            },
+            "zero3",
+        ),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}, "deepspeed"),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2"),
+    ],
+)
+def test_the_engine_is_what_the_launcher_asks_for(environment: dict[str, str], engine: str) -> None:
+    assert engine_asked(environment) == engine

@@ -212,6 +212,23 @@ def test_another_number_of_processes_is_refused(
         pass
 
 
+def test_another_engine_is_refused(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(Path("runs/own"), steps=(2,), processes=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with opened(recipe, "last"):  # an earlier version did not note the engine
+        pass
+    RunWriter(run).write_environment(world_size=2, engine="zero2")
+    with opened(recipe, "last"):
+        pass
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    assert "was written under zero2, now zero3 was started" in refusal(recipe, "last")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    assert "now ddp was started" in refusal(recipe, "last")
+    assert "posttrain export runs/own --out DIR" in refusal(recipe, "last")
+
+
 def test_the_model_of_an_earlier_end_does_not_finish_a_longer_run(load: Load) -> None:
     run = a_run(Path("runs/own"), steps=(3, 6))
     (run / "model").mkdir()

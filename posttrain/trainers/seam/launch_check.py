@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
+
+from posttrain.process.roll import ROLL
 
 _ASKED = {
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
@@ -35,3 +37,9 @@ def check_engine(accelerator: Accelerator | PartialState) -> None:
             f"{world} processes were started, but this one runs alone: each would train a model of its own. "
             "On a machine without a GPU set train.use_cpu: true."
         )
+
+
+def introduce(ranks: Accelerator | PartialState) -> None:
+    """The processes of a run note each other's machines, for the day that one is gone."""
+    if ranks.num_processes > 1:
+        ROLL.meet(gather_object([ROLL.sign(ranks.process_index)]))
