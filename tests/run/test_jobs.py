@@ -185,13 +185,14 @@ class Script:
             made.mkdir()
         for file, text in (
             (bin_ / "posttrain", TRAINER.format(does=does)),
+            # not a link: python looks for its environment beside the name it is called by
+            (bin_ / "python", '#!/usr/bin/env bash\nexec {python} "$@"\n'),
             (launch / "serve_vllm.sh", SERVER),
         ):
             file.write_text(text.replace("{python}", sys.executable))
             file.chmod(0o755)
-        (bin_ / "python").symlink_to(sys.executable)
         monkeypatch.chdir(folder)
-        setup = f"export PATH={bin_}:$PATH PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
+        setup = f"export PATH={bin_}:$PATH"
         (folder / "job.sh").write_text(job_file(job, "torchrun", JobOptions("c", setup=setup)))
         self.folder = folder
 
