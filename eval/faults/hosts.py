@@ -26,7 +26,7 @@ from harness import REWARD, last_line
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 STEPS, CUT_AFTER = 400, 6
-LIMIT_S = 600.0
+LIMIT_S = 240.0
 SERVER_PORT = 8000
 
 RECIPE = """

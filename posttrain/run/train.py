@@ -20,6 +20,7 @@ from posttrain.run.hub import push
 from posttrain.run.run_folder import CHECKPOINTS, MODEL, REPORT, Opened, opened, replaced
 from posttrain.run.session import Session
 from posttrain.run.whole_page import report_run
+from posttrain.trainers.seam.launch_check import join
 
 
 def run(recipe: Recipe, *, resume: str | None = None) -> int:
@@ -40,6 +41,7 @@ def run_opened(recipe: Recipe, start: Opened, view: ProgressView, told: Sequence
     transformers.utils.logging.disable_progress_bar()
     with replaced(run_dir) if checkpoint is None else nullcontext():
         PHASES.say("loading the trainer")
+        join(on_cpu=bool(recipe.train.use_cpu), patience_s=recipe.train.ddp_timeout)
         trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
         PHASES.say("opening the run folder")
         session = Session(recipe, trainer, run_dir, view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, gather_object
@@ -37,6 +38,16 @@ def check_engine(accelerator: Accelerator | PartialState) -> None:
             f"{world} processes were started, but this one runs alone: each would train a model of its own. "
             "On a machine without a GPU set train.use_cpu: true."
         )
+
+
+def join(*, on_cpu: bool, patience_s: float) -> None:
+    """Makes the group of the run's processes, before anything else does.
+
+    Whoever makes it decides how long a process waits for another, and transformers leaves train.ddp_timeout out on a
+    CPU: there a link that is cut would hold a run for half an hour.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=on_cpu, timeout=timedelta(seconds=patience_s))
 
 
 def introduce(ranks: Accelerator | PartialState) -> None:
