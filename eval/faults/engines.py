@@ -3,7 +3,7 @@
     python eval/faults/engines.py [--methods grpo rpo ...] [--engines ddp zero1 ...] [--weights full lora]
                                   [--changes] [--table FILE]
 
-A cell is four steps of plain SGD in two processes of two micro-batches, started with the user's file in
+A cell is four steps in two processes of two micro-batches, started with the user's file in
 launch/accelerate (its bfloat16 aside), and the same run continued from step 3. "apart" is the largest distance of a
 weight from where one process with the whole batch in one micro-batch brought it, beside the farthest that a weight
 went; "resumed" says whether the continued run ends with the same weights bit for bit. `--changes` continues each
@@ -79,8 +79,12 @@ METHODS = {
     ),
 }
 COMMON: dict[str, Any] = {
-    "train.optim": "sgd",  # Adam would turn a rounding difference into a step of full size
-    "train.learning_rate": 0.1,
+    # AdamW with an epsilon above every gradient is SGD with momentum, and has a state that a resume must bring back;
+    # with the usual one it would turn a rounding difference into a step of full size
+    "train.optim": "adamw_torch",
+    "train.adam_epsilon": 0.1,
+    "train.weight_decay": 0.0,
+    "train.learning_rate": 0.05,
     "train.max_grad_norm": 0.0,
     "train.max_steps": STEPS,
     "output.report_to": "[]",

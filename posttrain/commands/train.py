@@ -11,7 +11,13 @@ from argparse import ArgumentParser, Namespace
 from posttrain.data import DataError
 from posttrain.environments.tool_specs import EnvironmentFault
 from posttrain.observe.progress import ProgressView
-from posttrain.planning.launcher import attention_fault, launch_fault, precision_fault, started
+from posttrain.planning.launcher import (
+    attention_fault,
+    launch_fault,
+    optimizer_fault,
+    precision_fault,
+    started,
+)
 from posttrain.process import exit_codes, launched
 from posttrain.process.phases import PHASES
 from posttrain.process.roll import ROLL
@@ -139,7 +145,7 @@ def _checked(args: Namespace) -> Plan:
     if args.resume == AUTO:
         args.resume, again = resume_of(recipe)
         recipe = load_recipe(args.recipe, [*args.set, *again])
-    fault = precision_fault(recipe.train) or attention_fault(recipe.model)
+    fault = precision_fault(recipe.train) or attention_fault(recipe.model) or optimizer_fault(recipe.train)
     if fault is not None:
         raise RecipeError(f"{recipe.path}: {fault}")
     plan = make_plan(recipe, resume=args.resume is not None)

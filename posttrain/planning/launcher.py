@@ -71,6 +71,16 @@ def precision_fault(train: TrainSection, environment: Mapping[str, str] | None =
     return f"train: the launcher asks for {asked} arithmetic, the recipe not; write {asked}: true or launch without"
 
 
+def optimizer_fault(train: TrainSection, environment: Mapping[str, str] | None = None) -> str | None:
+    """An optimizer whose run could not be resumed under the engine that is started."""
+    if train.optim != "sgd" or engine_asked(environment) != "fsdp2":
+        return None
+    return (
+        "train: optim sgd keeps no state, and torch loads no checkpoint of FSDP2 without any, so the run could not "
+        "be resumed; write adamw_torch, or start it under ZeRO or DDP"
+    )
+
+
 def attention_fault(model: ModelSection) -> str | None:
     """An attention kernel whose package this machine lacks: said at once, not after the libraries are loaded."""
     asked = model.attn_implementation or ""

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 WITHIN_S = 5.0
 """How long a machine has to answer; it has been silent for much longer by the time it is asked."""
 _AT_ONCE = 64
+_QUEUE = 2**14
+"""Every other process may ask once, and nobody takes the connections; the system lowers it to net.core.somaxconn."""
 _NAMED = 8
 
 
@@ -48,7 +50,7 @@ class Roll:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._listener = socket.socket(family, socket.SOCK_STREAM)
         self._listener.bind((address, 0))
-        self._listener.listen(128)
+        self._listener.listen(_QUEUE)
         return Member(rank, socket.gethostname(), address, self._listener.getsockname()[1])
 
     def meet(self, members: Sequence[Member]) -> None:

@@ -9,8 +9,9 @@ from small_recipe import Load
 
 from posttrain.cli import main
 from posttrain.planning import launcher
-from posttrain.planning.launcher import engine_asked, launch_fault, precision_fault, started
+from posttrain.planning.launcher import engine_asked, launch_fault, optimizer_fault, precision_fault, started
 from posttrain.recipe.sections import ModelSection
+from posttrain.recipe.train_options import TrainSection
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "HOME": "/nonexistent"}
 LAUNCH = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "posttrain"]
@@ -131,3 +132,10 @@ def test_an_attention_kernel_that_is_not_installed_is_named_at_once(
 )
 def test_the_engine_is_what_the_launcher_asks_for(environment: dict[str, str], engine: str) -> None:
     assert engine_asked(environment) == engine
+
+
+def test_a_run_that_could_not_be_resumed_is_refused() -> None:
+    fsdp2 = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert "could not be resumed" in (optimizer_fault(TrainSection(max_steps=1, optim="sgd"), fsdp2) or "")
+    assert optimizer_fault(TrainSection(max_steps=1, optim="adamw_torch"), fsdp2) is None
+    assert optimizer_fault(TrainSection(max_steps=1, optim="sgd"), {"WORLD_SIZE": "2"}) is None

@@ -15,7 +15,8 @@ from posttrain.process.roll import Member, Roll, own_address
 
 OTHER = """
 from posttrain.process.roll import Roll
-print(Roll().sign(1).port, flush=True)
+roll = Roll()
+print(roll.sign(1).port, flush=True)
 import time; time.sleep(600)
 """
 

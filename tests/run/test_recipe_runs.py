@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -252,6 +253,21 @@ def test_a_reward_that_raises_leaves_a_checkpoint_that_goes_on_as_if_it_had_not(
     expected = weights(tmp_path / "whole" / "runs" / "own")
     for name, value in weights(broken / "runs" / "own").items():
         assert torch.equal(expected[name], value), name
+
+
+@pytest.mark.distributed
+def test_a_rank_that_is_stuck_ends_the_run_within_its_timeout(tmp_path, monkeypatch):
+    """transformers passes train.ddp_timeout on where there is a GPU, and nowhere else."""
+    monkeypatch.setenv(
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1"
+    )  # torchrun's own patience with the rank that is stuck
+    write(tmp_path, steps=5000, batch=6)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = start("train", "own.yaml", "--set", "train.ddp_timeout=3", cwd=tmp_path, launcher=launcher)
+    wait_for_step(tmp_path, 2)
+    psutil.Process(process.pid).children()[-1].suspend()
+    out, err = process.communicate(timeout=120)
+    assert "have waited for each other in vain, though all are there" in out + err
 
 
 @pytest.mark.distributed
