@@ -49,7 +49,7 @@ SCRATCH = "{scratch: {hidden_size: 32, layers: 2, heads: 2, max_positions: 64}}"
 SAMPLED_HERE = "{group_size: 4, max_new_tokens: 6}"
 SAMPLED_THERE = (
     "{{group_size: 4, max_new_tokens: 6, engine: vllm_server, vllm: {{servers: ['http://{address}:{port}'], "
-    "timeout_s: {patience}, retries: 1, start_timeout_s: 600}}}}"
+    "timeout_s: {patience}, retries: 1, start_timeout_s: {patience}}}}}"
 )
 
 
@@ -115,7 +115,7 @@ def drill(hosts: Hosts, folder: Path, model: Path | None, timeout: int) -> list[
     """Rows of the table."""
     sampled = SAMPLED_HERE
     if model is not None:
-        sampled = SAMPLED_THERE.format(address=ADDRESSES[1], port=SERVER_PORT, patience=max(timeout // 3, 2))
+        sampled = SAMPLED_THERE.format(address=ADDRESSES[1], port=SERVER_PORT, patience=max(timeout // 6, 2))
     recipe = RECIPE.format(
         model=SCRATCH if model is None else f"{{path: {model}}}",
         rollout=sampled,
@@ -128,6 +128,14 @@ def drill(hosts: Hosts, folder: Path, model: Path | None, timeout: int) -> list[
     try:
         if model is not None:
             started.append(server(hosts, folder, model))
+            there = ["-m", "posttrain.process.presence", "healthy", f"http://{ADDRESSES[1]}:{SERVER_PORT}"]
+            waits = hosts.start(
+                0, [sys.executable, *there, "--seconds", "600"], folder / "waited", VLLM_API_KEY="drill"
+            )
+            if waits.wait(700):
+                raise RuntimeError(
+                    f"the server did not come up: {(folder / 'server.log').read_text()[-2000:]}"
+                )
         runs = trainers(hosts, folder)
         started += runs
         reach(folder, CUT_AFTER, runs)

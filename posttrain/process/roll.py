@@ -46,7 +46,7 @@ class Roll:
         """This process, from now on listening."""
         self.leave()
         self.rank = rank
-        address = own_address(os.environ.get("MASTER_ADDR", ""))
+        address = _own_address(os.environ.get("MASTER_ADDR", ""))
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._listener = socket.socket(family, socket.SOCK_STREAM)
         self._listener.bind((address, 0))
@@ -92,13 +92,21 @@ ROLL = Roll()
 """Of this process."""
 
 
-def own_address(towards: str) -> str:
-    """The address this machine has on the way to another; nothing is sent. The loopback one where there is no way."""
+def own_address_towards(host: str, port: int = 9) -> str:
+    """This machine's address on the route to `host`, a name or an address. Nothing is sent.
+
+    Raises OSError when the name is unknown or there is no route.
+    """
+    family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:  # a datagram socket "connects" without sending
+        probe.connect(place)
+        return probe.getsockname()[0]
+
+
+def _own_address(towards: str) -> str:
+    """The loopback one where there is no way."""
     try:
-        family, _, _, _, where = socket.getaddrinfo(towards or "127.0.0.1", 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(where)
-            return probe.getsockname()[0]
+        return own_address_towards(towards or "127.0.0.1")
     except OSError:
         return "127.0.0.1"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from posttrain.commands.train import peer_is_lost
-from posttrain.process.roll import Member, Roll, own_address
+from posttrain.process.roll import Member, Roll
 
 OTHER = """
 from posttrain.process.roll import Roll
@@ -77,10 +77,11 @@ def test_one_process_knows_of_nobody_else() -> None:
     assert Roll().in_words() == "another process of the run is gone"
 
 
-def test_the_way_to_a_machine_tells_ones_own_address() -> None:
-    assert own_address("127.0.0.1") == "127.0.0.1"
-    assert own_address("") == "127.0.0.1"
-    assert own_address("no such host.invalid") == "127.0.0.1"
+def test_without_a_way_to_the_first_machine_this_one_is_alone(
+    roll: Roll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    assert roll.sign(0).address == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

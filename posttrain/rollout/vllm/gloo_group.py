@@ -16,6 +16,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from posttrain.process.roll import own_address_towards
+
 
 def listen(address: str) -> socket.socket:
     """A listening socket at a free port of this address only."""
@@ -76,21 +78,12 @@ def _wait_for_all(store: Any, world_size: int, timeout_s: float, called_off: thr
 
 def _device(address: str) -> Any:
     """Traffic leaves by this side's address on the way to the meeting place, unless GLOO_SOCKET_IFNAME names an
-    interface. Gloo's own choice is what this host's name resolves to, which is often the loopback interface."""
-    if os.environ.get("GLOO_SOCKET_IFNAME"):
-        return dist.ProcessGroupGloo.create_default_device()
+    interface. Gloo's default device is what this host's name resolves to, which is often the loopback interface; torch
+    reads the variable only where it makes the default group."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    if interface:
+        return dist.ProcessGroupGloo.create_device(interface=interface)
     return dist.ProcessGroupGloo.create_device(hostname=own_address_towards(address))
-
-
-def own_address_towards(host: str, port: int = 9) -> str:
-    """This machine's address on the route to `host`, a name or an address. Nothing is sent.
-
-    Raises OSError when the name is unknown or there is no route.
-    """
-    family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:  # a datagram socket "connects" without sending
-        probe.connect(place)
-        return probe.getsockname()[0]
 
 
 def broadcast(group: Any, tensor: Tensor) -> None:

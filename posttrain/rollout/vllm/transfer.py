@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from posttrain.process.roll import own_address_towards
 from posttrain.rollout.base import EngineError, EngineLost, EngineRefused, NamedTensors
 from posttrain.rollout.vllm import gloo_group
 from posttrain.rollout.vllm.client import Server
@@ -287,7 +288,7 @@ def write_weights(folder: Path, name: str, named_tensors: NamedTensors, limit_by
 def route_to(server: Server) -> str:
     """This machine's address on the way to the server; traffic to the loopback interface stays on it."""
     host = "127.0.0.1" if server.host == "localhost" else server.host  # not ::1, which may be switched off
-    return gloo_group.own_address_towards(host, server.port)
+    return own_address_towards(host, server.port)
 
 
 def make_transfer(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rollout_fakes import EOS, PROMPTS, PretendVLLM, http_server, logprobs_of, nudge, small_model
 
+from posttrain.process.roll import own_address_towards
 from posttrain.rollout.base import EngineLost, EngineRefused, Sampling, WeightsLost
 from posttrain.rollout.vllm import gloo_group
 from posttrain.rollout.vllm.packing import pack, unpack
@@ -53,7 +54,10 @@ def test_a_packed_tensor_is_a_copy() -> None:
     assert unpack(chunk.data, **_described(chunk))[0][1].sum() == 0
 
 
-def test_a_group_of_three_on_loopback() -> None:
+@pytest.mark.parametrize("interface", ["", "lo"])
+def test_a_group_of_three_on_loopback(interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own default device leaves the variable unread, and takes what this host's name resolves to."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
     listener = gloo_group.listen("127.0.0.1")
     port = listener.getsockname()[1]
     received = {}
@@ -290,28 +294,19 @@ def test_traffic_leaves_by_the_route_and_not_by_what_the_hosts_name_resolves_to(
     taken = []
     monkeypatch.setattr(gloo_group, "own_address_towards", lambda host, port=9: f"towards {host}")
     monkeypatch.setattr(
-        gloo_group.dist.ProcessGroupGloo,
-        "create_device",
-        lambda hostname: taken.append(hostname),
-        raising=False,
-    )
-    monkeypatch.setattr(
-        gloo_group.dist.ProcessGroupGloo,
-        "create_default_device",
-        lambda: taken.append("default"),
-        raising=False,
+        gloo_group.dist.ProcessGroupGloo, "create_device", lambda **what: taken.append(what), raising=False
     )
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     gloo_group._device("trainer-01")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")  # the user knows better
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1,eth2")  # the user knows better
     gloo_group._device("trainer-01")
-    assert taken == ["towards trainer-01", "default"]
+    assert taken == [{"hostname": "towards trainer-01"}, {"interface": "eth1"}]
 
 
 def test_this_machines_address_on_a_route() -> None:
-    assert gloo_group.own_address_towards("127.0.0.5") == "127.0.0.1"
+    assert own_address_towards("127.0.0.5") == "127.0.0.1"
     with pytest.raises(OSError, match="not known|No address|Temporary failure"):
-        gloo_group.own_address_towards("no-such-host.invalid")
+        own_address_towards("no-such-host.invalid")
 
 
 def test_an_address_of_another_machine_is_refused_as_meeting_place(tmp_path) -> None:
