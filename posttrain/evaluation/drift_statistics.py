@@ -1,10 +1,10 @@
-"""Curves of divergence over turns: the recurrence fitted to them, the processes that look the same, the reminders' effect.
+"""Divergence over turns: the recurrence fitted to the curves, what else gives such a fit, the effect of reminders.
 
-The recurrence is that of arXiv 2510.07777: D_{t+1} = D_t + a + b D_t + noise, read there as a restoring force where b < 0,
-with the equilibrium D* = -a/b and the contraction lambda = |1 + b|. A negative b is no evidence by itself: independent noise
-around a mean gives -1, unbounded growth and a random walk give negative ones too over few turns. So each fit stands beside
-what such processes give, simulated with as many conversations and turns, and beside a fit with the turn as covariate; both
-are ours, not the paper's.
+The recurrence is that of arXiv 2510.07777: D_{t+1} = D_t + a + b D_t + noise, read there as a restoring force where
+b < 0, with the equilibrium D* = -a/b and the contraction lambda = |1 + b|. A negative b is no evidence by itself:
+independent noise around a mean gives -1, unbounded growth and a random walk give negative ones too over few turns. So
+each fit stands beside what such processes give, simulated with as many conversations and turns, and beside a fit with
+the turn as covariate; both are ours, not the paper's.
 
 Shapes: C conversations, T turns; curves are (C, T). Uncertainty is that of drawing other conversations: turns of one
 conversation are never resampled. Plain numpy.

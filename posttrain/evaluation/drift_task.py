@@ -1,4 +1,4 @@
-"""What a conversation of `posttrain eval drift` is about: goal, requests, reminder, placebo, from one strict YAML. No torch."""
+"""What `posttrain eval drift` converses about: goal, requests, reminder, placebo, from one strict YAML. No torch."""
 
 from __future__ import annotations
 
