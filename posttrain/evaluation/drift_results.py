@@ -28,7 +28,7 @@ _PLACEBO, _REFERENCE = "placebo_", "reference_"
 
 
 @dataclass(frozen=True)
-class Curve:
+class TurnCurve:
     """Means over conversations by turn, with 95 % intervals; None for a single conversation."""
 
     mean: list[float]
@@ -36,7 +36,7 @@ class Curve:
     high: list[float] | None
 
     @classmethod
-    def of(cls, values: NDArray[np.float64]) -> Curve:
+    def of(cls, values: NDArray[np.float64]) -> TurnCurve:
         """(C, T)"""
         mean = [float(v) for v in values.mean(axis=0)]
         if len(values) == 1:
@@ -59,9 +59,9 @@ class ArmResult:
     """
 
     values: list[list[float]]
-    curve: Curve
-    placebo: Curve
-    reference: Curve | None
+    curve: TurnCurve
+    placebo: TurnCurve
+    reference: TurnCurve | None
     fit: RecurrenceFit | None
     nulls: list[Null]
 
@@ -110,9 +110,9 @@ def _arm(setup: DriftSetup, measured: Mapping[Key, Row], measure: str, arm: str)
     own = _table(setup, measured, _REFERENCE + measure, arm) if setup.restate_goal else None
     return ArmResult(
         values=values.tolist(),
-        curve=Curve.of(values),
-        placebo=Curve.of(_table(setup, measured, _PLACEBO + measure, arm)),
-        reference=None if own is None else Curve.of(own),
+        curve=TurnCurve.of(values),
+        placebo=TurnCurve.of(_table(setup, measured, _PLACEBO + measure, arm)),
+        reference=None if own is None else TurnCurve.of(own),
         fit=fit(values, seed=setup.seed),
         nulls=nulls(values, seed=setup.seed),
     )
@@ -215,7 +215,7 @@ def _of_fit(found: RecurrenceFit) -> list[str]:
             f"with the turn as covariate b is {found.slope_given_turn.value:.2f} instead of {found.slope.value:.2f}, "
             "and the turn has an effect of its own"
         )
-    if found.without_equilibrium:
+    if found.without_equilibrium is not None and found.without_equilibrium >= 0.005:
         lines.append(f"{found.without_equilibrium:.0%} of the resamples have b >= 0 and so no equilibrium")
     return lines
 

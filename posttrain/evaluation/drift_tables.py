@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.evaluation.drift_results import Curve, DriftResult
+from posttrain.evaluation.drift_results import TurnCurve, DriftResult
 from posttrain.evaluation.drift_run import BASE, REMINDERS, DriftSetup
 from posttrain.evaluation.drift_statistics import Interval, RecurrenceFit
 
@@ -99,11 +99,11 @@ def _turns(setup: DriftSetup, result: DriftResult) -> DriftTable:
     )
 
 
-def _curve(curve: Curve) -> list[str]:
+def _curve(curve: TurnCurve) -> list[str]:
     return [figures_of(v) for v in curve.mean]
 
 
-def _bands(curve: Curve) -> list[str]:
+def _bands(curve: TurnCurve) -> list[str]:
     if curve.low is None or curve.high is None:
         return ["–"] * len(curve.mean)
     return [between(low, high) for low, high in zip(curve.low, curve.high, strict=True)]
