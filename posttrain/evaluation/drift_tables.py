@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.evaluation.drift_results import TurnCurve, DriftResult
+from posttrain.evaluation.drift_results import DriftResult, TurnCurve
 from posttrain.evaluation.drift_run import BASE, REMINDERS, DriftSetup
 from posttrain.evaluation.drift_statistics import Interval, RecurrenceFit
 
