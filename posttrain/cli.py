@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "posttrain.data.overlap:main",
     ),
     "eval": (
-        "evaluate models on benchmarks: tasks, generate, grade, judge, report",
+        "evaluate models: tasks, generate, grade, judge, report; drift over a conversation",
         "posttrain.evaluation.command:main",
     ),
 }

@@ -1,4 +1,4 @@
-"""`posttrain eval tasks|generate|grade|judge|report`: thin, each over one function of this room."""
+"""`posttrain eval tasks|generate|grade|judge|report|drift`: thin, each over one function of this room."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.evaluation import masked_diffusion, store, tasks
+from posttrain.evaluation import drift_command, masked_diffusion, store, tasks
 from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
@@ -27,7 +27,9 @@ _DIR_HELP = "evaluation folders, or folders above them"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    stages = parser.add_subparsers(dest="stage", required=True, metavar="tasks|generate|grade|judge|report")
+    stages = parser.add_subparsers(
+        dest="stage", required=True, metavar="tasks|generate|grade|judge|report|drift"
+    )
     _add_tasks(stages.add_parser("tasks", help="list the benchmarks; --check verifies their files"))
     _add_generate(
         stages.add_parser("generate", help="let a model answer; interrupted, the same command goes on")
@@ -51,6 +53,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     pages.add_argument("--out", default=None, help="the page (default: report.html in the first DIR)")
     pages.add_argument(
         "--failed", type=int, default=8, help="responses to read of each result (default: %(default)s)"
+    )
+    drift_command.add_arguments(
+        stages.add_parser("drift", help="how far answers drift from a goal over a conversation")
     )
 
 
@@ -158,11 +163,12 @@ def _seconds(text: str) -> float:
 
 
 def main(args: Namespace) -> int:
-    """Evaluate models on benchmarks: tasks, generate, grade, judge, report."""
+    """Evaluate models on benchmarks: tasks, generate, grade, judge, report; in conversations: drift."""
     from posttrain.evaluation.transport import JudgeLost
 
     stage: Callable[[Namespace], int] = {
         "tasks": _tasks, "generate": _generate, "grade": _grade, "judge": _judge, "report": _report,
+        "drift": _drift,
     }[args.stage]  # fmt: skip
     try:
         return stage(args)
@@ -369,6 +375,10 @@ def _report(args: Namespace) -> int:
     terminal.show(results, _console())
     _console().print(f"report: {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _drift(args: Namespace) -> int:
+    return drift_command.run_drift(args, _console())
 
 
 def _console() -> Console:

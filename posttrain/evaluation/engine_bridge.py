@@ -30,10 +30,11 @@ from posttrain.rollout.transformers_engine import TransformersEngine
 
 @dataclass(frozen=True)
 class Response:
-    """Token ids without the end token, and whether the response ended or ran into the limit."""
+    """Token ids without the end token, whether the response ended or ran into the limit, and its end token."""
 
     token_ids: list[int]
     finish: Literal["stop", "length"]
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class EvaluationEngine:
     def _response(self, completion: base.Completion) -> Response:
         tokens = completion.token_ids
         ended = completion.finish == "stop" and tokens and tokens[-1] in self.ends
-        return Response(tokens[:-1] if ended else tokens, completion.finish)
+        if ended:
+            return Response(tokens[:-1], completion.finish, tokens[-1])
+        return Response(tokens, completion.finish)
 
 
 def load_generator(

@@ -91,7 +91,7 @@ def test_end_token_ends_and_the_limit_truncates(tmp_path, sums, problems, tiny_m
     generator = EvaluationEngine.around(tiny_model, tokenizer)
     assert generator.generate([[9]], [0], SAMPLED) == [Response([seven] * 6, "length")]
     tiny_model.lm_head.bias.data[tokenizer.eos_token_id] = 100.0
-    assert generator.generate([[9]], [0], SAMPLED) == [Response([], "stop")]
+    assert generator.generate([[9]], [0], SAMPLED) == [Response([], "stop", end=1)]
 
 
 def test_run_json_names_what_decides_the_numbers(tmp_path, sums, problems, tiny_model, tokenizer):
