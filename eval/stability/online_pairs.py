@@ -37,11 +37,20 @@ LAST = 10
 DRAWN = {"pairs": "drawn"}
 ARMS: dict[str, tuple[str, dict[str, Any], float]] = {
     "grpo": ("grpo", {}, 1e-4),
+    "grpo, lr / 3": ("grpo", {}, 3e-5),
     "grpo, lr x 3": ("grpo", {}, 3e-4),
     "best and worst": ("online_dpo", {}, 1e-4),
     "best and worst, lr x 3": ("online_dpo", {}, 3e-4),
     "drawn": ("online_dpo", DRAWN, 1e-4),
+    "drawn, lr / 3": ("online_dpo", DRAWN, 3e-5),
     "drawn, lr x 3": ("online_dpo", DRAWN, 3e-4),
+    "drawn, PARL 0.03": ("online_dpo", {**DRAWN, "parl_coef": 0.03}, 1e-4),
+    "drawn, PARL 0.03, against log 1/2": (
+        "online_dpo",
+        {**DRAWN, "parl_coef": 0.03, "parl_baseline": "indifferent"},
+        1e-4,
+    ),
+    "drawn, PARL 0.1": ("online_dpo", {**DRAWN, "parl_coef": 0.1}, 1e-4),
     "drawn, PARL 0.3": ("online_dpo", {**DRAWN, "parl_coef": 0.3}, 1e-4),
     "drawn, PARL 0.3, lr x 3": ("online_dpo", {**DRAWN, "parl_coef": 0.3}, 3e-4),
     "drawn, PARL 1": ("online_dpo", {**DRAWN, "parl_coef": 1.0}, 1e-4),
@@ -90,7 +99,8 @@ def ran(arm: str, seed: int, steps: int, folder: Path) -> dict[str, float]:
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     lines = [f"| arm | {' | '.join(FIGURES.values())} |", "|---" * (len(FIGURES) + 1) + "|"]
-    for arm, seeds in found.items():
+    for arm in (one for one in ARMS if one in found):
+        seeds = found[arm]
         lines.append(
             f"| {arm} | "
             + " | ".join(_spread([one[key] for one in seeds.values()]) for key in FIGURES)

@@ -162,7 +162,7 @@ class OnlineDPO(Objective):
     preference_scale: Annotated[float, Gt(0)] | None = None
     """the better answer is preferred with probability sigma(reward gap / this); off: for sure"""
     parl_coef: Annotated[float, Ge(0)] = 0.0
-    """weight of PARL's score-function term; 1 is the gradient of the paper, 0 online DPO alone"""
+    """weight of PARL's term; 0: off, 1: the published gradient, noisy: at most train.beta is usable"""
     parl_baseline: Literal["others", "indifferent", "none"] = "others"
     """b of PARL's term: mean F of the step's other pairs, log 1/2, or 0"""
     parl_ratio_max: Annotated[float, Ge(1)] = 2.0
@@ -213,6 +213,11 @@ class OnlineDPO(Objective):
             yield (
                 f"{run.place}: parl_coef is for pairs as the policy draws them, and the best and the worst of {size} "
                 "are not; take pairs: drawn"
+            )
+        if self.parl_coef > run.train.beta > 0:
+            yield (
+                f"{run.place}: parl_coef {self.parl_coef:g} outweighs DPO's part, whose factor at an answer is at most "
+                f"train.beta, {run.train.beta:g}; runs here broke at three times beta"
             )
         if self.parl_coef and self.parl_baseline == "none":
             yield f"{run.place}: parl_baseline: none lowers the log-prob of every sampled answer, F being below 0"

@@ -289,3 +289,5 @@ def test_plan_refuses_what_would_part_a_pair(load: Load):
     assert any("parl_coef: 0 switches off" in one for one in idle)
     biased = plan(whole, parl_coef=0.1).warnings
     assert any("take pairs: drawn" in one for one in biased)
+    assert not any("outweighs" in one for one in biased)
+    assert any("parl_coef 0.3 outweighs DPO's part" in one for one in plan(whole, parl_coef=0.3).warnings)
