@@ -39,7 +39,8 @@ class Groups:
     teacher_gap           (P, G, T)  log pi_teacher - log pi_old of each sampled token in nats, 0 where no loss is
                                      taken; None but for an objective that `uses_teacher`
     mask                  (P, G, T)  1.0 where a token takes part in the loss; None where `values` and `teacher_gap`
-                                     are, but for responses that hold tokens of tools beside `token_kl`
+                                     are, but beside `token_kl` for an objective that `pairs_answers` and for responses
+                                     that hold tokens of tools
     """
 
     rewards: Tensor
@@ -129,12 +130,16 @@ class Objective(Settings):
     the policy is the one that sampled: then they cost no second forward pass."""
     uses_teacher: ClassVar[bool] = False
     """Whether `advantages` reads `Groups.teacher_gap`: what another model says about the sampled tokens."""
+    pairs_answers: ClassVar[bool] = False
+    """Whether the responses of a group are learned from against each other: an optimizer step must hold groups whole,
+    and `Groups.mask` says which of them have tokens to learn from."""
     divides_by_tokens: ClassVar[bool] = False
     """Whether `reduce` reads `StepTotals.num_tokens`."""
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether `advantages` takes the KL penalty off the rewards (`Groups.token_kl`), so that the loss has none."""
+        """Whether the method itself pulls to the reference, by `Groups.token_kl`, which `advantages` reads: off the
+        rewards, or in a loss on pairs. The trainer adds no KL penalty to the loss then."""
         return False
 
     @property
@@ -178,6 +183,11 @@ class Objective(Settings):
         """The advantage a token's gradient carries at ratio one: (B, 1) or (B, T). Differs from
         `batch.advantages` where a method blends several (COPO)."""
         return batch.advantages
+
+    def left_out(self, batch: TokenBatch) -> Tensor | None:
+        """(B, 1) bool, for the signal account: responses that the method picked nothing from, though the rewards of
+        their group differ; None = it learns from all."""
+        return None
 
     def token_loss(self, batch: TokenBatch) -> Tensor:
         """The loss per token, before masking and reduction. (B, T), or (B, 1) to be broadcast."""

@@ -25,6 +25,7 @@ SIGNAL_COLOURS = {
     "truncated": "#f59e0b",
     "tool": "#a78bfa",
     "importance": "#ec4899",
+    "left_out": "#c4b5fd",
     "clipped_low": "#60a5fa",
     "clipped_high": "#1d4ed8",
     "dual_clipped": "#0e7490",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
-from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS, THROWN_AWAY
+from posttrain.observe.reasons import CARRIED, CLASSES, LEFT_OUT, PREFIX, REASONS, THROWN_AWAY, WHERE_ANY
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class SignalCounts:
         return {name: count / total if total else 0.0 for name, count in counts.items()}
 
     def metrics(self) -> dict[str, float]:
-        """`signal/NAME` for every class, and `signal/tokens`, the number they are shares of. What was thrown away is
-        named where there is any: most runs keep all they sample."""
+        """`signal/NAME` for every class, and `signal/tokens`, the number they are shares of. Those of `WHERE_ANY` are
+        named where they are not empty."""
         shares = {
-            PREFIX + name: share for name, share in self.shares().items() if share or name != THROWN_AWAY
+            PREFIX + name: share for name, share in self.shares().items() if share or name not in WHERE_ANY
         }
         return {**shares, PREFIX + "tokens": float(sum(self.as_dict().values()))}
 
@@ -87,6 +87,7 @@ def account(
     truncated: Tensor | None = None,
     tool: Tensor | None = None,
     importance: Tensor | None = None,
+    left_out: Tensor | None = None,
 ) -> SignalCounts:
     """Counts every generated token once, under the first of `CLASSES`' reasons that holds.
 
@@ -102,6 +103,7 @@ def account(
     truncated      (B, 1) bool       responses cut at the length limit; they count only where `mask` is 0
     tool           (B, T) bool       tokens of tools; they count only where `mask` is 0
     importance     (B, T) or (B, 1)  sampler-to-trainer weights multiplied into the loss
+    left_out       (B, 1) bool       what `Objective.left_out` returned
     """
     low, high = bounds if bounds is not None else (0.0, 1.0)
     never = torch.zeros_like(generated, dtype=torch.bool)
@@ -116,6 +118,7 @@ def account(
         "truncated": _flag(truncated, never) & masked,
         "tool": _flag(tool, never) & masked,
         "importance": weight == 0,
+        LEFT_OUT: _flag(left_out, never) & ~masked,
         "clipped_low": flat & (advantage < 0) & (ratio < low),
         "clipped_high": flat & (advantage > 0) & (ratio > high),
         "dual_clipped": flat & (advantage < 0) & (ratio > high),
@@ -159,6 +162,7 @@ def account_objective(
         truncated=truncated,
         tool=tool,
         importance=importance,
+        left_out=objective.left_out(detached),
     )
 
 

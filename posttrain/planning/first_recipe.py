@@ -35,6 +35,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "bapo": {"learning_rate": 2e-6},
     "bgpo": {"learning_rate": 5e-7},
     "salsa": {"beta": 0.05},
+    "online_dpo": {"learning_rate": 5e-7, "beta": 0.1},
     "simpo": {"beta": 2.0},
     "kto": {"learning_rate": 5e-6},
     "mdlm_sft": {"learning_rate": 1e-5},

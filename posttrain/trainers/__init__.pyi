@@ -341,6 +341,35 @@ class OPDConfig(PolicyConfig):
     """epsilon above 1"""
 
 @dataclass
+class OnlineDPOConfig(PolicyConfig):
+    """PolicyConfig and the settings of OnlineDPO."""
+    pairs: Literal['best_worst', 'drawn'] = ...
+    """of a group: its best and its worst answer, or neighbours in the order sampled"""
+    preference_scale: float | None = ...
+    """the better answer is preferred with probability sigma(reward gap / this); off: for sure"""
+    parl_coef: float = ...
+    """weight of PARL's term; 0: off, 1: the published gradient, noisy: at most train.beta is usable"""
+    parl_baseline: Literal['others', 'indifferent', 'none'] = ...
+    """b of PARL's term: mean F of the step's other pairs, log 1/2, or 0"""
+    parl_ratio_max: float = ...
+    """most that a pair's importance ratio weighs in PARL's term, on samples that are not fresh"""
+
+class OnlineDPOTrainer(PolicyTrainer):
+    """OnlineDPO: DPO on pairs that the policy samples and the rewards judge, with PARL's term as an option. `help(OnlineDPOConfig)` lists its settings."""
+    args: OnlineDPOConfig
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = ...,
+        args: OnlineDPOConfig | None = ...,
+        train_dataset: Any = ...,
+        eval_dataset: Any = ...,
+        *,
+        ref_model: Any = ...,
+        **trl_arguments: Any,
+    ) -> None: ...
+
+@dataclass
 class SAPOConfig(PolicyConfig):
     """PolicyConfig and the settings of SAPO."""
     gate_positive: float = ...

@@ -37,7 +37,7 @@ def make(name: str) -> Objective:
     return POLICY[name]()
 
 
-def make_groups(seed: int = 0) -> Groups:
+def make_groups(seed: int = 0, objective: Objective | None = None) -> Groups:
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.bernoulli(torch.full((P, G), 0.5, dtype=torch.float64), generator=generator)
     rewards[0], rewards[1, :2] = 1.0, torch.tensor([0.0, 1.0])
@@ -45,14 +45,21 @@ def make_groups(seed: int = 0) -> Groups:
     gap = torch.randn(
         (P, G, T), generator=generator, dtype=torch.float64
     )  # read by those that have a teacher
-    return Groups(rewards, rewards.unsqueeze(-1), torch.ones(1), answers, teacher_gap=gap)
+    groups = Groups(rewards, rewards.unsqueeze(-1), torch.ones(1), answers, teacher_gap=gap)
+    if (
+        objective is not None and objective.pairs_answers
+    ):  # which are compared by what a reference says about them
+        return replace(groups, token_kl=0.3 * gap, beta=0.5)
+    return groups
 
 
 def make_batch(objective: Objective, seed: int = 0, spread: float = 0.3) -> TokenBatch:
     """A rollout batch as one micro-batch: real advantages, ragged lengths, forward outputs as `needs`
     asks."""
     generator = torch.Generator().manual_seed(seed)
-    streams = {name: v.reshape(P * G, -1) for name, v in objective.advantages(make_groups(seed)).items()}
+    streams = {
+        name: v.reshape(P * G, -1) for name, v in objective.advantages(make_groups(seed, objective)).items()
+    }
     shape = (P * G, T)
     old = -2 * torch.rand(shape, generator=generator, dtype=torch.float64)
     new = old + spread * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -201,27 +208,32 @@ def test_at_ratio_one_the_push_follows_the_effective_advantage(name):
 @pytest.mark.parametrize("name", POLICY)
 def test_advantages_are_streams_of_groups(name):
     objective = make(name)
-    groups = make_groups()
+    groups = make_groups(objective=objective)
     streams = objective.advantages(groups)
     assert "advantages" in streams
     shape = (P, G, T) if objective.uses_teacher else (P, G)
     assert all(values.shape == shape for values in streams.values())
     order = [2, 0, 1]  # prompts have no order
     assert groups.answers is not None
-    shuffled = Groups(
-        groups.rewards[order],
-        groups.rewards_per_function[order],
-        groups.weights,
-        [groups.answers[p] for p in order],
+    shuffled = replace(
+        groups,
+        rewards=groups.rewards[order],
+        rewards_per_function=groups.rewards_per_function[order],
+        answers=[groups.answers[p] for p in order],
         teacher_gap=None if groups.teacher_gap is None else groups.teacher_gap[order],
+        token_kl=None if groups.token_kl is None else groups.token_kl[order],
     )
-    assert_close(objective.advantages(shuffled), {k: v[order] for k, v in streams.items()})
+    again, streams = (
+        {k: v for k, v in found.items() if k != "pair"}  # numbers of pairs, in order
+        for found in (objective.advantages(shuffled), streams)
+    )
+    assert_close(again, {k: v[order] for k, v in streams.items()})
 
 
 @pytest.mark.parametrize("name", POLICY)
 def test_unjudged_responses_carry_no_advantage(name):
     objective = make(name)
-    groups = make_groups()
+    groups = make_groups(objective=objective)
     if objective.uses_teacher:  # which speaks about these too; here it agrees with the policy
         groups = replace(groups, teacher_gap=torch.zeros(P, G, T, dtype=torch.float64))
     rewards = groups.rewards.clone()
@@ -252,7 +264,7 @@ def test_metrics_are_scalars_without_gradient(name):
     batch = make_batch(objective)
     batch = replace(batch, logprobs=batch.logprobs.requires_grad_())
     result = step_losses(objective, [batch], max_completion_length=LIMIT, known=KNOWN)
-    found = objective.metrics(result.batches[0]) | objective.rollout_metrics(make_groups())
+    found = objective.metrics(result.batches[0]) | objective.rollout_metrics(make_groups(objective=objective))
     for key, value in found.items():
         assert value.shape == (), key
         assert not value.requires_grad, key

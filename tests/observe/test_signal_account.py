@@ -22,18 +22,18 @@ def column(values: list[float]) -> Tensor:
 
 
 def test_every_reason_by_hand() -> None:
-    """Twelve responses of one token, one for each class a batch can hold; bounds (0.8, 1.2)."""
+    """Thirteen responses of one token, one for each class a batch can hold; bounds (0.8, 1.2)."""
     order = [name for name in CLASSES if name != THROWN_AWAY]
 
     def flag(name: str) -> Tensor:
         return torch.tensor([[name == other] for other in order])
 
     masked = flag("truncated") | flag("tool") | flag("other")
-    advantage = torch.ones(12, 1)
+    advantage = torch.ones(13, 1)
     advantage[flag("equal_rewards") | flag("unjudged")] = 0
     advantage[flag("clipped_low") | flag("dual_clipped")] = -1
     advantage[flag("other")] = -1
-    ratio = torch.ones(12, 1)
+    ratio = torch.ones(13, 1)
     ratio[flag("clipped_low") | flag("other")] = 0.7  # what is masked cannot be clipped
     ratio[flag("clipped_high")] = 1.3
     ratio[flag("dual_clipped")] = 9.0
@@ -41,7 +41,7 @@ def test_every_reason_by_hand() -> None:
     gradient[flag("clipped_low") | flag("clipped_high") | flag("dual_clipped") | flag("other")] = 0
     gradient[flag("nonfinite")] = NAN
     counts = account(
-        generated=torch.ones(12, 1),
+        generated=torch.ones(13, 1),
         mask=1.0 - masked.float(),
         advantage=advantage,
         gradient=gradient,
@@ -52,15 +52,18 @@ def test_every_reason_by_hand() -> None:
         truncated=flag("truncated"),
         tool=flag("tool"),
         importance=1.0 - flag("importance").float(),
+        left_out=flag("left_out"),
     )
     assert counts.as_dict() == dict.fromkeys(order, 1) | {THROWN_AWAY: 0}
-    assert counts.metrics()["signal/tokens"] == 12
+    assert counts.metrics()["signal/tokens"] == 13
     assert sum(counts.shares().values()) == pytest.approx(1)
 
 
 def test_what_was_thrown_away_is_added_beside_the_batch() -> None:
     batch = SignalCounts.of(CARRIED, 6)
-    assert "signal/thrown_away" not in batch.metrics()  # most runs throw nothing away
+    assert (
+        not {"signal/thrown_away", "signal/left_out"} & batch.metrics().keys()
+    )  # most runs use all they sample
     found = (batch + SignalCounts.of(THROWN_AWAY, 2)).metrics()
     assert (found["signal/tokens"], found["signal/thrown_away"], found["signal/carried"]) == (8, 0.25, 0.75)
 
@@ -93,6 +96,7 @@ def test_a_token_with_every_reason_is_counted_once_under_the_first() -> None:
     flags.pop("truncated")
     add(0, -1, gradient=zero, ratio=column([0.1]), keep=dropped, **flags)
     flags.pop("importance")
+    add(1, -1, gradient=zero, ratio=column([0.1]), keep=dropped, left_out=torch.tensor([[True]]))
     add(1, -1, gradient=zero, ratio=column([0.1]), keep=dropped)
     add(1, 1, gradient=zero, ratio=column([9.0]), keep=dropped)
     add(1, -1, gradient=zero, ratio=column([9.0]), keep=dropped)
@@ -124,7 +128,7 @@ def test_counts_add_up_over_micro_batches_and_nothing_generated_is_no_division()
     assert (SignalCounts.zero() + one).as_dict() == one.as_dict()
     assert set(SignalCounts.zero().shares().values()) == {0.0}
     name, meaning, tokens, share = one.table()[-1]
-    assert (name, tokens, share) == ("other", 12, pytest.approx(12 / 78))
+    assert (name, tokens, share) == ("other", 13, pytest.approx(13 / 91))
     assert meaning == REASONS["other"]
 
 

@@ -76,6 +76,7 @@ def test_every_policy_and_preference_method_has_a_recipe_for_a_small_gpu() -> No
         "rloo",
         "salsa",
         "opd",
+        "online_dpo",
         "rpo",
         "kto",
         "drift",

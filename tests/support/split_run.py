@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "PPO": {"beta": 0.05, "critic_learning_rate": 1e-3},
     "PPOMax, shared": {"beta": 0.05, "critic_learning_rate": 1e-3, "share_trunk": True, "value_coef": 1.0},
     "OPD": {"reward_coef": 0.5},
+    "OnlineDPO": {"beta": 0.5, "parl_coef": 0.5},
     "CAPO, calibrated": {
         "calibrate": True,
         "calibration_steps": 2,

@@ -1,5 +1,5 @@
-"""What other models say about each sampled token: the KL penalty of methods that take it off the rewards, and the
-teacher's opinion in distillation."""
+"""What other models say about each sampled token: the reference, for a penalty on the rewards or a loss on pairs, and
+the teacher in distillation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ class PenaltyHost(Protocol):
 
 
 @torch.no_grad()
-def with_token_kl(host: PenaltyHost, groups: Groups, output: Mapping[str, Any]) -> Groups:
-    """The groups of all ranks with `token_kl` and `beta`, and with `mask` where tools wrote some of the tokens; output:
-    this rank's share, as TRL buffers it."""
+def with_token_kl(
+    host: PenaltyHost, groups: Groups, output: Mapping[str, Any], *, with_mask: bool = False
+) -> Groups:
+    """The groups of all ranks with `token_kl` and `beta`, and with `mask` where it is asked for or tools wrote some of
+    the tokens; output: this rank's share, as TRL buffers it."""
     # what stands behind the end of a response means nothing, and may be no number
     mask = loss_mask(output).bool()
     kl = torch.where(mask, k1(_old_logprobs(host, output), output["ref_per_token_logps"]), 0.0)
-    inside = None if groups.written is None else _of_all(host, groups, mask.to(kl))
+    inside = _of_all(host, groups, mask.to(kl)) if with_mask or groups.written is not None else None
     return replace(groups, token_kl=_of_all(host, groups, kl), beta=host.beta, mask=inside)
 
 

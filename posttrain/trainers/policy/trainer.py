@@ -266,11 +266,12 @@ class PolicyTrainer(
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """As TRL's; a fresh rollout is cut into micro-batches of whole groups where the layout gains by it."""
+        """As TRL's; a fresh rollout is cut into micro-batches of whole groups where layout or method gain by it."""
         window = self.args.steps_per_generation * self.num_iterations
         fresh = self._buffered_inputs is None or self._step % window == 0
         inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training or not self.layout.orders_groups or not fresh:
+        whole_groups = self.layout.orders_groups or self.objective.pairs_answers
+        if not self.model.training or not whole_groups or not fresh:
             return inputs
         self._buffered_inputs = group_ordered(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -308,7 +309,7 @@ class PolicyTrainer(
     def scored_groups(self, groups: Groups, output: Mapping[str, Any]) -> Groups:
         """With what other models say about the sampled tokens; output: this rank's share, as TRL buffers it."""
         if self.objective.kl_in_reward and self.beta > 0:
-            groups = with_token_kl(self, groups, output)
+            groups = with_token_kl(self, groups, output, with_mask=self.objective.pairs_answers)
         return groups if self.critic is None else self.critic.valued(groups, output)
 
     @property

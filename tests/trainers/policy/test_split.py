@@ -24,6 +24,13 @@ METRICS = {
     "PPO": {"kl", "ppo/value_loss", "ppo/explained_variance", "ppo/critic_grad_norm"},
     "PPOMax, shared": {"ppo_max/value_loss", "ppo_max/reward_std_so_far", "ppo_max/value_mean"},
     "OPD": {"opd/reverse_kl", "entropy"},
+    "OnlineDPO": {
+        "online_dpo/pair_loss",
+        "online_dpo/parl_size",
+        "online_dpo/paired",
+        "signal/left_out",
+        "kl",
+    },
     "CAPO, calibrated": {"kept_share", *(f"capo/{proposed}_threshold" for proposed in PROPOSED), "entropy"},
 }
 
