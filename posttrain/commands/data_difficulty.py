@@ -184,6 +184,6 @@ def _use(recipe: Recipe, out: Path) -> str:
         for key in ("prompt", "answer")
         if vars(settled)[key] != vars(named)[key]
     }
-    words = {"path": str(out), **implied}
+    words = {"path": str(out), **implied, "filter": "0 < pass_rate < 1"}
     instead = "" if named.name is None else f", in place of name: {named.name}"
-    return f"to train on it: data: {json.dumps(words, ensure_ascii=False)}{instead}"
+    return f"to train on the rows between: data: {json.dumps(words, ensure_ascii=False)}{instead}"

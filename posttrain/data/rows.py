@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,10 +23,12 @@ from posttrain.data.known import DATASETS, TASKS
 from posttrain.data.labels import PAIRS_SPLIT, all_unpaired, pair_columns, unpaired
 from posttrain.data.lengths import Limits
 from posttrain.data.mapping import Dropped, map_row
+from posttrain.data.row_filter import RowQuestion
 from posttrain.data.row_layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
+from posttrain.data.row_order import Curriculum
 from posttrain.recipe.errors import explain, suggest
 from posttrain.recipe.methods import load
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.sections import DataSection, OrderSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,21 +71,24 @@ class LoadedRows(NamedTuple):
     """
     numbers  of each of the rows its place in the source, from 1; a pair that was read as two rows stands twice
     last     place of the last row that was read; with data.shuffle of the last there is
+    order    the curriculum that data.order asks for
     """
 
     rows: Dataset
     counts: RowCounts
     numbers: list[int]
     last: int
+    order: Curriculum | None
 
 
 class Collected(NamedTuple):
-    """Mapped rows with their account; `numbers` and `last` as in LoadedRows."""
+    """Mapped rows with their account; `numbers`, `last` and `order` as in LoadedRows."""
 
     rows: list[Row]
     counts: RowCounts
     numbers: list[int]
     last: int
+    order: Curriculum | None = None
 
 
 class Survey(NamedTuple):
@@ -134,6 +139,7 @@ def load_rows(
         replace(counts, left_out_columns=mixed),
         found.numbers,
         found.last,
+        found.order,
     )
 
 
@@ -154,7 +160,9 @@ def survey(section: DataSection, needs: Needs | None = None, tokenizer: Any = No
     large = section.path is not None and size_of(section.path) > SURVEY_LIMIT_BYTES
     if large:
         source = islice(source, LOOKED_INTO)
-        section = section.model_copy(update={"limit": 1, "shuffle": None})
+        if section.order is not None:
+            _question(section.order.by, "order: by", first, section.path)
+        section = section.model_copy(update={"limit": 1, "shuffle": None, "order": None})
     rows, counts, *_ = _collect(section, needs, source, Limits(section, tokenizer, lengths=False))
     return Survey(list(first), None if large else counts, rows, counts.notes)
 
@@ -238,7 +246,8 @@ def _collect(
         return Collected([], RowCounts(0, 0), [], 0)
     pair = _pair_columns(section, needs, first[1], where)
     dropped: Counter[str] = Counter()
-    raw: Iterable[tuple[int, Row]] = chain([first], numbered)
+    raw = _kept(section, chain([first], numbered), first[1], dropped, halves=1 if pair is None else 2)
+    order = None if section.order is None else _question(section.order.by, "order: by", first[1], where)
     shown = first[1]
     if pair is not None:
         raw, shown = all_unpaired(raw, *pair), unpaired(shown, *pair)[0]
@@ -254,11 +263,13 @@ def _collect(
         random.Random(section.shuffle).shuffle(raw)
     rows: list[Row] = []
     numbers: list[int] = []
+    keys: list[float | None] = []
     truncated = echoes = 0
     for number, row in raw:
         try:
             mapped = map_row(row, section, layout, needs)
             mapped, cut = limits.check(mapped, needs)
+            keys += [] if order is None else [order.number(row)]
             truncated += cut
             rows.append(mapped)
             numbers.append(number)
@@ -269,9 +280,12 @@ def _collect(
             raise DataError(f"{where}: row {number}: {error}") from None
         if len(rows) == section.limit:
             break
+    curriculum = None if section.order is None else _curriculum(section.order, keys, where)
+    if curriculum is not None and section.order is not None:
+        notes = (*notes, curriculum.in_words(section.order.by))
     read = len(rows) + sum(dropped.values())
     counts = RowCounts(read, len(rows), dict(dropped), truncated, echoes=echoes, notes=notes)
-    return Collected(rows, counts, numbers, numbered.last)
+    return Collected(rows, counts, numbers, numbered.last, curriculum)
 
 
 class _Numbered:
@@ -288,6 +302,40 @@ class _Numbered:
         row = next(self._source)
         self.last += 1
         return self.last, row
+
+
+def _kept(
+    section: DataSection,
+    raw: Iterable[tuple[int, Row]],
+    first: Row,
+    dropped: Counter[str],
+    *,
+    halves: int,
+) -> Iterable[tuple[int, Row]]:
+    """The rows that data.filter keeps; the others are counted in `dropped`, as they are read."""
+    if section.filter is None:
+        return raw
+    where = section.path or section.name
+    question = _question(section.filter, "filter", first, where)
+    return question.kept(raw, dropped, halves, where)
+
+
+def _question(text: str, key: str, first: Row, where: str | None) -> RowQuestion:
+    try:
+        return RowQuestion(text, key, first)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _curriculum(section: OrderSection, keys: Sequence[float | None], where: str | None) -> Curriculum | None:
+    """None where no row is used, which is said elsewhere."""
+    if not keys:
+        return None
+    if len(found := set(keys)) == 1:
+        (value,) = found
+        of = "have no value" if value is None else f"have {value:g}"
+        raise DataError(f"{where}: order: by {section.by!r}: all rows {of}, so it orders nothing; remove it")
+    return Curriculum(tuple(keys), section.first, section.bands)
 
 
 def _pair_columns(section: DataSection, needs: Needs, row: Row, where: str | None) -> tuple[str, str] | None:

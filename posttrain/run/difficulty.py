@@ -106,7 +106,7 @@ def measured_recipe(recipe: Recipe, samples: int) -> Recipe:
         recipe,
         method=method,
         objective=recipe.objective if own else METHODS[method].load_settings()(),
-        data=recipe.data.model_copy(update={"eval": None}),
+        data=recipe.data.model_copy(update={"eval": None, "order": None}),
         rollout=type(rollout)(**{**kept, "group_size": group}),
         train=train,
         output=recipe.output.model_copy(update={"record": [], "hub": None, "logging_steps": 1}),
@@ -137,7 +137,7 @@ def measure(
     # beside the results: a server that reads weights from a disk may see that folder, and none of this machine's own
     with tempfile.TemporaryDirectory(prefix=".difficulty-", dir=out.resolve().parent) as folder:
         trainer = _trainer(recipe, asked.samples, folder)
-        _, counts, numbers, last = load_rows(recipe.data, trainer.processing_class, needs=needs_of(recipe))
+        _, counts, numbers, last, _ = load_rows(recipe.data, trainer.processing_class, needs=needs_of(recipe))
         rows = source_rows(recipe.data, last)
         check_writable(rows, out, replace=replace_columns)
         questions["rows"] = rows_fingerprint(trainer.train_dataset)
