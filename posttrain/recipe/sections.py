@@ -262,7 +262,7 @@ class RewardSection(Section):
 class ToolSection(Section):
     """A function that the model may call; in a recipe also its name alone."""
 
-    name: Text  # python | package.module:function | path/file.py:function
+    name: Text  # python | search | package.module:function | path/file.py:function
     args: dict[Text, Any] = {}  # parameters that the model does not see
     timeout_s: Seconds = 10.0  # of one call
     max_characters: Count = 4000  # of an answer; the rest is cut
