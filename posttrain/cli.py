@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "know a data set before training: lengths, duplicates, languages, faults, labels",
         "posttrain.commands.data_describe:main",
     ),
+    "data difficulty": (
+        "measure the start model's pass rate on each row of a recipe's data",
+        "posttrain.commands.data_difficulty:main",
+    ),
     "data overlap": (
         "count test rows that share runs of words with training rows",
         "posttrain.data.overlap:main",
@@ -63,7 +67,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "A run": ("init", "plan", "train", "launch", "report"),
     "Its model": ("chat", "eval", "export", "merge", "soup"),
-    "Data": ("data describe", "data preview", "data overlap", "data feedback"),
+    "Data": ("data describe", "data preview", "data difficulty", "data overlap", "data feedback"),
     "Methods": ("methods", "replay"),
 }
 """How `posttrain --help` orders the commands; what stands in no group comes last."""
@@ -90,6 +94,8 @@ MEANT: dict[str, str] = {
     "preview": "data preview",
     "describe": "data describe",
     "overlap": "data overlap",
+    "difficulty": "data difficulty",
+    "pass_rate": "data difficulty",
     "average": "soup",
     "list": "methods",
     "settings": "methods NAME",

@@ -72,6 +72,7 @@ EXTRAS = {
     "flow": (("diffusers",), "pip install -e '.[flow]'"),
     "evaluation": (("lm_eval", "alpaca_eval", "openai"), "pip install -e '.[eval]'"),
     "real": (("gguf", "lm_eval"), "pip install -e '.[real]'"),
+    "search": (("bm25s",), "pip install -e '.[search]'"),
     "reasoning_gym": (("reasoning_gym",), "pip install -e '.[reasoning-gym]'"),
 }
 """Marker -> (modules it needs, how to get them)."""

@@ -90,7 +90,9 @@ def rows_of(recipe: Recipe, tokenizer: Any, count: int) -> tuple[list[Row], RowC
             raise DataError(f"no row can be used: {found.counts.in_words()}")
         return found.rows[:count], found.counts
     wanted = min(count, recipe.data.limit or count)
-    loaded = load_rows(recipe.data.model_copy(update={"limit": wanted}), tokenizer, needs=needs_of(recipe))
+    loaded = load_rows(
+        recipe.data.model_copy(update={"limit": wanted, "order": None}), tokenizer, needs=needs_of(recipe)
+    )
     return loaded.rows.to_list(), loaded.counts  # type: ignore[return-value]  # a list of mappings
 
 

@@ -1,6 +1,6 @@
 """From a recipe's `data` section to rows, with an account of every row that was not used.
 
-    rows, counts = load_rows(recipe.data, tokenizer)[:2]      # counts.read == counts.used + dropped
+    rows, counts, *_ = load_rows(recipe.data, tokenizer)      # counts.read == counts.used + dropped
 
 `survey` looks at the same rows for `posttrain plan`: columns and counts, no tokenizer, nothing downloaded. Both take
 what the method needs of a row (`layout.Needs`), and count alike.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,13 +20,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data.files import DataError, Row, iter_rows, size_of
 from posttrain.data.known import DATASETS, TASKS
-from posttrain.data.labels import PAIRS_SPLIT, all_unpaired, pair_columns
+from posttrain.data.labels import PAIRS_SPLIT, all_unpaired, pair_columns, unpaired
 from posttrain.data.lengths import Limits
 from posttrain.data.mapping import Dropped, map_row
+from posttrain.data.row_filter import RowQuestion
 from posttrain.data.row_layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
+from posttrain.data.row_order import Curriculum
 from posttrain.recipe.errors import explain, suggest
 from posttrain.recipe.methods import load
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.sections import DataSection, OrderSection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,8 +68,27 @@ class RowCounts:
 
 
 class LoadedRows(NamedTuple):
+    """
+    numbers  of each of the rows its place in the source, from 1; a pair that was read as two rows stands twice
+    last     place of the last row that was read; with data.shuffle of the last there is
+    order    the curriculum that data.order asks for
+    """
+
     rows: Dataset
     counts: RowCounts
+    numbers: list[int]
+    last: int
+    order: Curriculum | None
+
+
+class Collected(NamedTuple):
+    """Mapped rows with their account; `numbers`, `last` and `order` as in LoadedRows."""
+
+    rows: list[Row]
+    counts: RowCounts
+    numbers: list[int]
+    last: int
+    order: Curriculum | None = None
 
 
 class Survey(NamedTuple):
@@ -100,7 +121,8 @@ def load_rows(
 
     section = settle(section)
     needs = needs or Needs()
-    rows, counts = _collect(section, needs, raw_rows(section), Limits(section, tokenizer, max_length))
+    found = _collect(section, needs, raw_rows(section), Limits(section, tokenizer, max_length))
+    rows, counts = found.rows, found.counts
     if not rows:
         raise DataError(f"no rows to train on: {counts.in_words()}")
     columns = {name: [row.get(name) for row in rows] for name in _names(rows)}
@@ -112,7 +134,13 @@ def load_rows(
             "than 64 bits; make it one"
         )
     kept = {name: values for name, values in columns.items() if name not in mixed}
-    return LoadedRows(Dataset.from_dict(kept), replace(counts, left_out_columns=mixed))
+    return LoadedRows(
+        Dataset.from_dict(kept),
+        replace(counts, left_out_columns=mixed),
+        found.numbers,
+        found.last,
+        found.order,
+    )
 
 
 def survey(section: DataSection, needs: Needs | None = None, tokenizer: Any = None) -> Survey:
@@ -132,8 +160,10 @@ def survey(section: DataSection, needs: Needs | None = None, tokenizer: Any = No
     large = section.path is not None and size_of(section.path) > SURVEY_LIMIT_BYTES
     if large:
         source = islice(source, LOOKED_INTO)
-        section = section.model_copy(update={"limit": 1, "shuffle": None})
-    rows, counts = _collect(section, needs, source, Limits(section, tokenizer, lengths=False))
+        if section.order is not None:
+            _question(section.order.by, "order: by", first, section.path)
+        section = section.model_copy(update={"limit": 1, "shuffle": None, "order": None})
+    rows, counts, *_ = _collect(section, needs, source, Limits(section, tokenizer, lengths=False))
     return Survey(list(first), None if large else counts, rows, counts.notes)
 
 
@@ -207,46 +237,105 @@ def _collect(
     needs: Needs,
     source: Iterable[Row],
     limits: Limits,
-) -> tuple[list[Row], RowCounts]:
+) -> Collected:
     """Map rows until `limit` are used, reading no further, and account for the others."""
-    raw: Iterable[tuple[int, Row]] = enumerate(source, start=1)
+    numbered = _Numbered(source)
     where = section.path or section.name
-    first = next(iter(raw), None)
+    first = next(numbered, None)
     if first is None:
-        return [], RowCounts(0, 0)
+        return Collected([], RowCounts(0, 0), [], 0)
     pair = _pair_columns(section, needs, first[1], where)
+    dropped: Counter[str] = Counter()
+    raw = _kept(section, chain([first], numbered), first[1], dropped, halves=1 if pair is None else 2)
+    order = None if section.order is None else _question(section.order.by, "order: by", first[1], where)
+    shown = first[1]
     if pair is not None:
-        raw = all_unpaired(chain([first], raw), *pair)
-        first = next(iter(raw))
+        raw, shown = all_unpaired(raw, *pair), unpaired(shown, *pair)[0]
         section = section.model_copy(update={"chosen": None, "rejected": None})
-    layout = layout_of(section, needs, first[1])
-    missing = missing_columns(section, layout, needs, first[1])
+    layout = layout_of(section, needs, shown)
+    missing = missing_columns(section, layout, needs, shown)
     if missing:
         raise DataError("; ".join(f"{where}: {sentence}" for sentence in missing))
     split = () if pair is None else (PAIRS_SPLIT.format(*pair),)
-    notes = (*split, *layout.notes, *_unread(section, layout, needs, first[1]))
-    raw = chain([first], raw)
+    notes = (*split, *layout.notes, *_unread(section, layout, needs, shown))
     if section.shuffle is not None:
         raw = list(raw)
         random.Random(section.shuffle).shuffle(raw)
     rows: list[Row] = []
-    dropped: Counter[str] = Counter()
-    read = truncated = echoes = 0
+    numbers: list[int] = []
+    keys: list[float | None] = []
+    truncated = echoes = 0
     for number, row in raw:
-        if len(rows) == section.limit:
-            break
-        read += 1
         try:
             mapped = map_row(row, section, layout, needs)
             mapped, cut = limits.check(mapped, needs)
+            keys += [] if order is None else [order.number(row)]
             truncated += cut
             rows.append(mapped)
+            numbers.append(number)
             echoes += _echoes(mapped)
         except Dropped as reason:
             dropped[str(reason)] += 1
         except DataError as error:
             raise DataError(f"{where}: row {number}: {error}") from None
-    return rows, RowCounts(read, len(rows), dict(dropped), truncated, echoes=echoes, notes=notes)
+        if len(rows) == section.limit:
+            break
+    curriculum = None if section.order is None else _curriculum(section.order, keys, where)
+    if curriculum is not None and section.order is not None:
+        notes = (*notes, curriculum.in_words(section.order.by))
+    read = len(rows) + sum(dropped.values())
+    counts = RowCounts(read, len(rows), dict(dropped), truncated, echoes=echoes, notes=notes)
+    return Collected(rows, counts, numbers, numbered.last, curriculum)
+
+
+class _Numbered:
+    """Rows with their places, from 1; `last` is that of the row which was given last."""
+
+    def __init__(self, source: Iterable[Row]) -> None:
+        self._source = iter(source)
+        self.last = 0
+
+    def __iter__(self) -> _Numbered:
+        return self
+
+    def __next__(self) -> tuple[int, Row]:
+        row = next(self._source)
+        self.last += 1
+        return self.last, row
+
+
+def _kept(
+    section: DataSection,
+    raw: Iterable[tuple[int, Row]],
+    first: Row,
+    dropped: Counter[str],
+    *,
+    halves: int,
+) -> Iterable[tuple[int, Row]]:
+    """The rows that data.filter keeps; the others are counted in `dropped`, as they are read."""
+    if section.filter is None:
+        return raw
+    where = section.path or section.name
+    question = _question(section.filter, "filter", first, where)
+    return question.kept(raw, dropped, halves, where)
+
+
+def _question(text: str, key: str, first: Row, where: str | None) -> RowQuestion:
+    try:
+        return RowQuestion(text, key, first)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _curriculum(section: OrderSection, keys: Sequence[float | None], where: str | None) -> Curriculum | None:
+    """None where no row is used, which is said elsewhere."""
+    if not keys:
+        return None
+    if len(found := set(keys)) == 1:
+        (value,) = found
+        of = "have no value" if value is None else f"have {value:g}"
+        raise DataError(f"{where}: order: by {section.by!r}: all rows {of}, so it orders nothing; remove it")
+    return Curriculum(tuple(keys), section.first, section.bands)
 
 
 def _pair_columns(section: DataSection, needs: Needs, row: Row, where: str | None) -> tuple[str, str] | None:

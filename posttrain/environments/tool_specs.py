@@ -10,8 +10,14 @@ from typing import Any
 from posttrain.rewards.resolve import load_function
 from posttrain.rewards.signature import RewardSpecError
 
-BUILT_IN_TOOLS = {"python": "posttrain.environments.python_tool:python"}
+BUILT_IN_TOOLS = {
+    "python": "posttrain.environments.python_tool:python",
+    "search": "posttrain.environments.search_tool:search",
+}
 """Name in a recipe -> the tool."""
+PREPARED = {"search": "posttrain.environments.search_tool:prepare"}
+"""Name of a built-in tool -> what its worker calls once with its settings, before it forks: what that makes, the
+processes that answer share."""
 
 
 class ToolFault(ValueError):
@@ -25,7 +31,7 @@ class EnvironmentFault(RuntimeError):
 @dataclass(frozen=True)
 class ToolSpec:
     """
-    name            "python", `package.module:function` or `path/file.py:function`
+    name            "python", "search", `package.module:function` or `path/file.py:function`
     args            values of parameters that the model does not see
     timeout_s       of one call; what has not answered by then is ended
     max_characters  of an answer; the rest is left out, and the model is told
@@ -45,6 +51,12 @@ class EnvironmentSpec(ToolSpec):
 def load_tool(name: str, base_dir: str | Path = ".") -> Callable[..., Any]:
     """The function itself; its module is imported. Raises ToolFault."""
     return _load(BUILT_IN_TOOLS.get(name, name), "tool", base_dir)
+
+
+def prepare_tool(spec: ToolSpec) -> None:
+    """Makes what all calls of a built-in tool share. Raises what its making raises."""
+    if spec.name in PREPARED:
+        _load(PREPARED[spec.name], "tool", ".")(**spec.args)
 
 
 def load_environment(name: str, base_dir: str | Path = ".") -> type:

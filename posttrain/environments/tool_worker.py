@@ -21,7 +21,13 @@ from functools import partial
 from typing import Any, NoReturn
 
 from posttrain.environments.orders import Order, Reply, shortened
-from posttrain.environments.tool_specs import EnvironmentSpec, ToolSpec, load_environment, load_tool
+from posttrain.environments.tool_specs import (
+    EnvironmentSpec,
+    ToolSpec,
+    load_environment,
+    load_tool,
+    prepare_tool,
+)
 from posttrain.rewards.descendants import MARK, end_descendants
 
 
@@ -33,6 +39,7 @@ def slots(
     for spec in tools:
         function = load_tool(spec.name, base_dir)
         functions[function.__name__] = partial(function, **spec.args)
+        prepare_tool(spec)
     make = None
     if environment is not None:
         make = partial(load_environment(environment.name, base_dir), **environment.args)

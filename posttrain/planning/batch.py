@@ -156,6 +156,26 @@ def _prompts_per_step(rollout: RolloutSize) -> float:
     return rollout.prompts / max(rollout.optimizer_steps, 1)
 
 
+def order_warnings(
+    recipe: Recipe, rollout: RolloutSize | None, steps: int | None, rows: int | None
+) -> list[str]:
+    """A curriculum that ends before its rows do. With dynamic sampling how far it comes is not known beforehand."""
+    order = recipe.data.order
+    if order is None or rollout is None or not steps or not rows:
+        return []
+    if recipe.rollout is None or recipe.rollout.resample is not None:
+        return []
+    seen = steps * _prompts_per_step(rollout)
+    if seen >= rows // rollout.prompts * rollout.prompts:  # prompts that fill no rollout are never taken
+        return []
+    band = ceil(seen / rows * order.bands)
+    other = "lowest" if order.first == "highest" else "highest"
+    return [
+        f"data.order: the run takes {seen:.10g} of {rows} prompts, so it ends in band {band} of "
+        f"{order.bands} and never sees the {other}; raise train.max_steps, or lower data.limit"
+    ]
+
+
 def length_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
     """How long the run is, in optimizer steps, rollouts and epochs as far as they are known."""
     rollout, epochs = rollout_of(recipe, processes), recipe.train.num_train_epochs

@@ -98,6 +98,7 @@ RULES: list[Rule] = [
 
 _DATA_KEYS: dict[str, set[Family]] = {
     "answer": {"policy", "diffusion", "images"},
+    "order": {"policy", "diffusion"},
     "columns": {"policy", "diffusion", "images", "image_sft"},
     "completion": {"sft"},
     "chosen": {"preference"},

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.planning.search_checks import search_faults
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
 from posttrain.recipe.errors import suggest
 from posttrain.recipe.sections import EnvironmentSection, ToolSection
 from posttrain.rewards.code_reward import NoSandbox, require_protection
 
-BUILT_IN = ("python",)
+BUILT_IN = ("python", "search")
 _NO_TOOLS = ("reset", "get_reward")
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SEEN_IN_A_CALL = ("tool_name_q7", "tool_argument_q7", "tool_value_q7", "tool_answer_q7")
@@ -30,6 +31,10 @@ def tool_faults(recipe: Recipe) -> Iterator[str]:
         if tool.name == "python":
             names.append("python")
             yield from _python_faults(place, tool)
+            continue
+        if tool.name == "search":
+            names.append("search")
+            yield from _search_faults(place, tool)
             continue
         found = _definition(tool, "function")
         if isinstance(found, str):
@@ -66,6 +71,15 @@ def _python_faults(place: str, tool: ToolSection) -> Iterator[str]:
         require_protection(bool(tool.args.get("allow_unsafe", False)))
     except (NoSandbox, RuntimeError) as error:
         yield f"{place}: {error}"
+
+
+def _search_faults(place: str, tool: ToolSection) -> Iterator[str]:
+    known = ("corpus", "k", "text", "title", "passage_characters")
+    for key in tool.args:
+        if key not in known:
+            near = suggest(key, known) or f"; it has {', '.join(known)}"
+            yield f"{place}: search has no setting {key!r}{near}"
+    yield from (f"{place}: {fault}" for fault in search_faults(tool.args))
 
 
 def _environment_faults(recipe: Recipe, section: EnvironmentSection) -> Iterator[str]:

@@ -258,7 +258,14 @@ class Loader:
             self.problems.append("tools: must be a list: [python, file.py:function]")
             return ()
         found = [self.validate(f"tools[{i}]", item, ToolSection) for i, item in enumerate(raw or [])]
-        return tuple(self.located_function(one) for one in found if one is not None)
+        return tuple(self.located_corpus(self.located_function(one)) for one in found if one is not None)
+
+    def located_corpus(self, tool: ToolSection) -> ToolSection:
+        """The built-in search with the place of its corpus found."""
+        corpus = tool.args.get("corpus")
+        if tool.name != "search" or not isinstance(corpus, str):
+            return tool
+        return tool.model_copy(update={"args": {**tool.args, "corpus": self.locate(corpus)}})
 
     def validate(self, section: str, raw: Any, model: type[ModelT]) -> ModelT | None:
         """The section as `model`, or None with the faults noted. Absent sections were noted before."""

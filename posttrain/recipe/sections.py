@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from posttrain.recipe.row_expression import ExpressionFault, row_expression
+
 Count = Annotated[int, Ge(1), Le(10**9)]
 Positive = Annotated[float, Gt(0), Le(1e9)]
 NotNegative = Annotated[float, Ge(0), Le(1e9)]
@@ -134,6 +136,26 @@ class AnswerSection(Section):
         return self
 
 
+class OrderSection(Section):
+    """A curriculum of methods that learn from rewards; data/row_order.py says what the keys decide."""
+
+    by: Text  # a column, or an expression over columns that is a number
+    first: Literal["highest", "lowest"]
+    bands: Annotated[int, Ge(2), Le(10**6)] = 10
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        _check_expression("by", self.by)
+        return self
+
+
+def _check_expression(key: str, text: str) -> None:
+    try:
+        row_expression(text)
+    except ExpressionFault as error:
+        raise ValueError(f"'{key}': {error}") from None
+
+
 class DataSection(Section):
     name: Text | None = None  # a built-in task, a known dataset, or a hub name
     path: Text | None = (
@@ -154,6 +176,8 @@ class DataSection(Section):
     columns: dict[Text, Text] = {}  # reward's column: dataset's column
     max_prompt_tokens: Count | None = None
     on_long: Literal["drop", "truncate", "error"] = "drop"
+    filter: Text | None = None  # "pass_rate > 0.1 and len(prompt) < 400" over the row's columns
+    order: OrderSection | None = None
     shuffle: Seed | None = None  # seed
     limit: Count | None = None
     eval: DataSection | None = None
@@ -168,6 +192,10 @@ class DataSection(Section):
                     raise ValueError(f"'{key}' has no effect on a file; remove it")
         if self.eval is not None and self.eval.eval is not None:
             raise ValueError("'eval' inside 'eval' has no effect; remove it")
+        if self.eval is not None and self.eval.order is not None:
+            raise ValueError("'order' inside 'eval' has no effect: held-out rows are all measured; remove it")
+        if self.filter is not None:
+            _check_expression("filter", self.filter)
         if (
             self.template is not None
             and self.prompt is not None
@@ -185,11 +213,14 @@ INHERITED = frozenset(DataSection.model_fields) - {
     "args",
     "config",
     "split",
+    "filter",
+    "order",
     "shuffle",
     "limit",
     "eval",
 }
-"""What `data.eval` takes over from `data` unless it says otherwise: how a row is read, not where it lies."""
+"""What `data.eval` takes over from `data` unless it says otherwise: how a row is read, not where it lies, nor which
+rows there are."""
 
 
 # -------------------------------------------------------------------------------------------------- rewards
@@ -231,7 +262,7 @@ class RewardSection(Section):
 class ToolSection(Section):
     """A function that the model may call; in a recipe also its name alone."""
 
-    name: Text  # python | package.module:function | path/file.py:function
+    name: Text  # python | search | package.module:function | path/file.py:function
     args: dict[Text, Any] = {}  # parameters that the model does not see
     timeout_s: Seconds = 10.0  # of one call
     max_characters: Count = 4000  # of an answer; the rest is cut

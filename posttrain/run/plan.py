@@ -22,7 +22,15 @@ from posttrain.data.known import TASKS
 from posttrain.evaluation.in_training import benchmark_faults, overlaps
 from posttrain.planning import checks
 from posttrain.planning.adapter import adapter_faults
-from posttrain.planning.batch import RolloutSize, plural, resample_lines, rollout_of, steps_of, texts_of
+from posttrain.planning.batch import (
+    RolloutSize,
+    order_warnings,
+    plural,
+    resample_lines,
+    rollout_of,
+    steps_of,
+    texts_of,
+)
 from posttrain.planning.idle import beyond_the_run, idle_options
 from posttrain.planning.image_checks import flow_lines, flow_model_faults, flow_rollout_faults
 from posttrain.planning.launcher import attention_fault, started
@@ -222,6 +230,7 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
     plan.batch += [*resample_lines(plan.recipe, rollout), *diffusion_lines(plan.recipe)]
     plan.batch += flow_lines(plan.recipe, rollout)
     plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
+    plan.warnings += order_warnings(plan.recipe, rollout, steps_of(plan.recipe, processes, rows), rows)
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
     shared = {
         0: ", gradients and optimizer states",

@@ -19,11 +19,13 @@ from letter_rewards import partly_right
 from tiny_run import arguments, rows
 
 from posttrain import trainers
+from posttrain.data.row_order import Curriculum
 from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 
 SLOW = {"learning_rate": 0.02, "lr_scheduler_type": "constant"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "GRPO": {"beta": 0.05},
+    "GRPO, ordered": {},
     "BAPO": {"target": 0.55},
     "BNPO": {},
     "COPO": {"rho": 0.9},
@@ -83,6 +85,8 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
             tokenizer, hidden_size=48, layers=1, heads=2, max_positions=64, seed=5
         )
     trainer = Fixed(model, partly_right, config, rows(24), processing_class=tokenizer, **more)
+    if method == "GRPO, ordered":
+        trainer.curriculum = Curriculum(tuple(float(i % 5) for i in range(24)), "highest", 4)
     record = trainer.judge.record_advantages
 
     def recorded(advantages: torch.Tensor) -> None:

@@ -123,6 +123,7 @@ class DiffusionTrainer(PolicyTrainer):
             peft_config=parts.peft_config,
         )
         trainer.row_counts = parts.train_counts
+        trainer.curriculum = parts.curriculum
         return trainer
 
     # Rollout

@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from posttrain.data import RowCounts, load_rows
 from posttrain.data.reward_columns import marked
+from posttrain.data.row_order import Curriculum
 from posttrain.planning.checks import loaded_faults
 from posttrain.planning.launcher import started
 from posttrain.planning.row_needs import needs_of
@@ -39,6 +40,7 @@ class Ingredients:
     train_counts: RowCounts
     eval_rows: Dataset | None
     peft_config: LoraConfig | None
+    curriculum: Curriculum | None = None
 
 
 def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
@@ -68,7 +70,7 @@ def ingredients(recipe: Recipe, load: LoadModel | None = None) -> Ingredients:
         held_out = marked(held_out) if needs.others else held_out
     PHASES.say("building the trainer")
     train_rows = marked(loaded.rows) if needs.others else loaded.rows
-    return Ingredients(model, tokenizer, train_rows, loaded.counts, held_out, peft)
+    return Ingredients(model, tokenizer, train_rows, loaded.counts, held_out, peft, loaded.order)
 
 
 def templates_of(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -23,6 +23,7 @@ from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from posttrain.data import RowCounts
+from posttrain.data.row_order import Curriculum
 from posttrain.environments.tool_specs import EnvironmentFault
 from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.objectives.streams import response_means
@@ -135,6 +136,7 @@ class PolicyTrainer(
         self.judge = Judge(self, sources.runner, partial(judge_as_trl, self, super()._calculate_rewards))
         self.held_out: list[Rollout] = []
         self.row_counts: RowCounts | None = None
+        self.curriculum: Curriculum | None = None
         beta, sync = args.beta, args.sync_ref_model
         self._makes_reference = not (
             (not isinstance(model, str) and is_peft_model(model))
@@ -193,6 +195,7 @@ class PolicyTrainer(
         )
         trainer.turns.toolbox = toolbox
         trainer.row_counts = parts.train_counts
+        trainer.curriculum = parts.curriculum
         attach_engine(trainer, recipe)
         return trainer
 
@@ -263,6 +266,7 @@ class PolicyTrainer(
             seed=self.args.seed,
             # a share of an epoch is added step by step: rounding must not make 1.0 an epoch 0
             epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
+            curriculum=self.curriculum,
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:

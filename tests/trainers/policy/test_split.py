@@ -17,6 +17,7 @@ SCRIPT = SUPPORT / "split_run.py"
 PROPOSED = ("proposed_objective", "proposed_policy", "objective", "policy")
 METRICS = {
     "GRPO": {"kl", "entropy", "signal/carried", "signal/tokens"},
+    "GRPO, ordered": {"entropy"},
     "BAPO": {"bapo/clip_low", "bapo/clip_high", "bapo/positive_share_before", "entropy"},
     "BNPO": {"bnpo/alpha", "bnpo/beta", "entropy"},
     "COPO": {"copo/answer_entropy", "copo/global_advantage_abs", "entropy", "signal/carried"},
