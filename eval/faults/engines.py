@@ -93,6 +93,9 @@ COMMON: dict[str, Any] = {
 }
 LORA = {"model.peft": "{r: 4, alpha: 8, target_modules: all-linear}"}
 REWARD = """
+from posttrain.rewards.hooks import yields_answers
+
+@yields_answers(list)
 def even_digits(completions, **_):
     return [sum(letter in "02468" for letter in text) / 8 for text in completions]
 """
@@ -217,8 +220,8 @@ class Runs:
             if checkpoint.name != f"checkpoint-{SAVED}":
                 shutil.rmtree(checkpoint)
         said = self.begin(method, weights, under or kind, name=copy, more=("--resume",))
-        if said:
-            return said
+        if said or not self.result(copy).exists():
+            return said or "nothing was left to train"
         a, b = (torch.load(self.result(n), weights_only=True)["weights"] for n in (name, copy))
         return "equal" if _apart(a, b) == 0 else f"apart by {_apart(a, b):.1e}"
 
@@ -247,7 +250,7 @@ class Runs:
         (out.with_suffix(".log")).write_text(done.stdout + done.stderr)
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         why = [line for line in lines if line.startswith((words[1], "--set"))]  # a refusal, in our words
-        why += [line for line in lines if "Error" in line and "ChildFailedError" not in line]
+        why += [line for line in lines if "Error: " in line and "ChildFailedError" not in line]
         return (why or lines or ["no word"])[0].replace(str(self.folder), "DIR")[:300]
 
     def _config(self, kind: str) -> Path:

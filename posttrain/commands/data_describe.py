@@ -26,7 +26,8 @@ from posttrain.data.values import has_column
 from posttrain.observe.description_page import print_description, write_description
 from posttrain.planning.saved_model import DTYPES, model_of
 from posttrain.planning.tokenizer import plan_tokenizer
-from posttrain.recipe.sections import DataSection, ModelSection
+from posttrain.recipe.data_sections import DataSection
+from posttrain.recipe.sections import ModelSection
 from posttrain.rollout.adapter_base import base_of, holds_adapter
 
 MODEL_ROWS = 128

@@ -29,7 +29,7 @@ from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.base import EngineError
 from posttrain.run.plan import Plan, add_recipe_arguments, make_plan, print_plan
 from posttrain.run.run_folder import AUTO, how_to_go_on, opened, resume_of
-from posttrain.trainers.seam.faults import NotFinite
+from posttrain.trainers.seam.faults import NotFinite, NotUnderThisEngine
 
 LATER_S = 3.0
 """How long the other processes give the one that speaks, where all of them fail together."""
@@ -111,6 +111,7 @@ def _fault(error: Exception, recipe: Recipe | None) -> tuple[int, str]:
         (RewardError, exit_codes.REWARD_FAILED),
         (EnvironmentFault, exit_codes.REWARD_FAILED),
         (ModelFault, exit_codes.REFUSED),
+        (NotUnderThisEngine, exit_codes.REFUSED),
         (NotFinite, exit_codes.NOT_FINITE),
         (StorageError, exit_codes.NOT_WRITTEN),
     ):

@@ -9,7 +9,7 @@ from posttrain.data.conversations import Dropped
 from posttrain.data.decoding import DataError
 from posttrain.data.row_layout import Needs
 from posttrain.data.values import has_column, lookup, plain
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 Row = dict[str, Any]
 

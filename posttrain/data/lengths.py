@@ -8,7 +8,7 @@ from posttrain.data.conversations import Dropped, Messages
 from posttrain.data.files import DataError, Row
 from posttrain.data.row_layout import Needs
 from posttrain.data.tokens import TemplateCheck, learned_ids, prompt_ids
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 
 class Limits:

@@ -24,7 +24,7 @@ from posttrain.data.files import Row
 from posttrain.data.labels import label_of
 from posttrain.data.row_layout import Layout, Needs
 from posttrain.data.values import lookup, plain, text_of
-from posttrain.recipe.sections import AnswerSection, DataSection
+from posttrain.recipe.data_sections import AnswerSection, DataSection
 
 __all__ = [
     "Dropped",

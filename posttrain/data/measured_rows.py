@@ -19,7 +19,7 @@ from posttrain.data.decoding import DataError
 from posttrain.data.files import Row
 from posttrain.data.rows import raw_rows, settle
 from posttrain.data.values import plain
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 COLUMNS = ("pass_rate", "mean_reward", "samples")
 SUFFIXES = (".jsonl", ".parquet")

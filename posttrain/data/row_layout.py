@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.data.conversations import Dropped, as_messages, is_dialogue, is_whole
 from posttrain.data.decoding import DataError
 from posttrain.data.values import has_column, lookup, plain
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 TEXTS = ("completion", "chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "conversation")

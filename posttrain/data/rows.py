@@ -26,9 +26,9 @@ from posttrain.data.mapping import Dropped, map_row
 from posttrain.data.row_filter import RowQuestion
 from posttrain.data.row_layout import TEXTS, Layout, Needs, layout_of, missing_columns, read_columns
 from posttrain.data.row_order import Curriculum
+from posttrain.recipe.data_sections import DataSection, OrderSection
 from posttrain.recipe.errors import explain, suggest
 from posttrain.recipe.methods import load
-from posttrain.recipe.sections import DataSection, OrderSection
 
 if TYPE_CHECKING:
     from datasets import Dataset

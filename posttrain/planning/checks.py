@@ -20,7 +20,7 @@ from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
 from posttrain.planning.tokenizer import PlanTokenizer
 from posttrain.recipe import Recipe
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 from posttrain.recipe.train_options import SFTTrain, TextTrain
 from posttrain.rollout.adapter_base import BaseMissing, base_of, holds_adapter
 

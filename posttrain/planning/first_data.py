@@ -20,8 +20,8 @@ from posttrain.data.known import DATASETS, TASKS
 from posttrain.data.labels import label_of
 from posttrain.data.row_layout import CONVERSATIONS, TEXTS, Needs
 from posttrain.planning.row_needs import needed_columns, needs_of_method
+from posttrain.recipe.data_sections import DataSection
 from posttrain.recipe.methods import Method
-from posttrain.recipe.sections import DataSection
 
 LOOKED_AT = 200
 _TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])")

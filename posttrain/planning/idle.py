@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from posttrain.recipe import Recipe
+from posttrain.recipe.data_sections import DataSection
 from posttrain.recipe.methods import Family
-from posttrain.recipe.sections import DataSection, RolloutSection
+from posttrain.recipe.sections import RolloutSection
 from posttrain.recipe.train_options import PolicyTrain, PreferenceTrain, SFTTrain
 from posttrain.rollout.engine_options import TRUNCATING, check_ahead, refused_options, refused_settings
 

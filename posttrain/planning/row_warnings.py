@@ -8,7 +8,7 @@ from posttrain.data.describe.described_rows import words_of_turns
 from posttrain.data.describe.description import evenly
 from posttrain.data.files import Row
 from posttrain.data.known import TASKS
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 LOOKED_AT = 2_000
 """Rows, evenly spaced."""

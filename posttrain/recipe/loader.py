@@ -12,12 +12,11 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from posttrain.recipe.data_sections import INHERITED, DataSection
 from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, suggest
 from posttrain.recipe.methods import METHODS, Family, Method, bases_of, not_here
 from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
-    INHERITED,
-    DataSection,
     EnvironmentSection,
     EvaluationSection,
     OutputSection,

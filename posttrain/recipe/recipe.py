@@ -9,11 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from posttrain.recipe.data_sections import INHERITED, DataSection
 from posttrain.recipe.image_sections import FlowModelSection, FlowRolloutSection
 from posttrain.recipe.methods import METHODS, Family, Method, with_inner
 from posttrain.recipe.sections import (
-    INHERITED,
-    DataSection,
     DiffusionRolloutSection,
     EnvironmentSection,
     EvaluationSection,

@@ -14,7 +14,7 @@ from posttrain.cli import main
 from posttrain.data import Survey
 from posttrain.observe.description_plots import bars, histogram
 from posttrain.planning.row_warnings import LOOKED_AT, row_warnings
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from posttrain.data.row_layout import Needs
 from posttrain.data.scratch_tokenizer import ROLES, by_characters
 from posttrain.data.tokens import TemplateCheck
 from posttrain.planning.tokenizer import PlanTokenizer
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 PAIRS = Needs(texts=("chosen", "rejected"), others=False)
 SFT = Needs(texts=("completion",), others=False, turns=True)

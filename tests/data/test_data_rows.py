@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.data import DataError, RowCounts, load_rows, survey
 from posttrain.data.mapping import Dropped, gold_answer, split_pair
-from posttrain.recipe.sections import AnswerSection, DataSection
+from posttrain.recipe.data_sections import AnswerSection, DataSection
 
 
 class Words:

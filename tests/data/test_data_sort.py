@@ -9,7 +9,7 @@ import pytest
 from posttrain.data import DataError, load_rows
 from posttrain.data.rows import task_settings
 from posttrain.data.sort import Sort, mistake
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 
 def test_answers_are_the_sorted_digits() -> None:

@@ -7,7 +7,7 @@ import pytest
 from posttrain.data import load_rows
 from posttrain.data.digits import Digits
 from posttrain.data.row_layout import Needs
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 pytest.importorskip("sklearn")
 

@@ -13,7 +13,7 @@ import pytest
 
 from posttrain.data import DataError, survey
 from posttrain.data.files import iter_rows, size_of
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 ROWS = [{"prompt": "ä", "answer": "1"}, {"prompt": "b", "answer": "2"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

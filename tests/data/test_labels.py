@@ -14,8 +14,8 @@ from posttrain.data import DataError, load_rows, survey
 from posttrain.data.conversations import Dropped
 from posttrain.data.labels import label_of, unpaired
 from posttrain.planning.row_needs import needs_of_method
+from posttrain.recipe.data_sections import DataSection
 from posttrain.recipe.methods import METHODS
-from posttrain.recipe.sections import DataSection
 
 NEEDS = needs_of_method(METHODS["kto"])
 MARKED = {"prompt": "p", "completion": "c", "label": True}

@@ -14,7 +14,7 @@ from posttrain.data import DataError, load_rows, survey
 from posttrain.data.row_layout import Needs
 from posttrain.data.row_order import Curriculum
 from posttrain.recipe import load_recipe
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 from posttrain.run.continuing import VERDICTS, verdict
 from posttrain.run.plan import make_plan
 

@@ -17,7 +17,7 @@ from posttrain.data.conversations import Dropped
 from posttrain.data.mapping import gold_answer
 from posttrain.data.row_layout import Needs
 from posttrain.data.values import has_column, lookup, text_of
-from posttrain.recipe.sections import AnswerSection, DataSection
+from posttrain.recipe.data_sections import AnswerSection, DataSection
 
 PROMPTS = Needs(texts=())
 

@@ -11,12 +11,11 @@ import pytest
 from small_recipe import POLICY, SFT, merged
 
 from posttrain.recipe import FAMILIES, Recipe, RecipeError
+from posttrain.recipe.data_sections import AnswerSection, DataSection
 from posttrain.recipe.image_sections import FlowModelSection, FlowRolloutSection, FlowScratchSection
 from posttrain.recipe.loader import Loader
 from posttrain.recipe.methods import METHODS
 from posttrain.recipe.sections import (
-    AnswerSection,
-    DataSection,
     DiffusionRolloutSection,
     EvaluationSection,
     MaskSection,

@@ -21,7 +21,7 @@ from posttrain.rewards.runner import RewardError
 from posttrain.rollout.base import EngineError
 from posttrain.run.continuing import Compared
 from posttrain.run.session import Session
-from posttrain.trainers.seam.faults import NotFinite
+from posttrain.trainers.seam.faults import NotFinite, NotUnderThisEngine
 
 RECIPE = """
 method: sft
@@ -62,6 +62,7 @@ def test_rows_that_changed_in_their_file_are_noticed(recipe: Any, tmp_path: Path
         (EngineError("lost"), exit_codes.ENGINE_LOST),
         (RewardError("failed"), exit_codes.REWARD_FAILED),
         (NotFinite("nan"), exit_codes.NOT_FINITE),
+        (NotUnderThisEngine("no process holds the weights"), exit_codes.REFUSED),
         (StorageError("full"), exit_codes.NOT_WRITTEN),
         (OSError(errno.ENOSPC, "No space left on device"), exit_codes.NOT_WRITTEN),
         (SafetensorError("I/O error: No space left on device (os error 28)"), exit_codes.NOT_WRITTEN),

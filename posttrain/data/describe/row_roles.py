@@ -12,7 +12,7 @@ from posttrain.data.files import DataError, Row
 from posttrain.data.mapping import template_columns
 from posttrain.data.row_layout import CONVERSATIONS, Layout, Needs, layout_of
 from posttrain.data.values import has_column, lookup, plain
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 
 LOOKED_AT = 200
 """First rows whose columns and values decide."""

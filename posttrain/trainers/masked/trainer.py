@@ -37,6 +37,7 @@ from posttrain.trainers.masked.masked_rollouts import MaskedRollouts
 from posttrain.trainers.masked.masked_step import DiffusionStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 from posttrain.trainers.seam.recipe_arguments import policy_arguments, rewards_of, training_arguments
 from posttrain.trainers.seam.taken_over import own_arguments
 
@@ -157,7 +158,7 @@ def _refuse_reloaded_reference(model: Any, args: Any, named: dict[str, Any]) -> 
     """Under ZeRO-3 TRL reloads the reference from the model's path, its own way: a decoder would come back causal."""
     adapter = is_peft_model(model) or named.get("peft_config") is not None
     if args.beta != 0.0 and not adapter and is_deepspeed_zero3_enabled():
-        raise ValueError(
+        raise NotUnderThisEngine(
             "beta above 0 under ZeRO-3 needs an adapter (model.peft), whose base is the reference; "
             "without one use FSDP2 or ZeRO-2"
         )

@@ -15,6 +15,7 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed, prepare_fsdp
 
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 from posttrain.trainers.seam.trl_seam import add_fused_lm_head, disable_dropout_in_model
 
 
@@ -49,8 +50,9 @@ def needs_a_copy(model: Any, args: Any, trl_arguments: Mapping[str, Any]) -> boo
     if args.precompute_ref_log_probs:
         return False
     if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "under ZeRO-3 no process holds the weights to copy: pass ref_model, or the model by its path"
+        raise NotUnderThisEngine(
+            "under ZeRO-3 no process holds the weights to copy for a reference: train an adapter (model.peft), take "
+            "FSDP2, ZeRO-2 or DDP, or in Python pass ref_model"
         )
     return True
 

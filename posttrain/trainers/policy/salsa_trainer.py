@@ -26,6 +26,7 @@ from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.policy_step import PolicyStep
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.seam.config import PolicyConfig, flat_config, settings_from
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 from posttrain.trainers.seam.trl_seam import use_adapter
 
 SALSAConfig = flat_config("SALSAConfig", PolicyConfig, SALSA, __name__)
@@ -64,7 +65,7 @@ class SALSATrainer(PolicyTrainer):
         if isinstance(model, str):
             raise ValueError("SALSA: pass the model itself, whose weights enter the soup, not its path")
         if is_deepspeed_zero3_enabled():
-            raise ValueError(
+            raise NotUnderThisEngine(
                 "SALSA: under ZeRO-3 no process holds the weights to average; use ZeRO-2, FSDP2 or DDP"
             )
         self.settings = settings

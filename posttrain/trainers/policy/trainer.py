@@ -205,8 +205,8 @@ class PolicyTrainer(
         return PolicyStep(self, self.objective, self.method, metrics, self._read, self._micro_batches())
 
     def _micro_batches(self) -> MicroBatches:
-        limit, shares = self.args.max_tokens_per_micro_batch, self.layout.shares_prompts
-        return MicroBatches(self.accelerator, limit, shares_prompts=shares)
+        limit = self.args.max_tokens_per_micro_batch
+        return MicroBatches(self.accelerator, limit, shares_prompts=self.layout.shares_prompts)
 
     # The reference and the probe
 
@@ -218,10 +218,8 @@ class PolicyTrainer(
         """
         self.beta = self.args.beta
         if self.beta == 0.0:
-            for name, given in (
-                ("ref_model", ref_model is not None),
-                ("sync_ref_model", self.args.sync_ref_model),
-            ):
+            given_for_it = {"ref_model": ref_model is not None, "sync_ref_model": self.args.sync_ref_model}
+            for name, given in given_for_it.items():
                 if given:
                     raise ValueError(f"{name} has no effect at beta 0; set beta above 0 or leave it out")
             return

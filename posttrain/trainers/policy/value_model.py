@@ -18,6 +18,7 @@ from posttrain.trainers.models.policy_folder import load_dense
 from posttrain.trainers.models.reference import share_from_main
 from posttrain.trainers.models.reward_heads import load_reward_model, score_of
 from posttrain.trainers.models.whole_weights import whole_weights_everywhere
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 from posttrain.trainers.seam.trl_seam import disable_dropout_in_model
 
 
@@ -63,7 +64,7 @@ def value_model(policy: Any, folder: str | None) -> ValueModel:
     """
     if folder is None:
         if is_deepspeed_zero3_enabled():
-            raise ValueError(
+            raise NotUnderThisEngine(
                 "critic: under ZeRO-3 no process holds the policy's weights to copy; name a critic_model, set "
                 "share_trunk, or use ZeRO-2, FSDP2 or DDP"
             )

@@ -21,7 +21,7 @@ from trl.data_utils import common_prefix_length
 from posttrain.data import DataError, load_rows
 from posttrain.data.row_layout import Needs
 from posttrain.preferences.base import Imitation
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 from posttrain.rollout.base import Sampling, stable_seed
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.trainers.engines.answers import Answer, answer_text, pad_id, prompt_ids, stop_ids

@@ -57,6 +57,7 @@ from posttrain.trainers.models.policy_folder import (
 from posttrain.trainers.preference.pair_rows import PairCounts
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.reporting.run_report import reports_of
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 from posttrain.trainers.seam.launch_check import check_engine
 from posttrain.trainers.seam.stopping import StopOnSignal
 from posttrain.trainers.staged.disk import (
@@ -115,7 +116,7 @@ class StagedTrainer:
                 f"{type(self).__name__}: sync_ref_model has no place here: each stage has its reference"
             )
         if is_deepspeed_zero3_enabled():
-            raise ValueError(
+            raise NotUnderThisEngine(
                 f"{type(self).__name__}: under ZeRO-3 no process holds a policy that could be saved whole and sampled "
                 "from between stages; use FSDP2, ZeRO-2 or DDP"
             )

@@ -16,7 +16,7 @@ from posttrain.data import load_rows
 from posttrain.preferences.dpo import DPO
 from posttrain.preferences.rpo import RPO
 from posttrain.preferences.simpo import SimPO
-from posttrain.recipe.sections import DataSection
+from posttrain.recipe.data_sections import DataSection
 from posttrain.trainers.preference.bindings import DPOTrainer, RPOConfig, RPOTrainer
 from posttrain.trainers.preference.pair_rows import drop_oldest_turns
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
