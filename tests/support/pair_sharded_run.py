@@ -1,5 +1,6 @@
-"""Trains RPO, SALSA and two iterations of DRIFT on two CPU processes, plain or sharded, and stores the whole weights;
-samples answers to imitate for fewer rows than processes, and stops DRIFT by a signal to one process alone.
+"""Trains RPO, SALSA, two iterations of DRIFT and two rounds of SePPO on two CPU processes, plain or sharded, and
+stores the whole weights; samples answers to imitate for fewer rows than processes, and stops DRIFT by a signal to one
+process alone.
 
 torchrun --nproc_per_node 2 tests/support/pair_sharded_run.py ddp OUT
 accelerate launch --config_file launch/accelerate/fsdp2.yaml ... tests/support/pair_sharded_run.py fsdp2 OUT
@@ -36,6 +37,7 @@ from posttrain.trainers.preference.imitation import answers_of, sample_imitation
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.seam.stopping import StopOnSignal
 from posttrain.trainers.staged.drift import DRIFTConfig, DRIFTTrainer
+from posttrain.trainers.staged.seppo import SePPOConfig, SePPOTrainer
 
 
 def options(folder: Path, **more: Any) -> dict[str, Any]:
@@ -139,6 +141,21 @@ def drift(folder: Path) -> dict[str, Any]:
     return {"engines": watched.engines, "margins": watched.margins, "policies": policies, "pairs": pairs}
 
 
+def seppo(folder: Path) -> dict[str, Any]:
+    """With AdamW, whose moments go from round to round; its epsilon is above every gradient."""
+    winners = Dataset.from_list([{"prompt": f"name {w}:", "chosen": w} for w in WORDS])
+    chosen = options(folder / "seppo", rounds=2, steps_per_round=2, max_steps=4)
+    trainer = SePPOTrainer(
+        tiny(),
+        winners,
+        SePPOConfig(**{**chosen, "optim": "adamw_torch", "adam_epsilon": 0.1, "num_train_epochs": 3}),
+        character_tokenizer(),
+        sampling=Sampling(max_new_tokens=5),
+    )
+    trainer.train()
+    return {"policies": [load_policy(trainer.pool.path(i)).state_dict() for i in range(len(trainer.pool))]}
+
+
 class FixedSALSA(SALSATrainer):
     """Answers that do not hang on the weights, so that only the step is compared."""
 
@@ -195,6 +212,8 @@ def main(out: Path) -> None:
     found["stopped"] = stopped(folder)
     AcceleratorState._reset_state()
     found["DRIFT"] = drift(folder)
+    AcceleratorState._reset_state()
+    found["SePPO"] = seppo(folder)
     if PartialState().is_main_process:
         torch.save(found, out)
     PartialState().destroy_process_group()

@@ -9,15 +9,14 @@ posttrain/preferences/seppo.py; the folders of a run are described in staged.py.
 from __future__ import annotations
 
 import random
+import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig
 
 from posttrain.preferences.seppo import SePPO
@@ -30,12 +29,14 @@ from posttrain.trainers.preference.pair_rows import PairCounts, drop_oldest_turn
 from posttrain.trainers.preference.trainer import PreferenceConfig, PreferenceTrainer
 from posttrain.trainers.seam.config import flat_config, settings_from
 from posttrain.trainers.seam.recipe_arguments import training_arguments
+from posttrain.trainers.seam.resume import own_settings
 from posttrain.trainers.seam.taken_over import own_arguments
+from posttrain.trainers.staged.carried_optimizer import keep_optimizer, take_optimizer
 from posttrain.trainers.staged.staged import Pair, Stage, StagedTrainer
 
 SePPOConfig = flat_config("SePPOConfig", PreferenceConfig, SePPO, __name__)
 
-_OPTIMIZER = "optimizer.pt"
+_OPTIMIZER = "optimizer"
 
 
 class RoundTrainer(PreferenceTrainer):
@@ -45,16 +46,13 @@ class RoundTrainer(PreferenceTrainer):
     steps_before = 0
     steps_in_all = 0
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if fresh and self.carried_optimizer is not None:
-            state = optimizer.state_dict()
-            # Only the moments: the learning rate belongs to the schedule.
-            carried = torch.load(self.carried_optimizer, map_location="cpu", weights_only=True)
-            state["state"] = carried["state"]
-            optimizer.load_state_dict(state)
-        return optimizer
+    def _prepare_for_training(self, max_steps: int, dataloader: Any, resumed_from: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, dataloader, resumed_from)
+        if resumed_from is None and self.carried_optimizer is not None:
+            take_optimizer(self, self.carried_optimizer)
+            if self._own_groups is not None:  # only the moments: the learning rate belongs to the schedule
+                own_settings(self.optimizer, self.lr_scheduler, self._own_groups)
+        return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         fresh = self.lr_scheduler is None
@@ -177,18 +175,11 @@ class SePPOTrainer(StagedTrainer):
         trainer.steps_in_all = self.planned_steps()
 
     def leave_trainer(self, stage: Stage, trainer: PreferenceTrainer) -> None:
-        """Keeps the optimizer's moments for the next round. Sharded optimizers start each round anew."""
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not self.ranks.is_main_process:
-            return
-        optimizer: Any = trainer.optimizer
-        if optimizer is not None:
-            state = optimizer.state_dict()
-        else:  # the round was complete but unsaved when the run was killed
-            checkpoint = get_last_checkpoint(str(trainer.args.output_dir))
-            state = torch.load(Path(str(checkpoint)) / _OPTIMIZER, map_location="cpu", weights_only=True)
-        torch.save({"state": state["state"]}, stage.folder / _OPTIMIZER)
-        # The round before may still be needed if this one is not published; the one before that is not.
-        (stage.folder.with_name(f"{stage.number - 2:03d}") / _OPTIMIZER).unlink(missing_ok=True)
+        """Keeps the optimizer's moments for the next round."""
+        keep_optimizer(trainer, stage.folder / _OPTIMIZER)
+        if self.ranks.is_main_process:
+            # The round before may still be needed if this one is not published; the one before that is not.
+            shutil.rmtree(stage.folder.with_name(f"{stage.number - 2:03d}") / _OPTIMIZER, ignore_errors=True)
 
     def _rows_of(self, stage: Stage) -> list[int]:
         """The round's rows: as many as its steps take, from a walk through ever new orders of all rows."""

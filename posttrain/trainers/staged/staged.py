@@ -39,7 +39,6 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer_utils import get_last_checkpoint
 
 from posttrain.preferences.base import PairLoss
 from posttrain.process.phases import PHASES
@@ -69,6 +68,7 @@ from posttrain.trainers.staged.disk import (
     write_lines,
 )
 from posttrain.trainers.staged.stage_callbacks import InRun
+from posttrain.trainers.staged.stage_start import keep_engine, standing_checkpoint
 
 Pair = dict[str, Any]
 """prompt, chosen, rejected: texts, or lists of messages."""
@@ -226,8 +226,8 @@ class StagedTrainer:
         if self.ranks.is_main_process:
             write_lines(stage.folder / "pairs.jsonl", pairs)
             write_json(stage.folder / "counts.json", {"stage": stage.name, **asdict(self.row_counts)})
-        checkpoint = get_last_checkpoint(str(trainer.args.output_dir))
-        if checkpoint is not None and _is_complete(Path(checkpoint)):
+        checkpoint, complete = standing_checkpoint(trainer)
+        if checkpoint is not None and complete:
             # Killed between the last step and the saved policy; asked to train, transformers might add a step.
             trainer._load_from_checkpoint(checkpoint)
             trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
@@ -247,6 +247,7 @@ class StagedTrainer:
         args.report_to = []
         args.seed = self.args.seed + stage.number
         args.data_seed = None
+        keep_engine(args)
         self.stage_arguments(stage, args)
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         start, reference = self.pool.path(stage.number), self.reference(stage)
@@ -443,8 +444,3 @@ class StagedTrainer:
     @staticmethod
     def _unwrapped(trainer: PreferenceTrainer) -> Any:
         return trainer.accelerator.unwrap_model(trainer.model)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"]

@@ -95,9 +95,11 @@ def test_rounds_share_one_optimizer_and_one_schedule(model, tokenizer, tmp_path)
         [6e-3, 5e-3, 4e-3, 3e-3, 2e-3, 1e-3]
     )
     assert all("seppo/flip_rate" in log for log in history.logs)
-    moments = torch.load(tmp_path / "stages" / "002" / "optimizer.pt", weights_only=True)["state"]
+    moments = torch.load(tmp_path / "stages" / "002" / "optimizer" / "optimizer.pt", weights_only=True)[
+        "state"
+    ]
     assert moments[0]["step"].item() == 6
-    assert not (tmp_path / "stages" / "000" / "optimizer.pt").exists()
+    assert not (tmp_path / "stages" / "000" / "optimizer").exists()
 
 
 @pytest.mark.parametrize(("peft", "kill"), [(None, 4), (LORA, 3)], ids=["full", "lora"])
