@@ -264,3 +264,46 @@ def test_no_name_stands_twice() -> None:
     twice = {stem: places for stem, places in modules.items() if len(places) > 1 and stem not in methods}
     assert not twice
     assert not {name: places for name, places in classes.items() if len(places) > 1}
+
+
+def names_of(module: str) -> set[str] | None:
+    """What `from module import ...` finds: names bound at the top of the module's file, and modules beside it; None
+    where there is no such module."""
+    path = ROOT.joinpath(*module.split("."))
+    beside = {one.stem for one in path.glob("*") if one.suffix == ".py" or one.is_dir()}
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.exists():
+        return beside if path.is_dir() else None
+    bound: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    return bound | beside | ({"__getattr__"} & bound)
+
+
+def test_scripts_import_what_there_is() -> None:
+    """Those of the labs and benchmarks run for hours and in no test: a name that has moved would show there alone."""
+    missing = []
+    for script in sorted(
+        path for room in ("eval", "recipes", "docs", "launch") for path in (ROOT / room).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("posttrain."):
+                continue
+            names = names_of(str(node.module))
+            missing += [
+                f"{script.relative_to(ROOT)}:{node.lineno}: {node.module}.{alias.name}"
+                for alias in node.names
+                if names is None or not {alias.name, "__getattr__"} & names
+            ]
+    assert not missing
+
+
+def test_a_name_that_has_moved_is_seen() -> None:
+    assert "open_run_dir" not in (names_of("posttrain.run.train") or ())
+    assert names_of("posttrain.run.nowhere") is None
+    assert {"run", "run_opened"} <= (names_of("posttrain.run.train") or set())

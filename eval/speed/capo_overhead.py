@@ -32,7 +32,7 @@ from datasets import Dataset  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from posttrain.trainers.models.load import character_tokenizer  # noqa: E402
-from posttrain.trainers.policy.trainer import bindings  # noqa: E402
+from posttrain.trainers.policy import bindings  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 METHODS: dict[str, dict[str, Any]] = {

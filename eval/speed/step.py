@@ -65,6 +65,16 @@ CASES: dict[str, dict[str, Any]] = {
         "prompt_tokens": 160,
         "end_share": 0.01,
     },
+    "gpu_600m": {
+        **RAGGED,
+        "hidden": 1536,
+        "layers": 16,
+        "heads": 12,
+        "vocabulary": 32768,
+        "prompts": 8,
+        "prompt_tokens": 256,
+        "end_share": 0.01,
+    },
     "instruct": INSTRUCT,
     "instruct_16": {**INSTRUCT, "group": 16},
 }

@@ -28,16 +28,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Regime:
-    """warmup: "plain" is the demo's; in "long_wrong" the teacher's wrong answers are twice as long.
+    """A way to train, and the methods that meet it.
 
-    own  the cells it is about, which the report draws together
+    own       the cells it is about, which the report draws together
+    warmup    "plain" is the demo's; in "long_wrong" the teacher's wrong answers are twice as long; "real" is the chat
+              model of recipes/real/make_model.py
+    base      the recipe whose keys it overrides
+    held_out  what its evaluations on held-out prompts measure
     """
 
     about: str
     overrides: Override
     cells: Mapping[str, Cell]
     own: tuple[str, ...]
-    warmup: Literal["plain", "long_wrong"] = "plain"
+    warmup: Literal["plain", "long_wrong", "real"] = "plain"
+    base: str = "base.yaml"
+    held_out: Literal["eval_accuracy", "eval_reward"] = "eval_accuracy"
 
 
 ADAPTIVE = {"low": [0.8, 0.9, 0.02], "high": [1.2, 2.0, 0.05], "target": 0.5}
@@ -77,6 +83,10 @@ AGGRESSIVE = {
 SGD = {"optimizer_model": "sgd", **CALIBRATED}
 
 CLIP = ("dapo", "fixed_wide", "bapo", "bapo_paper")
+
+# a writing request has no final answer whose agreement COPO could count, so it has no cell here
+REAL = {name: CLIPPED[name] for name in ("grpo", "dapo", "gspo", "bnpo", "bapo", "fixed_wide", "capo")}
+REUSED = {"train.num_iterations": 4, "train.max_steps": 64, "train.eval_steps": 4}
 
 REGIMES: dict[str, Regime] = {
     "on_policy": Regime(
@@ -162,5 +172,23 @@ REGIMES: dict[str, Regime] = {
             "copo_fill_in": Cell("copo", FILL_IN),
         },
         ("copo", "copo_sized", "copo_fill_in"),
+    ),
+    "real": Regime(
+        "SmolLM2-135M-Instruct on instructions, all weights, four updates per rollout, learning rate 2e-5",
+        REUSED,
+        REAL,
+        CLIP,
+        warmup="real",
+        base="real.yaml",
+        held_out="eval_reward",
+    ),
+    "real_lora": Regime(
+        "SmolLM2-135M-Instruct on instructions, LoRA of rank 16, four updates per rollout, learning rate 2e-4",
+        {**REUSED, "train.learning_rate": 2e-4, "model.peft": {"r": 16, "alpha": 32}},
+        REAL,
+        CLIP,
+        warmup="real",
+        base="real.yaml",
+        held_out="eval_reward",
     ),
 }

@@ -30,10 +30,15 @@ from posttrain.observe import plots, run_page  # noqa: E402
 from posttrain.observe.plot_style import PALETTE  # noqa: E402
 
 COLUMNS = {
-    "t5": ("t5", "mean of the last five evaluations on 512 held-out problems"),
+    "t5": (
+        "t5",
+        "mean of the last five evaluations on 512 held-out problems (reward on 128 prompts in the regimes real)",
+    ),
     "best": ("best", "best of the evaluations"),
     "steps_to_90": ("to .90", "first evaluated step at which held-out accuracy is at least .90"),
     "entropy_last": ("entropy", "nats per token, mean of the last ten steps"),
+    "length_last": ("length", "tokens per response, mean of the last ten steps"),
+    "kl_last": ("KL", "estimated KL to the start, nats per token, mean of the last ten steps"),
     "grad_norm_mean": ("grad norm", "gradient norm, mean over steps, before clipping"),
     "grad_norm_spread": ("its spread", "standard deviation over steps"),
     "clip_share": ("clipped", "tokens whose ratio is clipped, mean over steps"),
@@ -56,6 +61,7 @@ COLUMNS = {
 }
 PLOTTED = (
     ("eval_accuracy", "Held-out accuracy", True),
+    ("eval_reward", "Held-out reward", False),
     ("reward", "Reward of the rollouts", False),
     ("entropy", "Entropy [nats per token]", False),
     ("grad_norm", "Gradient norm", False),
@@ -63,7 +69,7 @@ PLOTTED = (
     ("kept_share", "Tokens kept", True),
 )
 REFERENCE = "grpo"
-DRAWN_FOR_ALL = ("eval_accuracy", "entropy", "grad_norm")
+DRAWN_FOR_ALL = ("eval_accuracy", "eval_reward", "entropy", "grad_norm")
 AT_ONCE = 5  # curves beside the reference's that a panel can hold apart
 STYLE = """
 .seeds { font-size: 10.5px; } .wide { overflow-x: auto; margin-bottom: 12px; }
@@ -78,7 +84,7 @@ Run = dict[str, Any]
 def load(folder: Path = RESULTS) -> list[Run]:
     runs = list(read_all(folder))
     for run in runs:
-        run["summary"] = summarise(run["curves"])
+        run["summary"] = summarise(run["curves"], REGIMES[run["regime"]].held_out)
     return runs
 
 
@@ -148,7 +154,7 @@ def all_charts(runs: Sequence[Run], cells: Sequence[str], own: Sequence[str]) ->
 
 def family(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Regimes, and for each method t5 there: the mean of the seeds, lowest and highest in brackets."""
-    regimes = list(REGIMES)
+    regimes = [name for name in REGIMES if any(run["regime"] == name for run in runs)]
     methods = [cell for cell in REGIMES["on_policy"].cells if cell in FAMILY]
     rows = []
     for method in methods:
@@ -201,8 +207,9 @@ def page(runs: Sequence[Run]) -> str:
         f"<dt>{escape(title)}</dt><dd>{escape(about)}</dd>" for title, about in COLUMNS.values()
     )
     parts = [
-        f"<style>{STYLE}</style><header><h1>Stability lab</h1><p>Sort task, 0.43 million parameters, equal samples "
-        "for all methods of a regime; mean over seeds, each seed below</p></header>",
+        f"<style>{STYLE}</style><header><h1>Stability lab</h1><p>Sort task, 0.43 million parameters, and "
+        "instructions, 135 million (the regimes real); equal samples for all methods of a regime; mean over seeds, "
+        "each seed below</p></header>",
         f'<div class="card"><dl class="glossary">{glossary}</dl></div>',
         "<h2>The family in every regime: mean of the seeds, lowest and highest in brackets</h2>",
         f'<div class="card wide">{family_table(runs)}</div>',

@@ -1,10 +1,12 @@
 """The stability lab: methods x regimes x seeds on the sort task, through the product's own recipe and trainer.
 
     python eval/stability/run.py [--only REGIME ...] [--methods NAME ...] [--seeds 0 1 2] [--steps N] [--start FOLDER]
+                                 [--cuda] [--jobs N]
 
 Every run leaves its curves and summary in its regime's file (store.py); a run that is stored is skipped, so that the
 command can be stopped and repeated. Without --start each seed gets a warm-up of its own
-(runs/lab-warmup-...). eval/stability/report.py makes the page.
+(runs/lab-warmup-...); the regimes on a real model start from runs/real/start. `--jobs` trains so many cells at once,
+each in a process of its own. eval/stability/report.py makes the page.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,14 +40,24 @@ from posttrain.observe.writer import read_metrics  # noqa: E402
 from posttrain.recipe import Recipe, load_recipe  # noqa: E402
 
 CURVES = (
-    *("eval_accuracy", "reward", "entropy", "grad_norm", "clip_ratio/region_mean", "kept_share"),
-    *("signal/carried", "signal/equal_rewards", "completions/mean_length"),
+    *(
+        "eval_accuracy",
+        "eval_reward",
+        "reward",
+        "entropy",
+        "grad_norm",
+        "clip_ratio/region_mean",
+        "kept_share",
+    ),
+    *("signal/carried", "signal/equal_rewards", "completions/mean_length", "kl", "rewards/repetition/mean"),
 )
 OWN = ("bapo/", "bnpo/", "copo/", "capo/", "lab/")
 
 
-def overrides(regime: Regime, cell: Cell, seed: int, start: Path, name: str, folder: Path) -> list[str]:
-    """The `--set` values of one run; what the cell says comes last."""
+def overrides(
+    regime: Regime, cell: Cell, seed: int, start: Path, name: str, folder: Path, cuda: bool = False
+) -> list[str]:
+    """The `--set` values of one run; what the cell says comes last. On a GPU products are in bfloat16."""
     chosen: dict[str, Any] = {
         **regime.overrides,
         "method": cell.method,
@@ -53,6 +66,7 @@ def overrides(regime: Regime, cell: Cell, seed: int, start: Path, name: str, fol
         "output.name": name,
         "output.dir": str(folder),
         **{f"train.{key}": value for key, value in cell.train.items()},
+        **({"train.use_cpu": False, "train.bf16": True} if cuda else {}),
     }
     if cell.objective:
         chosen["objective"] = dict(cell.objective)
@@ -64,23 +78,24 @@ def train(recipe: Recipe, cell: Cell) -> tuple[Path, float]:
     import torch
     from measure import RandomRejection, ShiftMeter, WatchedCAPO, watch_coverage
 
+    from posttrain.observe.progress import ProgressView
+    from posttrain.run.run_folder import CHECKPOINTS, opened, replaced
     from posttrain.run.session import Session
-    from posttrain.run.train import CHECKPOINTS, open_run_dir, replaced
 
     torch.set_num_threads(1)
-    run_dir = Path(recipe.output.run_dir)
-    open_run_dir(recipe, run_dir, None)
-    with replaced(run_dir):
-        trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=str(run_dir / CHECKPOINTS))
-    watch_coverage(trainer)
-    if cell.method == "capo":
-        watched = RandomRejection if cell.random_rejection else WatchedCAPO
-        trainer.objective = watched(**cell.objective)
-        trainer.add_callback(ShiftMeter(trainer))
-    Session(recipe, trainer, run_dir).begin(resumed=False)
-    begun = time.perf_counter()
-    trainer.train()
-    return run_dir, time.perf_counter() - begun
+    with opened(recipe, None) as start, ProgressView(recipe.output.name, enabled=False) as view:
+        with replaced(start.run_dir):
+            folder = str(start.run_dir / CHECKPOINTS)
+            trainer = recipe.spec.load_trainer().from_recipe(recipe, output_dir=folder)
+            watch_coverage(trainer)
+            if cell.method == "capo":
+                watched = RandomRejection if cell.random_rejection else WatchedCAPO
+                trainer.objective = watched(**cell.objective)
+                trainer.add_callback(ShiftMeter(trainer))
+            Session(recipe, trainer, start.run_dir, view).begin(start.compared)
+        begun = time.perf_counter()
+        trainer.train()
+        return start.run_dir, time.perf_counter() - begun
 
 
 def collect(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
@@ -94,7 +109,9 @@ def collect(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
     return curves
 
 
-def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float | None]:
+def summarise(
+    curves: Mapping[str, Sequence[Sequence[float]]], held_out: str = "eval_accuracy"
+) -> dict[str, float | None]:
     """The report's numbers of one run; None where there was nothing to measure."""
 
     # CAPO's calibration with the policy held: nothing kept, and nothing rejected by a test
@@ -107,7 +124,7 @@ def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, floa
     def mean(found: Sequence[float]) -> float | None:
         return statistics.fmean(found) if found else None
 
-    accuracy, norms = curves.get("eval_accuracy", []), values("grad_norm")
+    accuracy, norms = curves.get(held_out, []), values("grad_norm")
     ratios = values("lab/kl_rejected_over_kept")
     rejected = [1 - kept for kept in values("kept_share")]
     reached = {level: next((s for s, v in accuracy if v >= level), None) for level in (0.8, 0.9)}
@@ -119,6 +136,8 @@ def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, floa
         "steps_to_80": reached[0.8],
         "steps_to_90": reached[0.9],
         "entropy_last": mean(values("entropy")[-10:]),
+        "length_last": mean(values("completions/mean_length")[-10:]),
+        "kl_last": mean(values("kl")[-10:]),
         "grad_norm_mean": mean(norms),
         "grad_norm_spread": statistics.stdev(norms) if len(norms) > 1 else None,
         "clip_share": mean(values("clip_ratio/region_mean")),
@@ -134,6 +153,11 @@ def summarise(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, floa
 
 def warm_up(kind: str, seed: int) -> Path:
     """A model to start from, made once for each kind and seed by the demo's SFT recipe."""
+    if kind == "real":
+        model = ROOT / "runs" / "real" / "start"
+        if not model.is_dir():
+            sys.exit(f"{model} is not there; make it: python recipes/real/make_model.py {model}")
+        return model
     name = f"lab-warmup-{kind}-{seed}"
     model = ROOT / "runs" / name / "model"
     if model.is_dir():
@@ -170,10 +194,10 @@ def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespa
     regime = REGIMES[regime_name]
     cell = regime.cells[cell_name]
     start = args.start or warm_up(regime.warmup, seed)
-    chosen = overrides(regime, cell, seed, start, f"{regime_name}--{name}", ROOT / "runs" / "lab")
+    chosen = overrides(regime, cell, seed, start, f"{regime_name}--{name}", ROOT / "runs" / "lab", args.cuda)
     if args.steps:
         chosen.append(f"train.max_steps={args.steps}")
-    recipe = load_recipe(HERE / "base.yaml", chosen)
+    recipe = load_recipe(HERE / regime.base, chosen)
     run_dir, seconds = train(recipe, cell)
     curves = collect(read_metrics(run_dir))
     done = max(int(step) for curve in curves.values() for step, _ in curve)
@@ -192,14 +216,42 @@ def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespa
         "seed": seed,
         "steps": recipe.train.max_steps,
         "start": start_name,
-        "hardware": f"{os.cpu_count()} CPU cores, one thread",
+        "hardware": hardware(args),
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(seconds, 1),
-        "summary": summarise(curves),
+        "summary": summarise(curves, regime.held_out),
         "curves": curves,
     }
     store.add([found])
     print(f"{regime_name} {name}: " + json.dumps(found["summary"]), flush=True)
+
+
+def hardware(args: argparse.Namespace) -> str:
+    if not args.cuda:
+        return f"{os.cpu_count()} CPU cores, one thread"
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, bfloat16"
+
+
+def in_processes(cells: Sequence[tuple[str, str, int]], args: argparse.Namespace) -> int:
+    """Trains cells, `--jobs` at a time, each in a process of this script. The number that failed."""
+    waiting, running, failed = list(cells), {}, 0
+    while waiting or running:
+        while waiting and len(running) < args.jobs:
+            regime, cell, seed = waiting.pop(0)
+            command = [sys.executable, __file__, "--only", regime, "--methods", cell, "--seeds", str(seed)]
+            command += ["--steps", str(args.steps)] if args.steps else []
+            command += ["--start", str(args.start)] if args.start else []
+            command += ["--cuda"] if args.cuda else []
+            running[subprocess.Popen(command)] = f"{regime} {cell} seed {seed}"
+        for process in [one for one in running if one.poll() is not None]:
+            name = running.pop(process)
+            if process.returncode:
+                print(f"{name}: ended with {process.returncode}; nothing is stored", file=sys.stderr)
+                failed += 1
+        time.sleep(0.2)
+    return failed
 
 
 def main() -> None:
@@ -211,6 +263,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="shorter or longer than the regime says")
     parser.add_argument("--start", type=lambda text: Path(text).resolve(), help="one model for all seeds")
+    parser.add_argument("--cuda", action="store_true", help="on a GPU")
+    parser.add_argument("--jobs", type=int, default=1, help="cells trained at once")
     args = parser.parse_args()
     known = {name for regime in args.only for name in REGIMES[regime].cells}
     unknown = set(args.methods or ()) - known
@@ -218,11 +272,19 @@ def main() -> None:
         parser.error(
             f"no regime of {', '.join(args.only)} runs {', '.join(sorted(unknown))}; they run {sorted(known)}"
         )
-    for seed in args.seeds:
-        for regime in args.only:
-            for cell in REGIMES[regime].cells:
-                if args.methods is None or cell in args.methods:
-                    run_cell(regime, cell, seed, args)
+    cells = [
+        (regime, cell, seed)
+        for seed in args.seeds
+        for regime in args.only
+        for cell in REGIMES[regime].cells
+        if args.methods is None or cell in args.methods
+    ]
+    if args.jobs > 1:
+        for kind, seed in sorted({(REGIMES[regime].warmup, seed) for regime, _, seed in cells}):
+            args.start or warm_up(kind, seed)
+        sys.exit(1 if in_processes(cells, args) else 0)
+    for regime, cell, seed in cells:
+        run_cell(regime, cell, seed, args)
 
 
 if __name__ == "__main__":
