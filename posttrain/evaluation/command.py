@@ -164,7 +164,7 @@ def _seconds(text: str) -> float:
 
 def main(args: Namespace) -> int:
     """Evaluate models on benchmarks: tasks, generate, grade, judge, report; in conversations: drift."""
-    from posttrain.evaluation.transport import JudgeLost
+    from posttrain.judges.judge_server import JudgeLost
 
     stage: Callable[[Namespace], int] = {
         "tasks": _tasks, "generate": _generate, "grade": _grade, "judge": _judge, "report": _report,
@@ -346,7 +346,7 @@ def _judge(args: Namespace) -> int:
 
 
 def _server(args: Namespace) -> Any:
-    from posttrain.evaluation.transport import JudgeServer
+    from posttrain.judges.judge_server import JudgeServer
 
     if not args.judge:
         raise ValueError("name the judge with --judge, and where it is with --base-url")

@@ -58,7 +58,8 @@ def figures_of(value: float | None) -> str:
     size = abs(value)
     if value == 0 or size < 1e-3 or size >= 1e5:
         return "0" if value == 0 else f"{value:.2e}"
-    return f"{value:.{max(0, 3 - len(str(int(size))) if size >= 1 else 4)}f}"
+    decimals = max(0, 3 - len(str(int(size)))) if size >= 1 else 3 if size >= 0.1 else 4 if size >= 0.01 else 5
+    return f"{value:.{decimals}f}"
 
 
 def between(low: float | None, high: float | None) -> str:
@@ -94,6 +95,8 @@ def _turns(setup: DriftSetup, result: DriftResult) -> DriftTable:
         + (
             "reference: the reference without the restated goal in the tested model's place."
             if base.reference is not None
+            else "The reference in the tested model's place is the model itself."
+            if setup.restate_goal
             else "The reference in the tested model's place has 0."
         ),
     )
@@ -133,20 +136,21 @@ def _fits(setup: DriftSetup, result: DriftResult) -> DriftTable | None:
 
 def _fit_cells(one: RecurrenceFit) -> dict[str, str]:
     return {
-        "a": _with_ends(one.intercept),
-        "b": _with_ends(one.slope),
-        "D* = -a/b": _with_ends(one.equilibrium),
-        "lambda = |1 + b|": _with_ends(one.contraction),
-        "residual sd": _with_ends(one.residual_sd),
-        "Spearman of D and its change": _with_ends(one.spearman),
-        "b, turn as covariate": _with_ends(one.slope_given_turn),
-        "effect of the turn on the change": _with_ends(one.turn_effect),
-        "trend of D per turn": _with_ends(one.trend),
+        "a": with_ends(one.intercept),
+        "b": with_ends(one.slope),
+        "D* = -a/b": with_ends(one.equilibrium),
+        "lambda = |1 + b|": with_ends(one.contraction),
+        "residual sd": with_ends(one.residual_sd),
+        "Spearman of D and its change": with_ends(one.spearman),
+        "b, turn as covariate": with_ends(one.slope_given_turn),
+        "effect of the turn on the change": with_ends(one.turn_effect),
+        "trend of D per turn": with_ends(one.trend),
         "b, mean of single conversations": figures_of(one.slope_per_conversation),
     }
 
 
-def _with_ends(one: Interval | None) -> str:
+def with_ends(one: Interval | None) -> str:
+    """The value, its interval in brackets where there is one."""
     if one is None:
         return "–"
     ends = "" if one.low is None else f"  ({between(one.low, one.high)})"

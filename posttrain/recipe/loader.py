@@ -329,7 +329,17 @@ class Loader:
         return self.located(data, "path")
 
     def located_reward(self, reward: RewardSection) -> RewardSection:
-        return self.located(reward, "model") if reward.name is None else self.located_function(reward)
+        if reward.name is None:
+            return self.located(reward, "model")
+        return self.located_function(self.located_policy(reward))
+
+    def located_policy(self, reward: RewardSection) -> RewardSection:
+        """The built-in policy_precedents with the places of its two files found."""
+        named = {key: reward.args.get(key) for key in ("policy", "precedents")}
+        found = {key: self.locate(path) for key, path in named.items() if isinstance(path, str)}
+        if reward.name != "policy_precedents" or not found:
+            return reward
+        return reward.model_copy(update={"args": {**reward.args, **found}})
 
     def located_function(self, section: SectionT) -> SectionT:
         """A section whose name is path/file.py:NAME, with the place found."""
