@@ -29,7 +29,7 @@ class DriftTable:
 
 def tables(setup: DriftSetup, result: DriftResult) -> list[DriftTable]:
     """All of them; what does not apply is left out."""
-    found = [_turns(setup, result), _fits(setup, result), *_nulls(result), _effects(result)]
+    found = [_turns(setup, result), *_fits(setup, result), *_nulls(result), _effects(result)]
     return [table for table in found if table is not None]
 
 
@@ -58,7 +58,9 @@ def figures_of(value: float | None) -> str:
     size = abs(value)
     if value == 0 or size < 1e-3 or size >= 1e5:
         return "0" if value == 0 else f"{value:.2e}"
-    decimals = max(0, 3 - len(str(int(size)))) if size >= 1 else 3 if size >= 0.1 else 4 if size >= 0.01 else 5
+    decimals = (
+        max(0, 3 - len(str(int(size)))) if size >= 1 else 3 if size >= 0.1 else 4 if size >= 0.01 else 5
+    )
     return f"{value:.{decimals}f}"
 
 
@@ -112,26 +114,26 @@ def _bands(curve: TurnCurve) -> list[str]:
     return [between(low, high) for low, high in zip(curve.low, curve.high, strict=True)]
 
 
-def _fits(setup: DriftSetup, result: DriftResult) -> DriftTable | None:
-    found = {
-        f"{NAMES[measure]} {ARMS[arm]}": one.fit
-        for measure, arms in result.arms.items()
-        for arm, one in arms.items()
-        if one.fit is not None
-    }
-    if not found:
-        return None
-    columns = [_fit_cells(one) for one in found.values()]
-    names = list(columns[0])
-    rows = [[name, *(column[name] for column in columns)] for name in names]
-    pairs = next(iter(found.values())).pairs
-    return DriftTable(
-        "The recurrence  D' = D + a + b D  fitted to it",
-        ["", *found],
-        rows,
-        f"Least squares over {pairs:,} pairs of turns of {setup.conversations} conversations; 95 % intervals by "
-        "drawing conversations again.",
-    )
+def _fits(setup: DriftSetup, result: DriftResult) -> list[DriftTable]:
+    """One a measure: both in one would be wider than a page."""
+    made = []
+    for measure, arms in result.arms.items():
+        found = {ARMS[arm]: one.fit for arm, one in arms.items() if one.fit is not None}
+        if not found:
+            continue
+        columns = [_fit_cells(one) for one in found.values()]
+        rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+        pairs = next(iter(found.values())).pairs
+        made.append(
+            DriftTable(
+                f"The recurrence  D' = D + a + b D  fitted to {NAMES[measure]}",
+                ["", *found],
+                rows,
+                f"Least squares over {pairs:,} pairs of turns of {setup.conversations} conversations; 95 % intervals "
+                "by drawing conversations again.",
+            )
+        )
+    return made
 
 
 def _fit_cells(one: RecurrenceFit) -> dict[str, str]:

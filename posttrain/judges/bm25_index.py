@@ -35,7 +35,7 @@ class Bm25Index:
         return numpy.asarray(self._index.get_scores(words)) if words else None
 
     def best(self, query: str, k: int, without: Collection[int] = ()) -> list[int]:
-        """Places of at most `k` texts that share a word with the query, the best first; of equal ones the earlier first.
+        """Places of at most `k` texts that share a word with the query, the best first, of equal ones the earlier.
 
         without  places that are passed over
         """

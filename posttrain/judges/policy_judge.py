@@ -174,7 +174,7 @@ class PolicyJudge:
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedPrecedents:
     """What became of labelled exchanges.
 
     precedents  those whose last verdict is their label, in the order given
@@ -198,7 +198,7 @@ def collect_precedents(
     *,
     rounds: int = 2,
     progress: Callable[[], None] | None = None,
-) -> Collected:
+) -> CollectedPrecedents:
     """Critique and revise: a reasoning whose verdict is not the label is criticised and written anew, `rounds` times
     at most; what then says the label is kept as a precedent. JudgeLost as `judge`."""
     wanted = dict(zip(exchanges, labels, strict=True))
@@ -223,7 +223,7 @@ def collect_precedents(
     right = [found.verdict == wanted[at] for at, found in zip(each, verdicts, strict=True)]
     counts = Counter(revisions.get(at, 0) for at, good in zip(each, right, strict=True) if good)
     unjudged = sum(found.verdict is None for found in verdicts)
-    return Collected(
+    return CollectedPrecedents(
         [
             Precedent(at.prompt, at.text, wanted[at], found.reasoning, revisions.get(at, 0))
             for at, found, good in zip(each, verdicts, right, strict=True)
@@ -234,5 +234,3 @@ def collect_precedents(
         len(each) - sum(right) - unjudged,
         unjudged,
     )
-
-

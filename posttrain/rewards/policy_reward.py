@@ -65,8 +65,8 @@ def _look(
     warnings = []
     if longest > timeout_s:
         warnings.append(
-            f"{group_size} questions that nobody answers, {parallel} at a time, {retries + 1} times {seconds:g} s each, "
-            f"take {longest:g} s, and a call has timeout_s {timeout_s:g}: it would be ended and fail instead of "
+            f"{group_size} questions that nobody answers, {parallel} at a time, {retries + 1} times {seconds:g} s "
+            f"each, take {longest:g} s, and a call has timeout_s {timeout_s:g}: it would be ended and fail instead of "
             "leaving them unjudged; raise timeout_s, or lower args.seconds"
         )
     return MachineReport(
@@ -109,7 +109,9 @@ def policy_precedents(
 
     JudgeLost where the server refuses everybody: key, model or address are wrong.
     """
-    judge = _judge_of(policy, model, base_url, precedents, k, cache, api_key_env, max_tokens, seconds, retries, parallel)
+    judge = _judge_of(
+        policy, model, base_url, precedents, k, cache, api_key_env, max_tokens, seconds, retries, parallel
+    )
     asked_before = prompts if prompts is not None else [""] * len(completions)
     exchanges = [
         Exchange(prompt_text(prompt), text) for prompt, text in zip(asked_before, completions, strict=True)
@@ -123,7 +125,9 @@ def policy_precedents(
         log_metric("policy_precedents/unjudged", sum(faults.values()) / max(1, len(verdicts)))
         log_metric("policy_precedents/asked", float(judge.asked - asked))
         log_metric("policy_precedents/from_cache", float(judge.kept - kept))
-        log_metric("policy_precedents/precedents", sum(one.precedents for one in verdicts) / max(1, len(verdicts)))
+        log_metric(
+            "policy_precedents/precedents", sum(one.precedents for one in verdicts) / max(1, len(verdicts))
+        )
         for fault, count in faults.items():
             log_metric(f"policy_precedents/unjudged/{fault.replace(' ', '_')}", count / len(verdicts))
     return [None if one.verdict is None else float(one.verdict == COMPLIES) for one in verdicts]
