@@ -168,7 +168,7 @@ def _seconds(text: str) -> float:
 
 
 def main(args: Namespace) -> int:
-    """Evaluate models on benchmarks: tasks, generate, grade, judge, report; in conversations: drift; policies: guard."""
+    """Evaluate models on benchmarks: tasks, generate, grade, judge, report; conversations: drift; policies: guard."""
     from posttrain.judges.judge_server import JudgeLost
 
     stage: Callable[[Namespace], int] = {

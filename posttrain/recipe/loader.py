@@ -257,11 +257,8 @@ class Loader:
             self.problems.append("tools: must be a list: [python, file.py:function]")
             return ()
         found = [self.validate(f"tools[{i}]", item, ToolSection) for i, item in enumerate(raw or [])]
-        return tuple(
-            self.located_args(self.located_function(one), "search", "corpus")
-            for one in found
-            if one is not None
-        )
+        given = [self.located_function(one) for one in found if one is not None]
+        return tuple(self.located_args(one, "search", "corpus") for one in given)
 
     def located_args(self, section: SectionT, name: str, *keys: str) -> SectionT:
         """A built-in tool or reward of that name with the places of the files found that its args name."""
