@@ -1,9 +1,10 @@
-"""A scripted judge behind an OpenAI-compatible address: tries `policy_precedents`, `eval guard`, `data precedents` alone.
+"""A scripted judge behind an OpenAI-compatible address: tries the reward and the commands of a policy without a model.
 
-    python recipes/smoke/policy/quiet_judge.py -- COMMAND ...      # serves while COMMAND runs, ends with its exit code
+    python recipes/smoke/policy/quiet_judge.py -- COMMAND ...      # serves while COMMAND runs, ends with its code
 
-It is no model. Left to the policy, it takes an exclamation mark for shouting and nothing else; told by a critique, or by
-a precedent that speaks of capitals, it looks for these too: it agrees more with precedents than without by construction.
+It is no model. Left to the policy, it takes an exclamation mark for shouting and nothing else; told by a critique, or
+by a precedent that speaks of capitals, it looks for these too: that it agrees more with precedents than without is so
+by construction.
 """
 
 from __future__ import annotations
