@@ -333,6 +333,7 @@ class Loader:
     def located_reward(self, reward: RewardSection) -> RewardSection:
         if reward.name is None:
             return self.located(reward, "model")
+        reward = self.located_args(reward, "drift_penalty", "reference")
         return self.located_function(self.located_args(reward, "policy_precedents", "policy", "precedents"))
 
     def located_function(self, section: SectionT) -> SectionT:
