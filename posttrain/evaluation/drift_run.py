@@ -19,7 +19,7 @@ from posttrain.evaluation.engine_bridge import Response
 from posttrain.evaluation.generate import sample_seed
 from posttrain.evaluation.speaker import Message
 from posttrain.evaluation.tasks import BenchmarkSampling
-from posttrain.references.answer_divergence import mean_divergences, response_logits
+from posttrain.rollout.answer_divergence import mean_divergences, response_logits
 
 RUN = "drift_run.json"
 CONVERSATIONS = "conversations.jsonl"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from posttrain.data.tokens import prompt_ids
-from posttrain.references.answer_divergence import mean_divergences, response_logits, with_goal
 from posttrain.rewards.drift_reward import DriftReward
 from posttrain.rewards.runner import RewardError
+from posttrain.rollout.answer_divergence import mean_divergences, response_logits, with_goal
 from posttrain.rollout.model_folder import load_dense, tokenizer_of
 from posttrain.trainers.models.whole_weights import whole_weights_everywhere
 
