@@ -53,12 +53,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "measure the start model's pass rate on each row of a recipe's data",
         "posttrain.commands.data_difficulty:main",
     ),
+    "data precedents": (
+        "collect reasoned precedents of a written policy from labelled responses",
+        "posttrain.commands.data_precedents:main",
+    ),
     "data overlap": (
         "count test rows that share runs of words with training rows",
         "posttrain.data.overlap:main",
     ),
     "eval": (
-        "evaluate models: tasks, generate, grade, judge, report; drift over a conversation",
+        "evaluate models: tasks, generate, grade, judge, report; drift over a conversation; guard a policy",
         "posttrain.evaluation.command:main",
     ),
 }
@@ -67,7 +71,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "A run": ("init", "plan", "train", "launch", "report"),
     "Its model": ("chat", "eval", "export", "merge", "soup"),
-    "Data": ("data describe", "data preview", "data difficulty", "data overlap", "data feedback"),
+    "Data": (
+        "data describe",
+        "data preview",
+        "data difficulty",
+        "data overlap",
+        "data feedback",
+        "data precedents",
+    ),
     "Methods": ("methods", "replay"),
 }
 """How `posttrain --help` orders the commands; what stands in no group comes last."""
@@ -88,6 +99,9 @@ MEANT: dict[str, str] = {
     "generate": "eval generate",
     "grade": "eval grade",
     "judge": "eval judge",
+    "guard": "eval guard",
+    "policy": "eval guard",
+    "precedents": "data precedents",
     "tasks": "eval tasks",
     "ask": "chat",
     "talk": "chat",

@@ -114,13 +114,14 @@ def test_only_a_method_that_is_built_on_others_looks_at_the_list_of_methods():
         ), file
 
 
-def test_rewards_know_nothing_of_ours_but_answers_and_no_torch():
-    for file in sorted((PACKAGE / "rewards").rglob("*.py")):
+def test_rewards_know_nothing_of_ours_but_answers_and_judges_and_no_torch():
+    rooms = ("rewards", "answers", "judges")
+    for file in [path for room in ("rewards", "judges") for path in sorted((PACKAGE / room).rglob("*.py"))]:
         for line, name in imports(parse(file), package_of(file)):
             where = f"{file.relative_to(ROOT)}:{line}: {name}"
             assert name.split(".")[0] not in HEAVY, where
             ours = within(name, "posttrain")
-            assert not ours or within(name, "posttrain.rewards") or within(name, "posttrain.answers"), where
+            assert not ours or any(within(name, f"posttrain.{room}") for room in rooms), where
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

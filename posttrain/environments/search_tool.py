@@ -1,8 +1,7 @@
-"""The built-in tool `search`: BM25 over passages of a local file, by the package bm25s.
+"""The built-in tool `search`: BM25 (posttrain/judges/bm25_index.py) over passages of a local file.
 
-Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond"; the variant is Lucene's, k1 1.5
-and b .75. The index is made once, in the worker of tools before it forks, so the processes that answer share its
-memory, and one that was ended for its time leaves it to the next.
+The index is made once, in the worker of tools before it forks, so the processes that answer share its memory, and one
+that was ended for its time leaves it to the next.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from posttrain.data.decoding import DataError
 from posttrain.data.files import iter_rows
 from posttrain.data.values import text_of
 from posttrain.environments.orders import shortened
+from posttrain.judges.bm25_index import Bm25Index
 
-INSTALL = "pip install 'posttrain[search]'"
 NOTHING = "[nothing found: no passage has a word of the query]"
-_WORD = r"(?u)\b\w+\b"
 
 
 @dataclass(frozen=True)
@@ -29,25 +27,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class PassageIndex:
-    """The passages of a corpus, and bm25s' index of their titles and texts."""
+    """The passages of a corpus, and the index of their titles and texts."""
 
     passages: tuple[Passage, ...]
-    index: Any
+    index: Bm25Index
 
     def best(self, query: str, k: int) -> list[Passage]:
         """At most `k` passages that share a word with the query, the best first; of equal ones the earlier first."""
-        import numpy
-
-        words = sorted(set(_words([query])[0]) & self.index.vocab_dict.keys())
-        if not words:
-            return []
-        scores = numpy.asarray(self.index.get_scores(words))
-        k = min(k, len(scores))
-        least = numpy.partition(scores, -k)[-k]
-        found = [int(place) for place in numpy.flatnonzero((scores >= least) & (scores > 0))]
-        return [
-            self.passages[place] for place in sorted(found, key=lambda place: (-scores[place], place))[:k]
-        ]
+        return [self.passages[place] for place in self.index.best(query, k)]
 
 
 def search(
@@ -83,10 +70,6 @@ def prepare(*, corpus: str, text: str = "text", title: str = "title", **_: Any) 
 def passage_index(corpus: str, text: str, title: str) -> PassageIndex:
     """The index of a .jsonl, .json, .parquet or .csv file: a row a passage, its words in column `text`, what it is
     called in column `title` where there is one. DataError says what is wrong with it."""
-    try:
-        import bm25s
-    except ImportError as error:
-        raise DataError(f"the tool search needs the package bm25s ({error}): {INSTALL}") from None
     passages = []
     for number, row in enumerate(iter_rows(corpus), start=1):
         said = text_of(row.get(text), text)
@@ -95,19 +78,10 @@ def passage_index(corpus: str, text: str, title: str) -> PassageIndex:
         passages.append(Passage(text_of(row.get(title), title) or "", said))
     if not passages:
         raise DataError(f"{corpus}: holds no passage to search")
-    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-    words = _words([f"{one.title}\n{one.text}" for one in passages])
-    if not any(words):
-        raise DataError(f"{corpus}: its passages hold no word to search for")
-    index.index(words, show_progress=False)
+    try:
+        index = Bm25Index([f"{one.title}\n{one.text}" for one in passages])
+    except ImportError as error:
+        raise DataError(f"the tool search: {error}") from None
+    except ValueError:
+        raise DataError(f"{corpus}: its passages hold no word to search for") from None
     return PassageIndex(tuple(passages), index)
-
-
-def _words(texts: list[str]) -> list[list[str]]:
-    """Lower-case words, numbers and single letters too; no language's stop words are taken out."""
-    import bm25s
-
-    found: Any = bm25s.tokenize(
-        texts, stopwords=[], token_pattern=_WORD, return_ids=False, show_progress=False
-    )
-    return found

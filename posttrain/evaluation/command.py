@@ -1,4 +1,4 @@
-"""`posttrain eval tasks|generate|grade|judge|report|drift`: thin, each over one function of this room."""
+"""`posttrain eval tasks|generate|grade|judge|report|drift|guard`: thin, each over one function of this room."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.evaluation import drift_command, masked_diffusion, store, tasks
+from posttrain.evaluation import drift_command, guard_command, masked_diffusion, store, tasks
 from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
@@ -28,7 +28,7 @@ _DIR_HELP = "evaluation folders, or folders above them"
 
 def add_arguments(parser: ArgumentParser) -> None:
     stages = parser.add_subparsers(
-        dest="stage", required=True, metavar="tasks|generate|grade|judge|report|drift"
+        dest="stage", required=True, metavar="tasks|generate|grade|judge|report|drift|guard"
     )
     _add_tasks(stages.add_parser("tasks", help="list the benchmarks; --check verifies their files"))
     _add_generate(
@@ -56,6 +56,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     drift_command.add_arguments(
         stages.add_parser("drift", help="how far answers drift from a goal over a conversation")
+    )
+    guard_command.add_arguments(
+        stages.add_parser(
+            "guard", help="let a judge hold responses against a written policy, with precedents"
+        )
     )
 
 
@@ -163,12 +168,12 @@ def _seconds(text: str) -> float:
 
 
 def main(args: Namespace) -> int:
-    """Evaluate models on benchmarks: tasks, generate, grade, judge, report; in conversations: drift."""
-    from posttrain.evaluation.transport import JudgeLost
+    """Evaluate models on benchmarks: tasks, generate, grade, judge, report; conversations: drift; policies: guard."""
+    from posttrain.judges.judge_server import JudgeLost
 
     stage: Callable[[Namespace], int] = {
         "tasks": _tasks, "generate": _generate, "grade": _grade, "judge": _judge, "report": _report,
-        "drift": _drift,
+        "drift": _drift, "guard": _guard,
     }[args.stage]  # fmt: skip
     try:
         return stage(args)
@@ -346,7 +351,7 @@ def _judge(args: Namespace) -> int:
 
 
 def _server(args: Namespace) -> Any:
-    from posttrain.evaluation.transport import JudgeServer
+    from posttrain.judges.judge_server import JudgeServer
 
     if not args.judge:
         raise ValueError("name the judge with --judge, and where it is with --base-url")
@@ -379,6 +384,10 @@ def _report(args: Namespace) -> int:
 
 def _drift(args: Namespace) -> int:
     return drift_command.run_drift(args, _console())
+
+
+def _guard(args: Namespace) -> int:
+    return guard_command.run_guard(args, _console())
 
 
 def _console() -> Console:

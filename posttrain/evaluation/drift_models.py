@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.evaluation.engine_bridge import EvaluationEngine, positions, weights_hash
 from posttrain.evaluation.speaker import Message
-from posttrain.ops.divergence import vocabulary_js, vocabulary_kl
 from posttrain.rollout.model_folder import load_dense, tokenizer_of
 
-BLOCK = 64
-"""Positions whose whole vocabulary is in float32 at a time."""
 _PROBE = "The 3 cats\n  cost $1,200.50 -- na\u00efve, \u6570!\n- a bullet\n"
 
 
@@ -117,31 +112,3 @@ def head_fault(tested: ChatModel, reference: ChatModel) -> str | None:
         if one.head < needed:
             return f"{one.path} scores {one.head:,} ids, the tokenizer has {needed:,}: they do not belong together"
     return None
-
-
-@torch.no_grad()
-def response_logits(one: ChatModel, history: Sequence[int], response: Sequence[int]) -> Tensor:
-    """Logits (n, V) that predict each of the n response tokens after `history`, in the model's own precision."""
-    ids = torch.tensor([[*history, *response[:-1]]], device=one.model.device)
-    count = len(response)
-    if "logits_to_keep" in inspect.signature(one.model.forward).parameters:
-        logits = one.model(input_ids=ids, logits_to_keep=count).logits[0]
-    else:
-        logits = one.model(input_ids=ids).logits[0]
-    return logits[-count:]
-
-
-def mean_divergences(logits: Tensor, ref_logits: Tensor, vocabulary: int) -> tuple[float, float]:
-    """Mean KL(q || p) and JS over the positions, (n, V) each, on the tokenizer's ids; what heads are padded to is cut.
-
-    Raises ValueError where one is not finite.
-    """
-    kl, js = [], []
-    for start in range(0, len(logits), BLOCK):
-        q, p = (x[start : start + BLOCK, :vocabulary].to("cpu") for x in (logits, ref_logits))
-        kl.append(vocabulary_kl(q, p).double())
-        js.append(vocabulary_js(q, p).double())
-    means = float(torch.cat(kl).mean()), float(torch.cat(js).mean())
-    if not all(map(torch.isfinite, map(torch.tensor, means))):
-        raise ValueError("the models give log-probabilities that are not finite; try --dtype float32")
-    return means

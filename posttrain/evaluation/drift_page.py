@@ -16,7 +16,7 @@ from posttrain import __version__
 from posttrain.evaluation import store
 from posttrain.evaluation.drift_results import ArmResult, DriftResult
 from posttrain.evaluation.drift_run import BASE, DriftSetup, Key, Row
-from posttrain.evaluation.drift_tables import ARMS, NAMES, DriftTable, figures_of, tables
+from posttrain.evaluation.drift_tables import ARMS, NAMES, DriftTable, between, figures_of, tables, with_ends
 from posttrain.observe.plot_style import AXIS, INK, LINE, MARK, MUTED, PALETTE, dress, svg
 from posttrain.observe.run_page import TEMPLATE
 
@@ -40,6 +40,7 @@ def write_drift_page(
         f'<ul class="notes">{readings}</ul>' if readings else "",
         _charts(setup, result),
         *(_table(table) for table in tables(setup, result)),
+        "<h2>Conversations to read</h2>",
         *(_conversation(setup, rows, measured, arm, c) for arm in setup.arms for c in _read(setup)),
     ]
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -57,9 +58,11 @@ def _facts(result: DriftResult) -> list[str]:
         ("noise floor", figures_of(base.placebo.over_turns)),
     ]
     if base.fit is not None:
-        values += [("b", figures_of(base.fit.slope.value)), ("D*", figures_of(base.fit.equilibrium.value))]
+        values += [("b", with_ends(base.fit.slope)), ("D*", with_ends(base.fit.equilibrium))]
     if result.effects["kl"]:
-        values.append(("reminders lower KL by", figures_of(result.effects["kl"][0].difference.value)))
+        effect = result.effects["kl"][0].difference
+        ends = "" if effect.problems == 1 else f" ({between(effect.low, effect.high)})"
+        values.append(("reminders lower KL by", figures_of(effect.value) + ends))
     return [f'<div class="card fact"><span>{escape(k)}</span><b>{escape(v)}</b></div>' for k, v in values]
 
 

@@ -55,7 +55,8 @@ class ArmResult:
 
     values     (C, T) the divergence D of each conversation and turn
     placebo    the reference against itself with an irrelevant sentence added: its noise floor
-    reference  the reference in the tested model's place; None where that is 0, because the goal is not restated
+    reference  the reference in the tested model's place; None where that is 0 (the goal is not restated), or the
+               model itself
     """
 
     values: list[list[float]]
@@ -108,6 +109,8 @@ def results_of(
 def _arm(setup: DriftSetup, measured: Mapping[Key, Row], measure: str, arm: str) -> ArmResult:
     values = _table(setup, measured, measure, arm)
     own = _table(setup, measured, _REFERENCE + measure, arm) if setup.restate_goal else None
+    if own is not None and np.array_equal(own, values):
+        own = None  # the model is its own reference
     return ArmResult(
         values=values.tolist(),
         curve=TurnCurve.of(values),

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.evaluation import store
-from posttrain.evaluation.drift_models import ChatModel, mean_divergences, response_logits
+from posttrain.evaluation.drift_models import ChatModel
 from posttrain.evaluation.drift_task import DriftTask, TurnSampling
 from posttrain.evaluation.engine_bridge import Response
 from posttrain.evaluation.generate import sample_seed
 from posttrain.evaluation.speaker import Message
 from posttrain.evaluation.tasks import BenchmarkSampling
+from posttrain.rollout.answer_divergence import mean_divergences, response_logits
 
 RUN = "drift_run.json"
 CONVERSATIONS = "conversations.jsonl"
@@ -267,12 +268,12 @@ def _measured(
     goal, placebo = (setup.task.about(conversation, text) for text in (setup.task.goal, setup.task.placebo))
     vocabulary = len(tested.tokenizer)
     spoken = tested.ids_of(messages)
-    q = response_logits(tested, spoken, response)
-    plain = q if reference is tested else response_logits(reference, spoken, response)
+    q = response_logits(tested.model, spoken, response)
+    plain = q if reference is tested else response_logits(reference.model, spoken, response)
     p = plain
     if setup.restate_goal:
-        p = response_logits(reference, tested.ids_of(messages, goal), response)
-    beside = response_logits(reference, tested.ids_of(messages, placebo), response)
+        p = response_logits(reference.model, tested.ids_of(messages, goal), response)
+    beside = response_logits(reference.model, tested.ids_of(messages, placebo), response)
     pairs = {"": (q, p), "placebo_": (plain, beside), "reference_": (plain, p)}
     row: Row = {"arm": arm, "conversation": conversation, "turn": turn, "tokens": len(response)}
     for prefix, (left, right) in pairs.items():

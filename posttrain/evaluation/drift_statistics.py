@@ -355,9 +355,9 @@ def reminder_effects(
         "of these, turns without one": [t for t in turns if t > first and t not in remind],
         "turns with a reminder": [t for t in turns if t in remind],
     }
-    found = []
+    found: list[ReminderEffect] = []
     for name, chosen in windows.items():
-        if not chosen:
+        if not chosen or any(one.turns == tuple(chosen) for one in found):
             continue
         at = [t - 1 for t in chosen]
         higher, lower = before[:, at].mean(axis=1), after[:, at].mean(axis=1)

@@ -29,7 +29,7 @@ class DriftTable:
 
 def tables(setup: DriftSetup, result: DriftResult) -> list[DriftTable]:
     """All of them; what does not apply is left out."""
-    found = [_turns(setup, result), _fits(setup, result), *_nulls(result), _effects(result)]
+    found = [_turns(setup, result), *_fits(setup, result), *_nulls(result), _effects(result)]
     return [table for table in found if table is not None]
 
 
@@ -58,7 +58,10 @@ def figures_of(value: float | None) -> str:
     size = abs(value)
     if value == 0 or size < 1e-3 or size >= 1e5:
         return "0" if value == 0 else f"{value:.2e}"
-    return f"{value:.{max(0, 3 - len(str(int(size))) if size >= 1 else 4)}f}"
+    decimals = (
+        max(0, 3 - len(str(int(size)))) if size >= 1 else 3 if size >= 0.1 else 4 if size >= 0.01 else 5
+    )
+    return f"{value:.{decimals}f}"
 
 
 def between(low: float | None, high: float | None) -> str:
@@ -94,6 +97,8 @@ def _turns(setup: DriftSetup, result: DriftResult) -> DriftTable:
         + (
             "reference: the reference without the restated goal in the tested model's place."
             if base.reference is not None
+            else "The reference in the tested model's place is the model itself."
+            if setup.restate_goal
             else "The reference in the tested model's place has 0."
         ),
     )
@@ -109,44 +114,45 @@ def _bands(curve: TurnCurve) -> list[str]:
     return [between(low, high) for low, high in zip(curve.low, curve.high, strict=True)]
 
 
-def _fits(setup: DriftSetup, result: DriftResult) -> DriftTable | None:
-    found = {
-        f"{NAMES[measure]} {ARMS[arm]}": one.fit
-        for measure, arms in result.arms.items()
-        for arm, one in arms.items()
-        if one.fit is not None
-    }
-    if not found:
-        return None
-    columns = [_fit_cells(one) for one in found.values()]
-    names = list(columns[0])
-    rows = [[name, *(column[name] for column in columns)] for name in names]
-    pairs = next(iter(found.values())).pairs
-    return DriftTable(
-        "The recurrence  D' = D + a + b D  fitted to it",
-        ["", *found],
-        rows,
-        f"Least squares over {pairs:,} pairs of turns of {setup.conversations} conversations; 95 % intervals by "
-        "drawing conversations again.",
-    )
+def _fits(setup: DriftSetup, result: DriftResult) -> list[DriftTable]:
+    """One a measure: both in one would be wider than a page."""
+    made = []
+    for measure, arms in result.arms.items():
+        found = {ARMS[arm]: one.fit for arm, one in arms.items() if one.fit is not None}
+        if not found:
+            continue
+        columns = [_fit_cells(one) for one in found.values()]
+        rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+        pairs = next(iter(found.values())).pairs
+        made.append(
+            DriftTable(
+                f"The recurrence  D' = D + a + b D  fitted to {NAMES[measure]}",
+                ["", *found],
+                rows,
+                f"Least squares over {pairs:,} pairs of turns of {setup.conversations} conversations; 95 % intervals "
+                "by drawing conversations again.",
+            )
+        )
+    return made
 
 
 def _fit_cells(one: RecurrenceFit) -> dict[str, str]:
     return {
-        "a": _with_ends(one.intercept),
-        "b": _with_ends(one.slope),
-        "D* = -a/b": _with_ends(one.equilibrium),
-        "lambda = |1 + b|": _with_ends(one.contraction),
-        "residual sd": _with_ends(one.residual_sd),
-        "Spearman of D and its change": _with_ends(one.spearman),
-        "b, turn as covariate": _with_ends(one.slope_given_turn),
-        "effect of the turn on the change": _with_ends(one.turn_effect),
-        "trend of D per turn": _with_ends(one.trend),
+        "a": with_ends(one.intercept),
+        "b": with_ends(one.slope),
+        "D* = -a/b": with_ends(one.equilibrium),
+        "lambda = |1 + b|": with_ends(one.contraction),
+        "residual sd": with_ends(one.residual_sd),
+        "Spearman of D and its change": with_ends(one.spearman),
+        "b, turn as covariate": with_ends(one.slope_given_turn),
+        "effect of the turn on the change": with_ends(one.turn_effect),
+        "trend of D per turn": with_ends(one.trend),
         "b, mean of single conversations": figures_of(one.slope_per_conversation),
     }
 
 
-def _with_ends(one: Interval | None) -> str:
+def with_ends(one: Interval | None) -> str:
+    """The value, its interval in brackets where there is one."""
     if one is None:
         return "–"
     ends = "" if one.low is None else f"  ({between(one.low, one.high)})"

@@ -20,7 +20,8 @@ from posttrain.evaluation import alpaca, estimators, store
 from posttrain.evaluation.alpaca import OutputPair, Rates
 from posttrain.evaluation.answer_files import read_annotations, read_outputs
 from posttrain.evaluation.tasks import Benchmark, Problem, task_hash
-from posttrain.evaluation.transport import JudgeServer, Transport
+from posttrain.evaluation.transport import Transport
+from posttrain.judges.judge_server import JudgeServer
 
 SWAPPED = 200
 """How many of the 805 pairs are also judged in the other order, unless told otherwise."""

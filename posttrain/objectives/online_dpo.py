@@ -162,7 +162,7 @@ class OnlineDPO(Objective):
     preference_scale: Annotated[float, Gt(0)] | None = None
     """the better answer is preferred with probability sigma(reward gap / this); off: for sure"""
     parl_coef: Annotated[float, Ge(0)] = 0.0
-    """weight of PARL's term; 0: off, 1: the published gradient, noisy: at most train.beta is usable"""
+    """weight of PARL's term; 0: off, 1: the published gradient; above train.beta it cost accuracy here"""
     parl_baseline: Literal["others", "indifferent", "none"] = "others"
     """b of PARL's term: mean F of the step's other pairs, log 1/2, or 0"""
     parl_ratio_max: Annotated[float, Ge(1)] = 2.0
@@ -217,7 +217,7 @@ class OnlineDPO(Objective):
         if self.parl_coef > run.train.beta > 0:
             yield (
                 f"{run.place}: parl_coef {self.parl_coef:g} outweighs DPO's part, whose factor at an answer is at most "
-                f"train.beta, {run.train.beta:g}; runs here broke at three times beta"
+                f"train.beta, {run.train.beta:g}; runs here lost accuracy above beta"
             )
         if self.parl_coef and self.parl_baseline == "none":
             yield f"{run.place}: parl_baseline: none lowers the log-prob of every sampled answer, F being below 0"

@@ -121,6 +121,14 @@ def reward_model_faults(recipe: Recipe) -> list[str]:
     if path is not None and (scorer := scores_texts(path)) is not None:
         policy = [f"model: {path!r} is a {scorer}, which scores texts and writes none; name a language model"]
     found = [(i, model_of(reward)) for i, reward in enumerate(recipe.rewards) if reward.model is not None]
+    policy += [
+        f"rewards[{place}]: no folder {named!r}, which args.reference names; a run keeps its model in runs/NAME/model"
+        for place, reward in enumerate(recipe.rewards)
+        if reward.name == "drift_penalty"
+        and isinstance(named := reward.args.get("reference"), str)
+        and not Path(named).exists()
+        and named.count("/") != 1
+    ]
     return policy + [f"rewards[{place}]: {fault}" for place, model in found for fault in _model_faults(model)]
 
 

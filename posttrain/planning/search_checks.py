@@ -9,14 +9,13 @@ from typing import Any
 
 from posttrain.data import DataError
 from posttrain.data.files import iter_rows
-
-_INSTALL = "pip install 'posttrain[search]'"
+from posttrain.judges.bm25_index import INSTALL
 
 
 def search_faults(args: Mapping[str, Any]) -> list[str]:
     """Why the tool cannot serve with these settings, a sentence each."""
     if importlib.util.find_spec("bm25s") is None:
-        return [f"search needs the package bm25s: {_INSTALL}"]
+        return [f"search needs the package bm25s: {INSTALL}"]
     if not isinstance(args.get("corpus"), str):
         return ["search needs its setting 'corpus', a file of passages; give it under args"]
     faults = []

@@ -257,14 +257,16 @@ class Loader:
             self.problems.append("tools: must be a list: [python, file.py:function]")
             return ()
         found = [self.validate(f"tools[{i}]", item, ToolSection) for i, item in enumerate(raw or [])]
-        return tuple(self.located_corpus(self.located_function(one)) for one in found if one is not None)
+        given = [self.located_function(one) for one in found if one is not None]
+        return tuple(self.located_args(one, "search", "corpus") for one in given)
 
-    def located_corpus(self, tool: ToolSection) -> ToolSection:
-        """The built-in search with the place of its corpus found."""
-        corpus = tool.args.get("corpus")
-        if tool.name != "search" or not isinstance(corpus, str):
-            return tool
-        return tool.model_copy(update={"args": {**tool.args, "corpus": self.locate(corpus)}})
+    def located_args(self, section: SectionT, name: str, *keys: str) -> SectionT:
+        """A built-in tool or reward of that name with the places of the files found that its args name."""
+        given = vars(section)
+        found = {key: self.locate(at) for key in keys if isinstance(at := given["args"].get(key), str)}
+        if given["name"] != name or not found:
+            return section
+        return section.model_copy(update={"args": {**given["args"], **found}})
 
     def validate(self, section: str, raw: Any, model: type[ModelT]) -> ModelT | None:
         """The section as `model`, or None with the faults noted. Absent sections were noted before."""
@@ -329,7 +331,10 @@ class Loader:
         return self.located(data, "path")
 
     def located_reward(self, reward: RewardSection) -> RewardSection:
-        return self.located(reward, "model") if reward.name is None else self.located_function(reward)
+        if reward.name is None:
+            return self.located(reward, "model")
+        reward = self.located_args(reward, "drift_penalty", "reference")
+        return self.located_function(self.located_args(reward, "policy_precedents", "policy", "precedents"))
 
     def located_function(self, section: SectionT) -> SectionT:
         """A section whose name is path/file.py:NAME, with the place found."""

@@ -44,6 +44,8 @@ BUILT_IN = {
     "jpeg_size": "posttrain.rewards.image_rewards:jpeg_size",
     "image_statistic": "posttrain.rewards.image_rewards:image_statistic",
     "image_class": "posttrain.rewards.image_rewards:image_class",
+    "drift_penalty": "posttrain.rewards.drift_reward:drift_penalty",
+    "policy_precedents": "posttrain.rewards.policy_reward:policy_precedents",
     "reasoning_gym": "posttrain.rewards.reasoning_gym_reward:reasoning_gym",
 }
 

@@ -17,7 +17,7 @@ import pytest
 
 from posttrain.evaluation import alpaca, judge, store, tasks
 from posttrain.evaluation.tasks import Problem
-from posttrain.evaluation.transport import JudgeServer
+from posttrain.judges.judge_server import JudgeServer
 
 pytest.importorskip("alpaca_eval")
 pytest.importorskip("openai")

@@ -9,7 +9,8 @@ import time
 import pytest
 from test_alpaca import at, honest, server
 
-from posttrain.evaluation.transport import GIVE_UP, NO_VERDICT, JudgeLost, JudgeServer, Transport
+from posttrain.evaluation.transport import GIVE_UP, NO_VERDICT, Transport
+from posttrain.judges.judge_server import JudgeLost, JudgeServer
 
 pytest.importorskip("alpaca_eval")
 pytest.importorskip("openai")

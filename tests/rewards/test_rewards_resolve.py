@@ -132,6 +132,8 @@ def test_built_in_rewards_are_described_and_loaded():
         "jpeg_size": (),
         "image_statistic": (),
         "image_class": ("folder",),
+        "drift_penalty": ("goal", "reference"),
+        "policy_precedents": ("policy", "model", "base_url"),
         "reasoning_gym": ("puzzle",),
     }
     assert {name for name in BUILT_IN if describe(name).yields_answers} == {

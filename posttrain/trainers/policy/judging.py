@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from posttrain.data.reward_columns import reward_columns
 from posttrain.objectives.base import Groups
 from posttrain.process.phases import PHASES
 from posttrain.rewards.messages import text_of
-from posttrain.rewards.model_reward import ModelReward
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.engines.turns import Turns
+from posttrain.trainers.models.drift_scorer import DriftScorer
 from posttrain.trainers.models.reward_scorer import RewardScorer
 from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl, no_reward
 from posttrain.trainers.seam.config import PolicyConfig
@@ -38,6 +39,7 @@ class JudgeHost(Protocol):
     """What judging reads of its trainer, and where it leaves what rewards log. The names are TRL's."""
 
     accelerator: Accelerator
+    model: Any
     state: Any
     environments: Any
     turns: Turns
@@ -61,6 +63,7 @@ class Judge:
 
     runner   scores the reward functions in processes of their own; None where there are none
     models   position of a reward -> the reward model that is asked for it, each rank for its own responses
+    drifts   the same of drift_penalty, which reads the policy
     ask_trl  judges the others: modules that were handed over, and what needs an environment
     rollout  the rollout that was judged last
     ready    a rollout that was scored before TRL asks; it is what TRL is told, once
@@ -75,16 +78,23 @@ class Judge:
         self.host = host
         self.runner = runner
         self.models: dict[int, RewardScorer] = {}
+        self.drifts: dict[int, DriftScorer] = {}
         self.ask_trl = ask_trl
         self.rollout: Rollout | None = None
         self.ready: Rollout | None = None
         self._told_of_unjudged = False
 
-    def load(self, models: Mapping[int, ModelReward], tokenizer: Any) -> None:
-        """Loads reward models, and says how texts reach each; `tokenizer` is the policy's. Raises ModelFault."""
-        for place, spec in models.items():
-            self.models[place] = RewardScorer(spec, self.host.accelerator.device)
+    def load(self, sources: RewardSources, tokenizer: Any) -> None:
+        """Loads reward models and references, and says how texts reach each; `tokenizer` is the policy's. Raises
+        ModelFault, and RewardError where drift_penalty cannot read the policy."""
+        device = self.host.accelerator.device
+        for place, spec in sources.models.items():
+            self.models[place] = RewardScorer(spec, device)
             self.host.accelerator.print(self.models[place].tells(tokenizer))
+        for place, drift in sources.drifts.items():
+            require_whole_policy(drift.title, self.host.accelerator)
+            self.drifts[place] = DriftScorer(drift, tokenizer, device)
+            self.host.accelerator.print(self.drifts[place].tells())
 
     def judge(
         self,
@@ -136,7 +146,8 @@ class Judge:
         scores = Scores(values=[], answers=None, counts={})
         rewards = torch.full((len(rows), len(host.reward_funcs)), torch.nan, device=host.accelerator.device)
         by_trl = judged_by_trl(host.reward_funcs)
-        by_runner = [k for k in range(len(host.reward_funcs)) if k not in by_trl and k not in self.models]
+        here = {*by_trl, *self.models, *self.drifts}
+        by_runner = [k for k in range(len(host.reward_funcs)) if k not in here]
         if by_runner:
             with PHASES.within("scoring", len(rows)):
                 scores = self._score_groups(rows, list(columns), group_size)
@@ -148,9 +159,18 @@ class Judge:
         logged = dict(scores.metrics)
         for k, model in self.models.items():
             with PHASES.within(f"scoring with {model.title}", len(local)):
-                rewards[:, k], cut_share = self._by_model(model, prompts, completions)
-            logged[f"reward_models/{model.title}/cut_share"] = [cut_share]
-        require_judged(rewards, host.reward_func_names, [*self._models_among(by_trl), *self.models])
+                scores_of = partial(model.score, prompts, completions)
+                rewards[:, k], cut = self._of_own_responses(model.title, scores_of, lambda one=model: one.cut)
+            logged[f"reward_models/{model.title}/cut_share"] = [cut / max(1, len(rows))]
+        for k, drift in self.drifts.items():
+            with PHASES.within(f"scoring with {drift.title}", len(local)):
+                scores_of = partial(self._by_drift, drift, prompts, completion_ids, local)
+                sum_of = lambda one=drift: one.js * len(local)  # noqa: E731  # a mean over ranks of unequal size
+                rewards[:, k], js = self._of_own_responses(drift.title, scores_of, sum_of)
+            logged[f"drift/{drift.title}/js"] = [js / max(1, len(rows))]
+        require_judged(
+            rewards, host.reward_func_names, [*self._models_among(by_trl), *self.models, *self.drifts]
+        )
         return Rollout(
             prompts=[row["prompt"] for row in rows],
             completions=[row["completion"] for row in rows],
@@ -184,28 +204,38 @@ class Judge:
     def _models_among(self, positions: list[int]) -> list[int]:
         return [k for k in positions if isinstance(self.host.reward_funcs[k], nn.Module)]
 
-    def _by_model(
-        self, model: RewardScorer, prompts: list[Any], completions: list[Any]
+    def _by_drift(
+        self, drift: DriftScorer, prompts: list[Any], ids: list[Any], local: list[dict[str, Any]]
+    ) -> list[float]:
+        if self.host.turns.taken:
+            raise RewardError(
+                f"reward {drift.title!r} reads answers of one turn, and this run's have tools' answers in them"
+            )
+        policy = self.host.accelerator.unwrap_model(self.host.model)
+        goals = [row["columns"].get("goal") for row in local]
+        return drift.score(policy, prompts, ids, goals)
+
+    def _of_own_responses(
+        self, title: str, scores_of: Callable[[], list[float]], count: Callable[[], float]
     ) -> tuple[Tensor, float]:
-        """Scores (B,) over all ranks, and the share of the texts that lost their start. A failure on one rank is raised
-        on all."""
-        failure, scores = None, [0.0] * len(prompts)
+        """Scores (B,) over all ranks, and the sum of what `count` then says. A failure on one rank is raised on all."""
+        failure: Exception | None = None
+        scores: list[float] = []
         try:
-            scores = model.score(prompts, completions)
+            scores = scores_of()
         except Exception as error:  # it must reach the other ranks before it is raised
             failure = error
-        parts = gather_object(
-            [(scores, model.cut, None if failure is None else f"{type(failure).__name__}: {failure}")]
-        )
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        parts = gather_object([(scores, 0.0 if failure is not None else float(count()), told)])
         if failure is not None:
             raise failure
         for rank, (_, _, message) in enumerate(parts):
             if message is not None:
-                raise RewardError(f"reward model {model.title!r}, on rank {rank}: {message}")
+                raise RewardError(f"reward model {title!r}, on rank {rank}: {message}")
         found = torch.tensor(
             [one for part, _, _ in parts for one in part], device=self.host.accelerator.device
         )
-        return found, sum(count for _, count, _ in parts) / max(1, len(found))
+        return found, sum(number for _, number, _ in parts)
 
     def _pass_on_logs(
         self, extra: Mapping[str, list[Any]], logged: Mapping[str, list[float]], count: int
@@ -317,6 +347,22 @@ def reward_arguments(sources: RewardSources, args: PolicyConfig) -> list[Any]:
                 "give the weights in one place"
             )
     return sources.functions
+
+
+def require_whole_policy(title: str, accelerator: Any) -> None:
+    """RewardError where no process holds the whole policy: FSDP, and ZeRO's third stage."""
+    plugin = (
+        accelerator.state.deepspeed_plugin
+        if accelerator.distributed_type == DistributedType.DEEPSPEED
+        else None
+    )
+    if accelerator.distributed_type == DistributedType.FSDP or (
+        plugin is not None and plugin.zero_stage == 3
+    ):
+        raise RewardError(
+            f"reward {title!r} reads the policy's distribution over the vocabulary, and no process holds the whole of "
+            "it under FSDP or ZeRO-3; start it with DDP or ZeRO-2"
+        )
 
 
 def require_judged(rewards: Tensor, names: Sequence[str], models: Sequence[int]) -> None:

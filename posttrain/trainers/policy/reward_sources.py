@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from posttrain.rewards import drift_reward
 from posttrain.rewards.call import numbers
+from posttrain.rewards.drift_reward import DriftReward
 from posttrain.rewards.messages import messages_of, text_of
 from posttrain.rewards.model_reward import ModelReward
 from posttrain.rewards.resolve import BUILT_IN, RewardSpec, describe, load_reward
@@ -32,12 +34,14 @@ class RewardSources:
     functions  what TRL's constructor gets, in the order given: its own sources, stand-ins for the runner's
     weights    those that the specs name; None where all are 1
     models     position among `functions` -> a reward model that is asked here, not by TRL
+    drifts     position -> drift_penalty, which reads the policy and is made here too
     """
 
     runner: RewardRunner | None
     functions: list[Any]
     weights: list[float] | None
     models: dict[int, ModelReward] = field(default_factory=dict)
+    drifts: dict[int, DriftReward] = field(default_factory=dict)
 
 
 def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: bool) -> RewardSources:
@@ -52,8 +56,17 @@ def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: b
     specs = [
         None if isinstance(one, ModelReward) or is_reward_model(one) else RewardSpec.of(one) for one in given
     ]
+    drifts = {
+        place: DriftReward.of(spec)
+        for place, spec in enumerate(specs)
+        if spec is not None and spec.name == drift_reward.NAME
+    }
     local = [spec is not None and _stays_here(spec, has_environments) for spec in specs]
-    run = [spec for spec, here in zip(specs, local, strict=True) if spec is not None and not here]
+    run = [
+        spec
+        for place, (spec, here) in enumerate(zip(specs, local, strict=True))
+        if spec is not None and not here and place not in drifts
+    ]
     runner = None
     if run:
         runner = RewardRunner(
@@ -64,9 +77,11 @@ def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: b
         )
     names = iter(runner.names if runner is not None else [])
     functions: list[Any] = []
-    for one, spec, here in zip(given, specs, local, strict=True):
+    for place, (one, spec, here) in enumerate(zip(given, specs, local, strict=True)):
         if isinstance(one, ModelReward):
             functions.append(stand_in(one.title))
+        elif place in drifts:
+            functions.append(stand_in(drifts[place].title))
         elif spec is None:
             functions.append(one)
         elif here:
@@ -76,7 +91,7 @@ def reward_sources(reward_funcs: Any, args: PolicyConfig, *, has_environments: b
     weighted = [models.get(place, spec) for place, spec in enumerate(specs)]
     weights = [1.0 if one is None else one.weight for one in weighted]
     return RewardSources(
-        runner, functions, weights if any(weight != 1.0 for weight in weights) else None, models
+        runner, functions, weights if any(weight != 1.0 for weight in weights) else None, models, drifts
     )
 
 

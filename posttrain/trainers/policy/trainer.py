@@ -164,7 +164,7 @@ class PolicyTrainer(
         check_best_metric(self.args, self._evaluation_names())
         self.layout = self.make_layout()
         self.scorer: Scorer = self.layout.scorer
-        self.judge.load(sources.models, self.processing_class)
+        self.judge.load(sources, self.processing_class)
         self.step: StepInHand = self.make_step()
         self.critic = Critic(self, self.objective, self.method) if self.objective.uses_critic else None
         if self.critic is not None:
