@@ -26,7 +26,8 @@ from posttrain.rewards.model_reward import ModelReward
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.engines.turns import Turns
-from posttrain.trainers.models.reward_scorer import RewardScorer
+from posttrain.trainers.models.reward_scorer import RewardScorer, TextScorer
+from posttrain.trainers.models.served_scorer import ServedScorer
 from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl, no_reward
 from posttrain.trainers.seam.config import PolicyConfig
 
@@ -74,7 +75,7 @@ class Judge:
     ) -> None:
         self.host = host
         self.runner = runner
-        self.models: dict[int, RewardScorer] = {}
+        self.models: dict[int, TextScorer] = {}
         self.ask_trl = ask_trl
         self.rollout: Rollout | None = None
         self.ready: Rollout | None = None
@@ -83,7 +84,8 @@ class Judge:
     def load(self, models: Mapping[int, ModelReward], tokenizer: Any) -> None:
         """Loads reward models, and says how texts reach each; `tokenizer` is the policy's. Raises ModelFault."""
         for place, spec in models.items():
-            self.models[place] = RewardScorer(spec, self.host.accelerator.device)
+            device = self.host.accelerator.device
+            self.models[place] = RewardScorer(spec, device) if spec.server is None else ServedScorer(spec)
             self.host.accelerator.print(self.models[place].tells(tokenizer))
 
     def judge(
@@ -185,7 +187,7 @@ class Judge:
         return [k for k in positions if isinstance(self.host.reward_funcs[k], nn.Module)]
 
     def _by_model(
-        self, model: RewardScorer, prompts: list[Any], completions: list[Any]
+        self, model: TextScorer, prompts: list[Any], completions: list[Any]
     ) -> tuple[Tensor, float]:
         """Scores (B,) over all ranks, and the share of the texts that lost their start. A failure on one rank is raised
         on all."""
