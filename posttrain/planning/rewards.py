@@ -23,7 +23,7 @@ from posttrain.rollout.engine_options import is_address
 
 def spec_of(reward: RewardSection) -> RewardSpec:
     """Of a reward that is a function."""
-    own = ("batch_size", "max_length", "device", "model")
+    own = ("batch_size", "max_length", "device", "model", "server", "retries", "api_key_env")
     return RewardSpec.of({name: value for name, value in reward.model_dump().items() if name not in own})
 
 
