@@ -148,6 +148,15 @@ class Objective(Settings):
         `critic_loss`."""
         return False
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the policy also learns from texts that it did not sample, by a language modelling loss."""
+        return False
+
+    def entropy_loss(self, entropies: Tensor) -> Tensor | None:
+        """What the policy pays for each token's entropy in nats, a mean over the step's tokens. (B, T) -> (B, T)."""
+        return None
+
     def observe_rewards(self, groups: Groups) -> Groups:
         """Called once with each rollout, before `advantages`: running statistics of the rewards move here, and what it
         returns is what the other questions are asked about, and what a record holds."""

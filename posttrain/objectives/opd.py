@@ -50,8 +50,6 @@ class OPD(Objective):
     ratio_per_token: ClassVar[bool] = False
     divides_by_tokens: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = True
-    names_models: ClassVar[tuple[str, ...]] = ("teacher_model",)
-    same_tokenizer: ClassVar[tuple[str, ...]] = ("teacher_model",)
     logs: ClassVar[Mapping[str, str]] = {
         "reverse_kl": "estimate of KL(policy || teacher) on the policy's own samples, nats per token",
     }
@@ -60,7 +58,17 @@ class OPD(Objective):
     }
 
     teacher_model: str | None = None
-    """folder or hub name of the teacher, which must have the policy's tokenizer"""
+    """folder or hub name of the teacher, which must have the policy's tokenizer; with teacher_server its name there"""
+    teacher_server: str | None = None
+    """http://host:port of a vLLM server that runs the teacher, in place of this process"""
+    teacher_batch_size: Annotated[int, Ge(1)] = 8
+    """responses of one call to the server"""
+    teacher_timeout_s: Annotated[float, Gt(0)] = 120.0
+    """seconds that one call to the server may take, its retries included"""
+    teacher_retries: Annotated[int, Ge(0)] = 4
+    """further tries of such a call"""
+    teacher_api_key_env: str = "VLLM_API_KEY"
+    """environment variable with the server's key"""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """of the teacher's weights; auto: as they are saved"""
     reward_coef: Annotated[float, Ge(0)] = 0.0
@@ -73,12 +81,23 @@ class OPD(Objective):
     """epsilon above 1"""
 
     @property
+    def names_models(self) -> tuple[str, ...]:  # type: ignore[override]  # read from the instance
+        return (
+            ("teacher_model",) if self.teacher_server is None else ()
+        )  # on a server it is a name of its own
+
+    @property
+    def same_tokenizer(self) -> tuple[str, ...]:  # type: ignore[override]  # as above; a server is asked at the start
+        return self.names_models
+
+    @property
     def needs_rewards(self) -> bool:
         return self.reward_coef > 0
 
     @property
     def frozen_models(self) -> Mapping[str, str]:
-        return {} if self.teacher_model is None else {self.teacher_model: self.teacher_dtype}
+        here = self.teacher_model if self.teacher_server is None else None
+        return {} if here is None else {here: self.teacher_dtype}
 
     @property
     def learns_from_equal(self) -> str | None:
@@ -92,8 +111,22 @@ class OPD(Objective):
         return {"teacher_model": Start(model, note)}
 
     def faults(self, run: RunView) -> Iterator[str]:
-        if self.teacher_model is None:
-            yield f"{run.place}: method '{run.method}' has no teacher: write teacher_model: FOLDER"
+        if self.teacher_server is not None:
+            yield from self._server_faults(run)
+        elif self.teacher_model is None:
+            yield (
+                f"{run.place}: method '{run.method}' has no teacher: write teacher_model: FOLDER, or teacher_server: "
+                "http://host:port"
+            )
+
+    def _server_faults(self, run: RunView) -> Iterator[str]:
+        if not str(self.teacher_server).startswith(("http://", "https://")):
+            yield f"{run.place}.teacher_server {self.teacher_server!r} is no address; write it as http://host:port"
+        if run.rollout is not None and run.rollout.temperature != 1:
+            yield (
+                f"rollout: temperature {run.rollout.temperature:g}, and a teacher's server gives log-probs at 1; "
+                "sample at 1, or hold the teacher here (teacher_model without teacher_server)"
+            )
 
     def warnings(self, run: RunView) -> Iterator[str]:
         if run.rewards and not self.reward_coef:

@@ -6,6 +6,7 @@ over the tokens of a response by GAE (1506.02438), so that one response per prom
     R_t   = -beta (log pi_old - log pi_ref)_t  +  [t is the last token] * reward        kl: reward
     A_t   = sum_l (gamma lambda)^l delta_{t+l},   delta_t = R_t + gamma V_{t+1} - V_t,   return_t = A_t + V_t
     L_pg  = -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
+    L     = L_pg + value_coef L_vf + ptx_coef * mean over tokens of -log pi(token of a text)     PPO-ptx, 2203.02155
     L_vf  = max((V - return)^2, (V held within value_clip of V_old - return)^2) / 2
 
 Departures: a critic of its own has an optimizer of its own, with its learning rate constant, so `value_coef` weighs its
@@ -14,8 +15,8 @@ loss only where the trunk is shared. Whitening is over the whole rollout, all ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -35,15 +36,18 @@ from posttrain.settings import RunView
 class PPO(Objective):
     divides_by_tokens: ClassVar[bool] = True
     names_models: ClassVar[tuple[str, ...]] = ("critic_model",)
-    fixed_on_resume: ClassVar[tuple[str, ...]] = ("baseline", "share_trunk")
+    names_files: ClassVar[tuple[str, ...]] = ("ptx_data",)
+    fixed_on_resume: ClassVar[tuple[str, ...]] = ("baseline", "share_trunk", "ptx_max_length")
     logs: ClassVar[Mapping[str, str]] = {
         "value_loss": "half the squared error of the critic's values, clipped",
+        "ptx_loss": "negative log-likelihood of the texts beside, nats per token",
         "explained_variance": "share of the returns' variance that the critic foresees: 1 all, 0 none",
     }
     panels: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {
         "critic: explained variance": (("explained_variance", "explained variance"),),
         "critic: loss": (("value_loss", "value loss"),),
         "critic: values and returns": (("value_mean", "values"), ("return_mean", "returns")),
+        "texts beside (ptx): loss [nats per token]": (("ptx_loss", "before the step"),),
     }
 
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
@@ -79,6 +83,19 @@ class PPO(Objective):
     value_coef: Annotated[float, Gt(0)] = 0.1
     """weight of the value loss beside the policy's, where they share the trunk"""
 
+    ptx_data: str | None = None
+    """file of texts for a language modelling loss beside: a column text, or prompt and completion, or messages"""
+    ptx_coef: Annotated[float, Ge(0)] = 0.0
+    """weight of that loss, a mean over the texts' tokens; 0: no texts"""
+    ptx_batch_size: Annotated[int, Ge(1)] | None = None
+    """texts of an optimizer step, over all processes; as many as it has responses"""
+    ptx_max_length: Annotated[int, Ge(2)] = 1024
+    """tokens at which a text is cut"""
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.ptx_coef > 0
+
     @property
     def kl_in_reward(self) -> bool:
         return self.kl == "reward" and self.baseline == "critic"
@@ -109,8 +126,28 @@ class PPO(Objective):
                 yield f"{run.place}: {', '.join(changed)} of a critic that baseline: group does not have; leave out"
         elif self.share_trunk and self.critic_model is not None:
             yield f"{run.place}: critic_model has no effect with share_trunk, whose trunk is the policy's; leave it out"
+        yield from self._text_faults(run)
         if run.train.fp16 and self.uses_critic:
             yield "train: fp16 scales the policy's loss, and the critic's steps are not scaled; take bf16"
+
+    def _text_faults(self, run: RunView) -> Iterator[str]:
+        if run.place != "objective" and self.reads_texts:
+            yield f"{run.place}: texts beside (ptx_coef) are learned from by ppo and ppo_max alone; leave them out"
+        if (self.ptx_data is None) == self.reads_texts:
+            yield f"{run.place}: ptx_data and a ptx_coef above 0 go together; set both or neither"
+        elif self.reads_texts and (self.ptx_batch_size or 0) % run.processes:
+            yield (
+                f"{run.place}: ptx_batch_size {self.ptx_batch_size} is no multiple of the {run.processes} processes, "
+                "of which each takes its share"
+            )
+
+    def row_facts(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        if self.reads_texts:
+            size = "as many as responses" if self.ptx_batch_size is None else f"{self.ptx_batch_size:,} texts"
+            yield (
+                f"beside the policy: {self.ptx_data}, {size} per optimizer step, each cut at {self.ptx_max_length:,} "
+                f"tokens; their language modelling loss times {self.ptx_coef:g}"
+            )
 
     def warnings(self, run: RunView) -> Iterator[str]:
         if self.uses_critic and run.train.beta == 0 and self.kl == "reward":

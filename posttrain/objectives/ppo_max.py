@@ -2,10 +2,10 @@
 
 Against PPO: rewards are normalised by mean and standard deviation of all rewards so far, then clipped (eq. 18); the KL
 to the start is a part of each token's reward (eq. 19); values are clipped; the critic starts from the reward model and
-is trained alone first. No whitening of advantages and no entropy bonus, which the paper found to conflict with it.
-Departures: the authors' scripts normalise otherwise than their paper (see the two recipes, and the card); the language
-modelling loss on other text (PPO-ptx) is not here. The rollout is the paper's buffer: 128 responses, trained on once in
-steps of 32.
+is trained alone first, and a language modelling loss on other text stands beside (PPO-ptx). No whitening of advantages
+and no pull of the entropy, c_e |H - H*|, which the paper studied and does not recommend: both are off.
+Departures: the authors' scripts normalise otherwise than their paper (see the two recipes, and the card). The rollout
+is the paper's buffer: 128 responses, trained on once in steps of 32.
 """
 
 from __future__ import annotations
@@ -71,10 +71,24 @@ class PPOMax(PPO):
     """norm: minus the mean, over the standard deviation of all rewards so far; scale: over it alone, as the scripts"""
     reward_clip: Annotated[float, Gt(0)] | None = 0.8
     """delta: bound of a reward's size after that; the paper studies 0.3 and 0.8"""
+    target_entropy: Annotated[float, Gt(0)] | None = None
+    """H* in nats per token, which the policy's entropy is pulled to; the paper studies 30 and 35"""
+    target_entropy_coef: Annotated[float, Gt(0)] | None = None
+    """c_e: weight of |H - H*|, a mean over the step's tokens; off"""
 
     @cached_property
     def moments(self) -> RunningMoments:
         return RunningMoments()
+
+    def faults(self, run: RunView) -> Iterator[str]:
+        yield from super().faults(run)
+        if (self.target_entropy is None) != (self.target_entropy_coef is None):
+            yield f"{run.place}: target_entropy and target_entropy_coef go together; set both or neither"
+
+    def entropy_loss(self, entropies: Tensor) -> Tensor | None:
+        if self.target_entropy is None or self.target_entropy_coef is None:
+            return None
+        return self.target_entropy_coef * (entropies - self.target_entropy).abs()
 
     def warnings(self, run: RunView) -> Iterator[str]:
         yield from super().warnings(run)

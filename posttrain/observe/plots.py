@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from posttrain.observe.curves import metric_names, series
 from posttrain.observe.plot_style import MUTED, PALETTE, dress, svg
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX
+from posttrain.observe.reliability import ReliabilityTable
 from posttrain.observe.watch import methods_in, who_logs_as
 from posttrain.rollout.resample import RESAMPLE
 
@@ -308,6 +309,33 @@ def draw_signal(rows: Sequence[Mapping[str, Any]]) -> str:
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     _dress(ax)
     return svg(figure, "Generated tokens by class over the steps")
+
+
+def draw_reliability(table: ReliabilityTable) -> str:
+    """Observed against predicted, with 95 % intervals, over a bar of each bin's pairs."""
+    figure = Figure(figsize=(5.6, 3.9), layout="constrained")
+    ax, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    said, was = [one.predicted for one in table.bins], [one.observed for one in table.bins]
+    low, high = zip(*(one.interval for one in table.bins), strict=True)
+    ax.plot((0.5, 1), (0.5, 1), color=MUTED, linestyle="--", linewidth=1, label="as sure as it is right")
+    ax.vlines(said, low, high, color=PALETTE[0], linewidth=1.2, alpha=0.6)
+    ax.plot(
+        said, was, color=PALETTE[0], linewidth=1.4, marker="o", ms=5, label="held-out pairs, 95 % interval"
+    )
+    ax.set_ylim(min(0.45, *low) - 0.02, 1.03)
+    ax.set_ylabel("preferred", color=MUTED, fontsize=8.5)
+    ax.legend(loc="upper left", frameon=False, fontsize=8)
+    bars = below.bar(said, [one.pairs for one in table.bins], width=0.03, color=PALETTE[0], alpha=0.45)
+    below.bar_label(bars, fmt="{:,.0f}", color=MUTED, fontsize=8)
+    below.set_ylim(0, max(one.pairs for one in table.bins) * 1.35)
+    below.set_ylabel("pairs", color=MUTED, fontsize=8.5)
+    below.set_xlim(0.48, 1.02)
+    dress(ax, "")
+    dress(below, "predicted probability that the answer scored higher is the preferred one")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    below.xaxis.set_major_formatter(PercentFormatter(1.0))
+    below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    return svg(figure, "Reliability of the reward model")
 
 
 def running_median(values: Sequence[float]) -> list[float]:

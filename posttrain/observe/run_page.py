@@ -24,6 +24,7 @@ from posttrain.observe.pairs import BeforeAfter
 from posttrain.observe.plot_style import themed
 from posttrain.observe.progress import sparkline
 from posttrain.observe.reasons import CARRIED
+from posttrain.observe.reliability import ReliabilityTable
 from posttrain.observe.resampled import Resampled
 from posttrain.observe.summary import Summary, facts, summarise
 
@@ -57,6 +58,7 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
         _charts("Policy", charts),
         _charts("Method", charts, title=f"{s.method}'s own numbers"),
         _evaluation(s),
+        _reliability(s.reliability),
         benchmarks,
         _failures(s),
         _pairs(s),
@@ -187,6 +189,25 @@ def _evaluation(s: Summary) -> str:
         '<h2>Held-out, before and after</h2><div class="card"><table><tr><th>metric</th>'
         f'<th class="number">before</th><th class="number">after</th><th class="number">change</th></tr>{rows}'
         "</table></div>"
+    )
+
+
+def _reliability(table: ReliabilityTable | None) -> str:
+    if table is None:
+        return ""
+    rows = "".join(
+        f'<tr><td class="number">{one.predicted:.1%}</td><td class="number">{one.observed:.1%}</td>'
+        f'<td class="number">{one.interval[0]:.0%} to {one.interval[1]:.0%}</td>'
+        f'<td class="number">{one.pairs:,}</td></tr>'
+        for one in table.bins
+    )
+    head = "".join(
+        f'<th class="number">{word}</th>' for word in ("predicted", "observed", "95 % interval", "pairs")
+    )
+    return (
+        f'<h2>Reliability of the reward model</h2><p class="muted">{escape(table.in_words())}</p>'
+        f'<div class="charts"><div class="card chart">{plots.draw_reliability(table)}</div>'
+        f'<div class="card"><table><tr>{head}</tr>{rows}</table></div></div>'
     )
 
 
@@ -322,6 +343,8 @@ def print_summary(s: Summary, console: Console) -> None:
         console.print(table)
     if s.resampled is not None:
         _print_resampled(s.resampled, console)
+    if s.reliability is not None:
+        print_reliability(s.reliability, console)
     for function, reason, count in s.failures:
         console.print(f"reward {function}: {reason}: {count:,} responses", markup=False, highlight=False)
     for note in s.notes:
@@ -339,6 +362,17 @@ def _print_resampled(found: Resampled, console: Console) -> None:
     for one in found.thrown:
         numbers = (f"{one.groups:,.0f}", f"{one.tokens:,.0f}", f"{one.share:.2%}", f"{one.seconds:,.1f}")
         table.add_row(one.reason, *numbers, f"[dim]{one.meaning}[/dim]")
+    console.print(table)
+
+
+def print_reliability(found: ReliabilityTable, console: Console) -> None:
+    """How sure a reward model is of held-out pairs, and how often it is right."""
+    console.print(found.in_words(), highlight=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for word in ("predicted", "observed", "pairs"):
+        table.add_column(word, justify="right")
+    for one in found.bins:
+        table.add_row(f"{one.predicted:.1%}", f"{one.observed:.1%}", f"{one.pairs:,}")
     console.print(table)
 
 

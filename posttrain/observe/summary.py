@@ -16,6 +16,7 @@ from posttrain.observe.curves import edges, series, width_of_edge
 from posttrain.observe.pairs import BeforeAfter, read_pairs
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
+from posttrain.observe.reliability import ReliabilityTable, read_reliability
 from posttrain.observe.resampled import Resampled, resampled_of
 from posttrain.observe.watch import methods_in, run_notes, who_logs_as
 from posttrain.rollout.resample import RESAMPLE
@@ -44,6 +45,7 @@ class Summary:
     signal      (class, meaning, share of all generated tokens), empty classes left out
     blend       (metric, meaning, mean over the steps) of a method that blends two losses
     resampled   what dynamic sampling threw away; None where the run did not sample over
+    reliability how sure a reward model is of held-out pairs, and how right; None for other methods
     failures    (reward function, reason, responses)
     recipe_changes  (step, change): what resumes from that step changed; `recipe` is what the last steps had
     evaluation  {"before": {metric: value}, "after": {...}}
@@ -66,6 +68,7 @@ class Summary:
     pair_titles: tuple[str, str]
     recipe_changes: list[tuple[int, writer.RecipeChange]] = field(default_factory=list)
     resampled: Resampled | None = None
+    reliability: ReliabilityTable | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -133,6 +136,7 @@ def summarise(run_dir: str | Path) -> Summary:
             for change in entry.changes
         ],
         resampled=resampled_of(rows),
+        reliability=read_reliability(run_dir),
     )
     summary.notes.extend(_notes(summary, events))
     return summary

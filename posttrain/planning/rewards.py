@@ -18,11 +18,12 @@ from posttrain.rewards.resolve import (
 )
 from posttrain.rewards.signature import PROVIDED, provided_instead
 from posttrain.rollout.adapter_base import holds_adapter, scores_texts
+from posttrain.rollout.engine_options import is_address
 
 
 def spec_of(reward: RewardSection) -> RewardSpec:
     """Of a reward that is a function."""
-    own = ("batch_size", "max_length", "device", "model")
+    own = ("batch_size", "max_length", "device", "model", "server", "retries", "api_key_env")
     return RewardSpec.of({name: value for name, value in reward.model_dump().items() if name not in own})
 
 
@@ -30,20 +31,26 @@ def model_of(reward: RewardSection) -> ModelReward:
     """Of a reward that is a model."""
     if reward.model is None:
         raise ValueError(f"reward {reward.name}: it is a function")
-    given = {name: vars(reward)[name] for name in ("weight", "label", "batch_size", "max_length", "device")}
-    return ModelReward(reward.model, **given)
+    names = ["weight", "label", "batch_size", "max_length", "device", "server", "retries", "api_key_env"]
+    if "timeout_s" in reward.changed():  # a function's default is not a server's
+        names.append("timeout_s")
+    return ModelReward(reward.model, **{name: vars(reward)[name] for name in names})
 
 
 def _model_faults(reward: ModelReward) -> list[str]:
     """What a folder shows without loading it; a hub name is looked at when training starts."""
     folder = Path(reward.model)
+    if reward.server is not None and not is_address(reward.server):
+        return [f"server {reward.server!r} is no address; write it as http://host:port"]
     if not folder.exists():
         return (
             []
             if reward.model.count("/") == 1
             else [f"no folder {reward.model!r}: train the reward model first"]
         )
-    if holds_adapter(folder):
+    if (
+        holds_adapter(folder) or reward.server is not None
+    ):  # of a server's model the tokenizer alone is read here
         return []
     if not (folder / "config.json").is_file():
         return [
@@ -170,6 +177,12 @@ def reward_lines(recipe: Recipe) -> list[str]:
     for reward in recipe.rewards:
         if reward.model is not None:
             model = model_of(reward)
+            if model.server is not None:
+                lines.append(
+                    f"{model.title} x {model.weight:g}, the model {model.model} on {model.server}, {model.batch_size} "
+                    f"rows per call, {model.timeout_s:g} s a call with {model.retries} retries, then the run stops"
+                )
+                continue
             lines.append(
                 f"{model.title} x {model.weight:g}, the model {model.model}, {model.batch_size} rows per forward on "
                 f"{model.device or 'the device of the trainer'}; its memory is not in the estimate"

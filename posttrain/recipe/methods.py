@@ -79,11 +79,18 @@ METHODS: dict[str, Method] = {
             "REINFORCEPlusPlus",
             "advantages normalised over the batch, KL in the reward",
         ),
-        _listed("policy", "ppo", "PPO", "a critic's values and GAE instead of a group's mean"),
-        _listed(
+        Method(
+            "ppo",
             "policy",
+            "posttrain.objectives.ppo:PPO",
+            "posttrain.trainers.policy.ppo_trainer:PPOTrainer",
+            "a critic's values and GAE instead of a group's mean",
+        ),
+        Method(
             "ppo_max",
-            "PPOMax",
+            "policy",
+            "posttrain.objectives.ppo_max:PPOMax",
+            "posttrain.trainers.policy.ppo_trainer:PPOMaxTrainer",
             "PPO with normalised, clipped rewards and a critic that learns first",
         ),
         Method(

@@ -131,17 +131,24 @@ class RewardSection(Section):
         None  # of a model: longer texts lose their start; None: what the model was made for
     )
     device: Text | None = None  # of a model: None is the trainer's
+    server: Text | None = None  # of a model: http://host:port of the vLLM server that runs it
+    retries: Annotated[int, Ge(0), Le(1000)] = 4  # of a call to that server
+    api_key_env: Text = "VLLM_API_KEY"  # variable with that server's key
 
     @model_validator(mode="after")
     def _function_or_model(self) -> Self:
         if (self.name is None) == (self.model is None):
             raise ValueError("give exactly one of 'name' (a function) and 'model' (a reward model)")
-        of_functions = ("args", "timeout_s", "on_error", "completions_as")
-        for key in of_functions if self.model else ("batch_size", "max_length", "device"):
+        of_servers = ("retries", "api_key_env")
+        if self.model is None:
+            what, idle = "a function", ("batch_size", "max_length", "device", "server", *of_servers)
+        elif self.server is None:
+            what, idle = "a reward model", ("args", "timeout_s", "on_error", "completions_as", *of_servers)
+        else:
+            what, idle = "a reward model on a server", ("args", "on_error", "completions_as", "device")
+        for key in idle:
             if key in self.changed():
-                raise ValueError(
-                    f"'{key}' has no effect on {'a reward model' if self.model else 'a function'}; remove it"
-                )
+                raise ValueError(f"'{key}' has no effect on {what}; remove it")
         return self
 
 

@@ -16,6 +16,8 @@ class ModelReward:
     batch_size  rows of one forward
     max_length  tokens beyond which a text loses its start; None: the model's own limit
     device      None: the trainer's
+    server      http://host:port of a vLLM server that runs it, in place of this process; `model` names its tokenizer
+    timeout_s, retries, api_key_env  of a call to that server
     """
 
     model: str
@@ -24,6 +26,10 @@ class ModelReward:
     batch_size: int = 16
     max_length: int | None = None
     device: str | None = None
+    server: str | None = None
+    timeout_s: float = 120.0
+    retries: int = 4
+    api_key_env: str = "VLLM_API_KEY"
 
     @property
     def title(self) -> str:

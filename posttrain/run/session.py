@@ -11,6 +11,8 @@ from typing import Any
 
 from posttrain.observe.model_card import write_card
 from posttrain.observe.progress import ProgressView
+from posttrain.observe.reliability import read_reliability
+from posttrain.observe.run_page import print_reliability
 from posttrain.observe.writer import RunWriter, read_environment
 from posttrain.planning.launcher import engine_asked
 from posttrain.process import exit_codes
@@ -164,6 +166,8 @@ class Session:
         self.view.close()
         if self.held_out is not None:
             self.held_out.show(self.console)
+        if (reliability := read_reliability(self.run_dir)) is not None:
+            print_reliability(reliability, self.console)
         whole = has_weights(self.run_dir / MODEL)
         if whole:
             self._say(f"model: {self.run_dir / MODEL}\nreport: {path}")

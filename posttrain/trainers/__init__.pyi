@@ -9,6 +9,7 @@ from posttrain.trainers.flow.trainer import FlowTrainer
 from posttrain.trainers.masked.sft import MaskedConfig, MaskedSFTTrainer as MaskedSFTTrainer
 from posttrain.trainers.masked.trainer import DiffusionTrainer
 from posttrain.trainers.policy.opd_trainer import OPDTrainer as OPDTrainer
+from posttrain.trainers.policy.ppo_trainer import PPOMaxTrainer as PPOMaxTrainer, PPOTrainer as PPOTrainer
 from posttrain.trainers.policy.salsa_trainer import SALSATrainer as SALSATrainer
 from posttrain.trainers.policy.trainer import PolicyTrainer
 from posttrain.trainers.preference.kto_trainer import KTOTrainer as KTOTrainer, MarkedAnswersConfig
@@ -253,21 +254,14 @@ class PPOConfig(PolicyConfig):
     """how far a value may be pulled from the one at sampling time"""
     value_coef: float = ...
     """weight of the value loss beside the policy's, where they share the trunk"""
-
-class PPOTrainer(PolicyTrainer):
-    """PPO: a critic's values and GAE instead of a group's mean. `help(PPOConfig)` lists its settings."""
-    args: PPOConfig
-    def __init__(
-        self,
-        model: Any,
-        reward_funcs: Any = ...,
-        args: PPOConfig | None = ...,
-        train_dataset: Any = ...,
-        eval_dataset: Any = ...,
-        *,
-        ref_model: Any = ...,
-        **trl_arguments: Any,
-    ) -> None: ...
+    ptx_data: str | None = ...
+    """file of texts for a language modelling loss beside: a column text, or prompt and completion, or messages"""
+    ptx_coef: float = ...
+    """weight of that loss, a mean over the texts' tokens; 0: no texts"""
+    ptx_batch_size: int | None = ...
+    """texts of an optimizer step, over all processes; as many as it has responses"""
+    ptx_max_length: int = ...
+    """tokens at which a text is cut"""
 
 @dataclass
 class PPOMaxConfig(PolicyConfig):
@@ -304,31 +298,38 @@ class PPOMaxConfig(PolicyConfig):
     """how far a value may be pulled from the one at sampling time"""
     value_coef: float = ...
     """weight of the value loss beside the policy's, where they share the trunk"""
+    ptx_data: str | None = ...
+    """file of texts for a language modelling loss beside: a column text, or prompt and completion, or messages"""
+    ptx_coef: float = ...
+    """weight of that loss, a mean over the texts' tokens; 0: no texts"""
+    ptx_batch_size: int | None = ...
+    """texts of an optimizer step, over all processes; as many as it has responses"""
+    ptx_max_length: int = ...
+    """tokens at which a text is cut"""
     reward_norm: Literal['none', 'scale', 'norm'] = ...
     """norm: minus the mean, over the standard deviation of all rewards so far; scale: over it alone, as the scripts"""
     reward_clip: float | None = ...
     """delta: bound of a reward's size after that; the paper studies 0.3 and 0.8"""
-
-class PPOMaxTrainer(PolicyTrainer):
-    """PPOMax: PPO with normalised, clipped rewards and a critic that learns first. `help(PPOMaxConfig)` lists its settings."""
-    args: PPOMaxConfig
-    def __init__(
-        self,
-        model: Any,
-        reward_funcs: Any = ...,
-        args: PPOMaxConfig | None = ...,
-        train_dataset: Any = ...,
-        eval_dataset: Any = ...,
-        *,
-        ref_model: Any = ...,
-        **trl_arguments: Any,
-    ) -> None: ...
+    target_entropy: float | None = ...
+    """H* in nats per token, which the policy's entropy is pulled to; the paper studies 30 and 35"""
+    target_entropy_coef: float | None = ...
+    """c_e: weight of |H - H*|, a mean over the step's tokens; off"""
 
 @dataclass
 class OPDConfig(PolicyConfig):
     """PolicyConfig and the settings of OPD."""
     teacher_model: str | None = ...
-    """folder or hub name of the teacher, which must have the policy's tokenizer"""
+    """folder or hub name of the teacher, which must have the policy's tokenizer; with teacher_server its name there"""
+    teacher_server: str | None = ...
+    """http://host:port of a vLLM server that runs the teacher, in place of this process"""
+    teacher_batch_size: int = ...
+    """responses of one call to the server"""
+    teacher_timeout_s: float = ...
+    """seconds that one call to the server may take, its retries included"""
+    teacher_retries: int = ...
+    """further tries of such a call"""
+    teacher_api_key_env: str = ...
+    """environment variable with the server's key"""
     teacher_dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = ...
     """of the teacher's weights; auto: as they are saved"""
     reward_coef: float = ...

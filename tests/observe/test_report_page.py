@@ -15,6 +15,7 @@ from posttrain.commands import report as command
 from posttrain.observe import plots, run_page
 from posttrain.observe.curves import edges
 from posttrain.observe.reasons import CLASSES
+from posttrain.observe.reliability import read_reliability, write_reliability
 from posttrain.observe.summary import signal_shares, summarise
 from posttrain.observe.writer import RunWriter
 
@@ -124,6 +125,28 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
         if key in ("src", "href", "xlink:href") and value
     }
     assert all(link.startswith("#") for link in links)
+
+
+def test_a_reward_models_reliability_is_drawn_and_told(tmp_path: Path) -> None:
+    writer = policy_run(tmp_path)
+    assert "Reliability" not in " ".join(page_of(tmp_path).text.split())
+    table = {"confidence": [0.55, 0.9], "accuracy": [0.5, 0.75], "counts": [10, 40]}
+    write_reliability(writer.checkpoints_dir, 20, table)
+    page = page_of(tmp_path)
+    words = " ".join(page.text.split())
+    # (10 x .05 + 40 x .15) / 50
+    told = "calibration on 50 held-out pairs at step 20: expected calibration error 0.130, surer than it is right"
+    assert told in words
+    assert "90.0% 75.0% 60% to 86% 40" in words  # Wilson's interval of 30 among 40
+    assert "Reliability of the reward model" in page.titles()
+    console = Console(file=io.StringIO(), width=120)
+    run_page.print_summary(summarise(tmp_path), console)
+    assert told in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert re.search(r"90\.0%\s+75\.0%\s+40", console.file.getvalue())  # type: ignore[attr-defined]
+    write_reliability(writer.checkpoints_dir, 20, {**table, "accuracy": [0.6, 0.95]})
+    found = read_reliability(tmp_path)
+    assert found is not None
+    assert "less sure than it is right" in found.in_words()
 
 
 def test_the_blend_of_two_losses_stands_with_the_signal(tmp_path: Path) -> None:

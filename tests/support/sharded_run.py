@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from split_run import fixed_completion
 from tiny_run import arguments, rows
 
+from posttrain import trainers
 from posttrain.trainers.models.load import character_tokenizer, scratch_llama
 from posttrain.trainers.models.weights import policy_weights
-from posttrain.trainers.policy import bindings
 from posttrain.trainers.seam.launch_check import check_engine
 
 KIND = sys.argv[1]
@@ -29,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "BAPO": {"target": 0.55},
     "CAPO": {"objective_threshold": 0.0, "policy_threshold": 80.0, "num_candidates": 8},  # some tokens go
     "PPO": {"critic_learning_rate": 1e-3},
-    "PPO, shared": {"critic_learning_rate": 1e-3, "share_trunk": True, "value_coef": 1.0},
+    "PPO, shared": {"critic_learning_rate": 1e-3, "share_trunk": True, "value_coef": 1.0, "ptx_coef": 0.3},
 }
 WANTED = {
     "ddp": DistributedType.MULTI_CPU,
@@ -59,14 +60,14 @@ def train(method: str, folder: Path) -> dict[str, Any]:
     """The whole weights at the end and each step's loss and gradient norm."""
     tokenizer = character_tokenizer()
     name = method.partition(",")[0]
-    trainer_class = getattr(bindings, f"{name}Trainer")
+    trainer_class = getattr(trainers, f"{name}Trainer")
 
     class Fixed(trainer_class):  # type: ignore[misc, valid-type]  # the class is the argument
         def _generate_single_turn(self, prompt_ids, *_: Any, **__: Any):
             offset = self.accelerator.process_index * len(prompt_ids)
             return [fixed_completion(ids, (offset + i) % 4) for i, ids in enumerate(prompt_ids)], None
 
-    config = getattr(bindings, f"{name}Config")(
+    config = getattr(trainers, f"{name}Config")(
         **arguments(
             folder,
             use_cpu=KIND == "ddp",
@@ -82,7 +83,12 @@ def train(method: str, folder: Path) -> dict[str, Any]:
     )
     model = scratch_llama(tokenizer, hidden_size=32, layers=2, heads=2, max_positions=64, seed=0)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    trainer = Fixed(model, REWARD, config, rows(24), processing_class=tokenizer)
+    more: dict[str, Any] = {}
+    if "ptx_coef" in SETTINGS[method]:
+        more["ptx_dataset"] = Dataset.from_dict(
+            {"text": ["a cat sat" + " on a mat" * (i % 3) for i in range(7)]}
+        )
+    trainer = Fixed(model, REWARD, config, rows(24), processing_class=tokenizer, **more)
     check_engine(trainer.accelerator)
     assert trainer.accelerator.distributed_type == WANTED[KIND], trainer.accelerator.distributed_type
     assert trainer.accelerator.num_processes == 2

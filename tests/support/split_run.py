@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from letter_rewards import partly_right
@@ -33,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "CAPO": {"objective_threshold": 0.6, "policy_threshold": 0.2, "num_candidates": 8, **SLOW},
     "PPO": {"beta": 0.05, "critic_learning_rate": 1e-3},
     "PPOMax, shared": {"beta": 0.05, "critic_learning_rate": 1e-3, "share_trunk": True, "value_coef": 1.0},
+    "PPOMax, texts": {"critic_learning_rate": 1e-3, "ptx_coef": 0.3, "ptx_batch_size": 10},
     "OPD": {"reward_coef": 0.5},
     "OnlineDPO": {"beta": 0.5, "parl_coef": 0.5},
     "CAPO, calibrated": {
@@ -83,6 +85,10 @@ def train(method: str, batch: int, accumulation: int, folder: Path) -> dict[str,
     if name == "OPD":  # a teacher of another size
         more["teacher"] = scratch_llama(
             tokenizer, hidden_size=48, layers=1, heads=2, max_positions=64, seed=5
+        )
+    if method == "PPOMax, texts":
+        more["ptx_dataset"] = Dataset.from_dict(
+            {"text": ["a cat sat" + " on a mat" * (i % 3) for i in range(7)]}
         )
     trainer = Fixed(model, partly_right, config, rows(24), processing_class=tokenizer, **more)
     if method == "GRPO, ordered":

@@ -182,6 +182,13 @@ class CAPO(Objective):
     def uses_critic(self) -> bool:
         return self.base_objective.uses_critic
 
+    @property
+    def reads_texts(self) -> bool:
+        return self.base_objective.reads_texts
+
+    def entropy_loss(self, entropies: Tensor) -> Tensor | None:
+        return self.base_objective.entropy_loss(entropies)
+
     def observe_rewards(self, groups: Groups) -> Groups:
         return self.base_objective.observe_rewards(groups)
 

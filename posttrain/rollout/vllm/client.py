@@ -1,4 +1,5 @@
-"""One rollout server as the trainer sees it: calls with a key, a time limit and retries, and errors that name it.
+"""One server as the trainer sees it, of rollouts, rewards or a teacher: calls with a key, a time limit and retries, and
+errors that name it.
 
 Only the standard library: the trainer's machine needs no vLLM to talk to one. http.client and not urllib: a limit
 holds for the whole call, also against a server that sends a byte a second, and no answer is read without end. A
@@ -35,6 +36,34 @@ class Failure(Exception):
 
 
 @dataclass(frozen=True)
+class Role:
+    """What a server is for, in the words of its errors.
+
+    name     who does not answer
+    start    how it is started
+    key, timeout, address  where the recipe has these settings
+    lacking  why a route may be missing on it
+    """
+
+    name: str
+    start: str
+    key: str
+    timeout: str
+    address: str
+    lacking: str
+
+
+ROLLOUTS = Role(
+    "rollout server",
+    START,
+    "rollout.vllm.api_key_env",
+    "rollout.vllm.timeout_s",
+    "rollout.vllm.servers",
+    "It is not a vLLM server, or was started without VLLM_SERVER_DEV_MODE=1, which weight updates need",
+)
+
+
+@dataclass(frozen=True)
 class Server:
     """One server.
 
@@ -45,6 +74,7 @@ class Server:
     retry_delay_s  pause before the first retry; it doubles from try to try
     run            named in each request; None: not said
     max_bytes      the longest answer that is read
+    role           what it is for
     """
 
     url: str
@@ -55,16 +85,17 @@ class Server:
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
     run: str | None = None
     max_bytes: int = 1 << 29
+    role: Role = field(default=ROLLOUTS, repr=False)
 
     def __post_init__(self) -> None:
         if not is_address(self.url):
-            raise ValueError(f"rollout server {self.url!r}: write it as http://host:port")
+            raise ValueError(f"{self.role.name} {self.url!r}: write it as http://host:port")
 
     @property
     def host(self) -> str:
         host = urlsplit(self.url).hostname
         if host is None:
-            raise ValueError(f"rollout server {self.url!r} has no host")
+            raise ValueError(f"{self.role.name} {self.url!r} has no host")
         return host
 
     @property
@@ -148,38 +179,38 @@ class Server:
         """Raises for an answer that another try would not change."""
         if status in (401, 403):
             raise EngineRefused(
-                f"rollout server {self.url}: wrong API key (HTTP {status}). The trainer sends the value of the "
-                "environment variable named by rollout.vllm.api_key_env; give it the key that the server was "
+                f"{self.role.name} {self.url}: wrong API key (HTTP {status}). The trainer sends the value of the "
+                f"environment variable named by {self.role.key}; give it the key that the server was "
                 "started with."
             )
         if status == 404:
             raise EngineRefused(
-                f"rollout server {self.url}: it has no {path}. It is not a vLLM server, or was started without "
-                f"VLLM_SERVER_DEV_MODE=1, which weight updates need; {START}"
+                f"{self.role.name} {self.url}: it has no {path}. {self.role.lacking}; {self.role.start}"
             )
         if 300 <= status < 500 and status not in (408, 425, 429):
             raise EngineRefused(
-                f"rollout server {self.url}: it refuses {path} (HTTP {status}): {_excerpt(text)}"
+                f"{self.role.name} {self.url}: it refuses {path} (HTTP {status}): {_excerpt(text)}"
             )
 
     def _lost(self, path: str, reason: str, tries: int, seconds: float) -> str:
         """The message when all tries failed: which server, what was seen, what to do."""
-        text = f"rollout server {self.url}: no usable answer to {path} in {tries} tries and {seconds:.0f} s ({reason})."
+        who = f"{self.role.name} {self.url}"
+        text = f"{who}: no usable answer to {path} in {tries} tries and {seconds:.0f} s ({reason})."
         if any(word in reason for word in _MEMORY):
             return (
                 f"{text} It ran out of memory: restart it with a smaller --max-num-seqs, --max-model-len or "
                 "--gpu-memory-utilization, or a model that fits; then resume with --resume."
             )
         if "refused" in reason or "reset" in reason or "closed" in reason or "HTTP 5" in reason:
-            return f"{text} Is it running? Look at its log, {START}; then resume with --resume."
+            return f"{text} Is it running? Look at its log, {self.role.start}; then resume with --resume."
         if "timed out" in reason:
             return (
-                f"{text} It is busy or hangs: look at its log; raise rollout.vllm.timeout_s if one answer may take "
+                f"{text} It is busy or hangs: look at its log; raise {self.role.timeout} if one answer may take "
                 "longer, or restart it; then resume with --resume."
             )
         if "NaN" in reason:
             return f"{text} Check the last losses and gradients; resume from an earlier checkpoint."
-        return f"{text} Is this the address of a vLLM server? Check rollout.vllm.servers, {START}."
+        return f"{text} Is this the address of a vLLM server? Check {self.role.address}, {self.role.start}."
 
     def get(self, path: str, **options: Any) -> Any:
         return self.call("GET", path, **options)
@@ -199,11 +230,12 @@ class Server:
             except Failure as failure:
                 if time.monotonic() - start >= patience_s:
                     raise EngineLost(
-                        f"rollout server {self.url}: not up after {patience_s:.0f} s ({failure}). "
-                        f"{START[0].upper()}{START[1:]}; if it is slow to start, raise rollout.vllm.start_timeout_s."
+                        f"{self.role.name} {self.url}: not up after {patience_s:.0f} s ({failure}). "
+                        f"{self.role.start[0].upper()}{self.role.start[1:]}; if it is slow to start, raise "
+                        "rollout.vllm.start_timeout_s."
                     ) from failure
             if not said:
-                print(f"waiting up to {patience_s:.0f} s for rollout server {self.url}", file=sys.stderr)
+                print(f"waiting up to {patience_s:.0f} s for {self.role.name} {self.url}", file=sys.stderr)
                 said = True
             self.sleep(1.0)
 

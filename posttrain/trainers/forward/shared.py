@@ -7,6 +7,7 @@ scores instead of logits. A call without the keyword is what it was.
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from collections.abc import Iterator
@@ -98,6 +99,12 @@ class SharedScorer:
         self._hidden, self._trunk = "hidden" in needs, "trunk" in needs
         self._num_candidates = num_candidates if "candidates" in needs else 0
         self._ready: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    def with_head(self, head: HeadOptions, other: Scorer) -> SharedScorer:
+        """The same layout with another temperature, and another scorer for what it cannot pack."""
+        made = copy.copy(self)  # the models that are ready stay known: their forward is replaced once
+        made._head, made._other = head, other
+        return made
 
     def score(self, model: Any, rows: Rows, wanted: Wanted = LOGPROBS_ONLY) -> Scored:
         if rows.extras or wanted.aux_loss or not self._takes(model):

@@ -27,7 +27,8 @@ from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.engines.turns import Turns
 from posttrain.trainers.models.drift_scorer import DriftScorer
-from posttrain.trainers.models.reward_scorer import RewardScorer
+from posttrain.trainers.models.reward_scorer import RewardScorer, TextScorer
+from posttrain.trainers.models.served_scorer import ServedScorer
 from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl, no_reward
 from posttrain.trainers.seam.config import PolicyConfig
 
@@ -77,7 +78,7 @@ class Judge:
     ) -> None:
         self.host = host
         self.runner = runner
-        self.models: dict[int, RewardScorer] = {}
+        self.models: dict[int, TextScorer] = {}
         self.drifts: dict[int, DriftScorer] = {}
         self.ask_trl = ask_trl
         self.rollout: Rollout | None = None
@@ -89,7 +90,7 @@ class Judge:
         ModelFault, and RewardError where drift_penalty cannot read the policy."""
         device = self.host.accelerator.device
         for place, spec in sources.models.items():
-            self.models[place] = RewardScorer(spec, device)
+            self.models[place] = RewardScorer(spec, device) if spec.server is None else ServedScorer(spec)
             self.host.accelerator.print(self.models[place].tells(tokenizer))
         for place, drift in sources.drifts.items():
             require_whole_policy(drift.title, self.host.accelerator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from posttrain.objectives.step import detached
 from posttrain.observe.reasons import THROWN_AWAY
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.ops.kl import k3
+from posttrain.ops.reduce import per_token
 from posttrain.trainers.forward.padded import loss_mask
 from posttrain.trainers.policy.critic import Critic, take_trunk
 from posttrain.trainers.policy.loss_metrics import LossMetrics
@@ -45,6 +46,7 @@ class PolicyStep(StepInHand):
 
     host: PolicyStepHost
     metrics: LossMetrics
+    learns_from_texts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -56,6 +58,10 @@ class PolicyStep(StepInHand):
         cut: MicroBatches,
     ) -> None:
         super().__init__(host, objective, method, metrics)
+        if objective.reads_texts and not self.learns_from_texts:
+            raise ValueError(
+                f"{type(host).__name__}: texts beside (ptx_coef) are learned from by PPOTrainer and PPOMaxTrainer alone"
+            )
         self.read = read
         self.cut = cut
         self._parts: list[list[Part]] = []  # of each micro-batch of TRL's buffer in this optimizer step
@@ -99,6 +105,8 @@ class PolicyStep(StepInHand):
         if host._entropy_bonus_enabled:
             bonus = (entropies * mask).sum() / step.totals.num_tokens.clamp(min=1.0) * ranks
             loss = loss - host.entropy_coef * bonus
+        if (priced := self.objective.entropy_loss(entropies)) is not None:
+            loss = loss + per_token(priced, mask, step.totals.num_tokens) * ranks
         if aux_loss is not None:
             loss = loss + host.router_aux_loss_coef * aux_loss / sum(map(len, self._parts))
         if host.critic is not None:

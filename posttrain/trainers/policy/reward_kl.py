@@ -3,7 +3,7 @@ the teacher in distillation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -41,11 +41,15 @@ def with_token_kl(
 
 
 @torch.no_grad()
-def with_teacher_gap(host: PenaltyHost, teacher: Any, groups: Groups, output: Mapping[str, Any]) -> Groups:
-    """The groups of all ranks with `teacher_gap` and `mask`; output: this rank's share, as TRL buffers it."""
+def with_teacher_gap(
+    host: PenaltyHost, ask: Callable[[Rows], Tensor], groups: Groups, output: Mapping[str, Any]
+) -> Groups:
+    """The groups of all ranks with `teacher_gap` and `mask`; output: this rank's share, as TRL buffers it.
+
+    ask  the teacher's log-probs (B, T) of the completions' tokens
+    """
     mask = loss_mask(output).bool()
-    wanted = Wanted(rows_at_once=host.args.per_device_train_batch_size)
-    theirs = host.scorer.score(teacher, Rows.of_buffer(output), wanted).logprobs
+    theirs = ask(Rows.of_buffer(output))
     gap = torch.where(mask, k1(theirs, _old_logprobs(host, output)), 0.0)
     inside = _of_all(host, groups, mask.to(gap))
     return replace(groups, teacher_gap=_of_all(host, groups, gap), mask=inside)

@@ -11,7 +11,6 @@ The mathematics stands in posttrain/preferences/reward_model.py.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig
 
 from posttrain.data.tokens import learned_ids
+from posttrain.observe.reliability import write_reliability
 from posttrain.preferences.reward_model import RewardModel, centring, correct, ranking_loss, reliability
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import ModelSection
@@ -50,7 +50,6 @@ from posttrain.trainers.seam.whole_checkpoint import WholeCheckpoint
 logger = logging.getLogger(__name__)
 
 TOO_LONG = "longer than max_length"
-RELIABILITY = "reliability.json"
 _NAME = "reward_model"
 _NOT_CARRIED = {"center_rewards_coefficient": "it is the setting center_coef here"}
 
@@ -296,11 +295,7 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
         own = {f"{prefix}_{_NAME}/calibration_error": found.error}
         self.log(dict(own))
         if self.accelerator.is_main_process and self.args.output_dir is not None:
-            folder = Path(self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RELIABILITY).write_text(
-                json.dumps({"step": self.state.global_step, **dataclasses.asdict(found)}) + "\n"
-            )
+            write_reliability(Path(self.args.output_dir), self.state.global_step, dataclasses.asdict(found))
         return {**metrics, **own}
 
     # Resume

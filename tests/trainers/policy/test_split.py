@@ -24,6 +24,7 @@ METRICS = {
     "CAPO": {"kept_share", "signal/curvature", "capo/rejected_share", "entropy"},
     "PPO": {"kl", "ppo/value_loss", "ppo/explained_variance", "ppo/critic_grad_norm"},
     "PPOMax, shared": {"ppo_max/value_loss", "ppo_max/reward_std_so_far", "ppo_max/value_mean"},
+    "PPOMax, texts": {"ppo_max/ptx_loss", "ppo_max/ptx_tokens", "ppo_max/ptx_passes"},
     "OPD": {"opd/reverse_kl", "entropy"},
     "OnlineDPO": {
         "online_dpo/pair_loss",
