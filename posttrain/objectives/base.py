@@ -41,7 +41,7 @@ class Groups:
     mask                  (P, G, T)  1.0 where a token takes part in the loss; None where `values` and `teacher_gap`
                                      are, but beside `token_kl` for an objective that `pairs_answers` and for responses
                                      that hold tokens of tools
-    logged                (P, G)     bool: answers of the data, which the policy did not sample; None where it sampled all
+    logged                (P, G)     bool: answers of the data, not sampled by the policy; None where it sampled all
     """
 
     rewards: Tensor

@@ -6,8 +6,8 @@ losses (eq. 11).
 Departures: none by default. "Incorrect" in the gate is a reward at or below `incorrect_at`, because the
 released r = 0 never holds with rewards of -1/1 or with a format reward; for 0/1 rewards the two are the same.
 The gate falls on responses, as released; `selective` names the other readings.
-Answers of the data (`rollout.logged`) are not the policy's: entropy, gate and the means between prompts leave them out, and
-they learn by the local advantage alone.
+Answers of the data (`rollout.logged`) are not the policy's: entropy, gate and the means between prompts leave them
+out, and they are learned from by the local advantage alone.
 """
 
 from __future__ import annotations

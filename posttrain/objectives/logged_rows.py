@@ -8,6 +8,7 @@ choice of tokens are about ratios, and these tokens have none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -53,3 +54,15 @@ def sampled_rewards(groups: Groups) -> Tensor:
     """The rewards, NaN where an answer was not sampled. (P, G)."""
     rewards = groups.rewards
     return rewards if groups.logged is None else rewards.masked_fill(groups.logged, torch.nan)
+
+
+def logged_in_words(batches: Sequence[TokenBatch]) -> list[str]:
+    """How many rows of a step are logged answers, and what loss they have: a sentence, or none."""
+    flags = [batch.logged for batch in batches if batch.logged is not None]
+    count = sum(int(rows.sum()) for rows in flags)
+    if not count:
+        return []
+    gammas = [batch.shaping for batch in batches if batch.shaping is not None]
+    loss = f"the shaped loss, gamma {float(gammas[0].flatten()[0]):g}" if gammas else "the objective's loss"
+    total = sum(batch.mask.size(0) for batch in batches)
+    return [f"{count} of {total} responses are logged answers, which were not sampled; they have {loss}"]

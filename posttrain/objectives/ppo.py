@@ -93,7 +93,7 @@ class PPO(Objective):
 
     @property
     def refuses_logged(self) -> str | None:
-        return "its critic learns what the policy earns from a state, not what others earn" if self.uses_critic else None
+        return "its critic learns what the policy earns from a state" if self.uses_critic else None
 
     @property
     def learns_from_equal(self) -> str | None:

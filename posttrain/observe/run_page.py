@@ -54,6 +54,7 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
         _charts("Learning", charts),
         _signal(s),
         _resampled(s),
+        "" if s.logged is None else s.logged.html(),
         _charts("Policy", charts),
         _charts("Method", charts, title=f"{s.method}'s own numbers"),
         _evaluation(s),
@@ -322,6 +323,8 @@ def print_summary(s: Summary, console: Console) -> None:
         console.print(table)
     if s.resampled is not None:
         _print_resampled(s.resampled, console)
+    if s.logged is not None:
+        console.print(s.logged.table())
     for function, reason, count in s.failures:
         console.print(f"reward {function}: {reason}: {count:,} responses", markup=False, highlight=False)
     for note in s.notes:

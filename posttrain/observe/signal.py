@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
-from posttrain.objectives.logged_rows import shaped_rows, token_losses
+from posttrain.objectives.logged_rows import token_losses
 from posttrain.observe.reasons import CARRIED, CLASSES, LEFT_OUT, PREFIX, REASONS, THROWN_AWAY, WHERE_ANY
 
 

@@ -239,7 +239,9 @@ class LoggedSection(Section):
                 f"'logprobs_column' does nothing with treatment: {self.treatment}; write behaviour, or remove it"
             )
         if self.treatment != "shaped" and "gamma" in self.changed():
-            raise ValueError(f"'gamma' does nothing with treatment: {self.treatment}; write shaped, or remove it")
+            raise ValueError(
+                f"'gamma' does nothing with treatment: {self.treatment}; write shaped, or remove it"
+            )
         return self
 
 

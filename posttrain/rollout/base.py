@@ -95,7 +95,8 @@ class Completion:
     logprobs   of each, under the distribution it was drawn from (after temperature and truncation), in nats
     finish     "stop": a stop token ended it; "length": max_new_tokens did
     segments   (weight version, number of tokens) in order; more than one after a continuation
-    logged     an answer of the data: no weights made it, so it has no segments; `logprobs` are those stored with it, or 0
+    logged     an answer of the data: no weights made it, so it has no segments; `logprobs` are those stored with
+               it, or 0
     """
 
     token_ids: list[int]

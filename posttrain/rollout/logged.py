@@ -1,9 +1,9 @@
 """Answers of the data in an on-policy rollout: which places of a group they take, and how they are weighed.
 
 Hybrid RL (Song et al. 2022, https://arxiv.org/abs/2210.06718; for policy gradients Zhou et al. 2023,
-https://arxiv.org/abs/2311.08384) learns from the policy's samples and from logged data together; LUFFY (Yan et al. 2025,
-https://arxiv.org/abs/2504.14945) puts a teacher's answer into each group of GRPO, one place of eight. Both are judged by the
-same rewards and compared with each other.
+https://arxiv.org/abs/2311.08384) learns from the policy's samples and from logged data together; LUFFY
+(Yan et al. 2025, https://arxiv.org/abs/2504.14945) puts a teacher's answer into each group of GRPO, one place of eight.
+Both are judged by the same rewards and compared with each other.
 
 Decisions alone. Who puts them there is trainers/engines/logged_answers.py. No torch: `posttrain plan` reads it.
 """
@@ -49,7 +49,9 @@ class LoggedRule:
         if 0 < places < group_size:
             return
         what = (
-            "no place for a logged answer" if places == 0 else "no place for a sample, and a group needs one at least"
+            "no place for a logged answer"
+            if places == 0
+            else "no place for a sample, and a group needs one at least"
         )
         yield f"logged.share {self.share:g} of {group_size} responses leaves {what}; change share or group_size"
 

@@ -18,8 +18,8 @@ from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.recipe.sections import RolloutSection, VLLMSection
 from posttrain.rollout.base import Engine, EngineRefused
-from posttrain.rollout.model_folder import dense_folder
 from posttrain.rollout.logged import LoggedRule
+from posttrain.rollout.model_folder import dense_folder
 from posttrain.rollout.resample import ResampleRule
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm.server import VLLMServer, servers_of

@@ -1,6 +1,7 @@
 """Answers of the data among the samples of a rollout: tokenised, put into the last places of their groups, marked.
 
-Which places, and what is made of them in the loss, is rollout/logged.py's rule; the loss itself objectives/logged_rows.py.
+Which places, and what is made of them in the loss, is rollout/logged.py's rule; the loss itself stands in
+objectives/logged_rows.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from posttrain.data.reward_columns import value_of
 from posttrain.data.tokens import ended, whole_ids
 from posttrain.data.values import plain
 from posttrain.rollout.base import Completion, Sampling
+from posttrain.rollout.base import rows as one_a_row
 from posttrain.rollout.logged import NOT_WITH, LoggedRule
 from posttrain.trainers.engines.rollout_host import RolloutHost
 from posttrain.trainers.engines.rollout_plan import RolloutPlan, Rows
@@ -70,7 +72,8 @@ class LoggedAnswers:
                 found = len(self.of_row(row, prompt))
                 answers, with_any = answers + found, with_any + bool(found)
         long, self.too_long = self.too_long, 0
-        left_out = f"; {long} are longer than max_new_tokens {self.host.max_completion_length} and left out" if long else ""
+        limit = self.host.max_completion_length
+        left_out = f"; {long} are longer than max_new_tokens {limit} and left out" if long else ""
         if not answers:
             raise DataError(
                 f"rollout.logged: none of {len(rows)} rows has an answer in column {self.rule.column!r}{left_out}"
@@ -98,7 +101,7 @@ class LoggedAnswers:
                 found[group] = self.of_row(row, prompt)[: self.places]
             given = found[group]
             completions.append(given[size - 1 - place] if place >= size - len(given) else None)
-        own = [replace(sampling, n=1, seed=None if sampling.seed is None else sampling.seed + at) for at in range(len(rows))]
+        own = [one for _, one in one_a_row(prompts, sampling)]
         wanted = [at for at, one in enumerate(completions) if one is None]
         if wanted:
             made = generate([prompts[at] for at in wanted], [own[at] for at in wanted])
@@ -134,11 +137,12 @@ class LoggedAnswers:
         host, tokenizer = self.host, self.host._tokenizer
         if isinstance(question, list):
             turn = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
-            whole = whole_ids(tokenizer, question, [turn], **(host.args.chat_template_kwargs or {}))
+            options: Any = host.args.chat_template_kwargs or {}
+            whole = whole_ids(tokenizer, question, [turn], **options)
             if whole[: len(prompt)] != prompt:
                 raise DataError(
-                    f"rollout.logged: with an answer of column {self.rule.column!r} behind it the chat template renders "
-                    f"the prompt otherwise than the policy is asked it: {question!r}; take a template that keeps it "
+                    f"rollout.logged: with an answer of column {self.rule.column!r} behind it the chat template "
+                    f"renders the prompt otherwise than the policy is asked it: {question!r}; take a template that keeps it "
                     "(model.chat_template)"
                 )
             ids = whole[len(prompt) :]
@@ -146,7 +150,8 @@ class LoggedAnswers:
             ids = tokenizer(ended(tokenizer, answer), add_special_tokens=False)["input_ids"]
         else:
             raise DataError(
-                f"rollout.logged: column {self.rule.column!r} holds messages but the prompt is text; set data.chat: true"
+                f"rollout.logged: column {self.rule.column!r} holds messages but the prompt is text; set "
+                "data.chat: true"
             )
         ends = set(host.eos_token_ids)
         cut = next((at + 1 for at, token in enumerate(ids) if token in ends), None)
@@ -192,7 +197,9 @@ def answers_of(value: Any, column: str) -> list[str | dict[str, Any]]:
         return [_answer(value, column)]
     if isinstance(value, list):
         return [_answer(one[0] if isinstance(one, list) and len(one) == 1 else one, column) for one in value]
-    raise DataError(f"rollout.logged: column {column!r} holds a {type(value).__name__}, and an answer is text")
+    raise DataError(
+        f"rollout.logged: column {column!r} holds a {type(value).__name__}, and an answer is text"
+    )
 
 
 def _answer(value: Any, column: str) -> str | dict[str, Any]:
@@ -201,5 +208,6 @@ def _answer(value: Any, column: str) -> str | dict[str, Any]:
     if isinstance(value, Mapping) and value.get("role") == "assistant":
         return {name: part for name, part in value.items() if part is not None}
     raise DataError(
-        f"rollout.logged: column {column!r} holds {value!r}, which is no answer: a text, or one message of the assistant"
+        f"rollout.logged: column {column!r} holds {value!r}, which is no answer: a text, or one message of the "
+        "assistant"
     )

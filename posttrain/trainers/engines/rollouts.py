@@ -102,7 +102,8 @@ class Rollouts:
         )
 
     def _logged(self, rule: LoggedRule) -> LoggedAnswers:
-        found, rows = LoggedAnswers(self.host, rule), self.host.train_dataset
+        found = LoggedAnswers(self.host, rule)
+        rows: Any = self.host.train_dataset
         if isinstance(rows, Sized):  # a stream is read as it comes
             with PHASES.within("reading the logged answers"):
                 self.host.accelerator.print(found.survey(rows, self.prompts_of))

@@ -1,5 +1,5 @@
-"""The account of a rollout with logged answers in it: what TRL has logged of all responses is put right, so that it is of
-samples alone, and the logged answers get numbers of their own."""
+"""The account of a rollout with logged answers in it: what TRL has logged of all responses is put right, so that it is
+of samples alone, and the logged answers get numbers of their own."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class AccountHost(Protocol):
 
 
 def account_logged(host: AccountHost, rollout: Rollout, groups: Groups, output: Mapping[str, Any]) -> None:
-    """Of a rollout of all ranks that TRL has just logged; `output` is this rank's share. Does nothing where the run puts
-    no logged answers into its groups."""
+    """Of a rollout of all ranks that TRL has just logged; `output` is this rank's share. Does nothing where the run
+    puts no logged answers into its groups."""
     if rollout.given is None or groups.logged is None or host.rollouts.logged is None:
         return
     metrics = host._metrics["train"]

@@ -71,8 +71,12 @@ class LossMetrics:
             low, high = (one if given is None else one & ~given for one in (low, high))
             for name, clipped in (("low", low), ("high", high), ("region", low | high)):
                 self._add(f"clip_ratio/{name}_mean", *_masked(clipped.float(), mask, given))
-            self._extremes.setdefault("clip_ratio/low_min", []).append(_response_means(low.float(), mask, given))
-            self._extremes.setdefault("clip_ratio/high_max", []).append(_response_means(high.float(), mask, given))
+            self._extremes.setdefault("clip_ratio/low_min", []).append(
+                _response_means(low.float(), mask, given)
+            )
+            self._extremes.setdefault("clip_ratio/high_max", []).append(
+                _response_means(high.float(), mask, given)
+            )
         if keep is not None:
             self._add("kept_share", *_masked(keep.float(), mask))
         one = torch.ones((), device=mask.device)
@@ -109,7 +113,9 @@ class LossMetrics:
         pairs = [one for pair in sums.values() for one in pair]
         extremes = [_extreme(name, torch.cat(parts)) for name, parts in self._extremes.items()]
         counts = [signal] if self._logged is None else [signal, self._logged]
-        packed = torch.cat([torch.stack([*pairs, *extremes]).double(), *(one.counts.double() for one in counts)])
+        packed = torch.cat(
+            [torch.stack([*pairs, *extremes]).double(), *(one.counts.double() for one in counts)]
+        )
         ranks = torch.as_tensor(self._accelerator.gather(packed[None])).cpu()
         totals = ranks[:, : len(pairs)].sum(0).view(-1, 2)
         means = (totals[:, 0] / totals[:, 1].clamp(min=1.0)).tolist()
@@ -121,7 +127,9 @@ class LossMetrics:
             if not (empty and name.startswith(LOGGED))
         }
         counted = len(pairs) + len(extremes)
-        for prefix, found in zip((PREFIX, LOGGED), ranks[:, counted:].sum(0).view(len(counts), -1), strict=False):
+        for prefix, found in zip(
+            (PREFIX, LOGGED), ranks[:, counted:].sum(0).view(len(counts), -1), strict=False
+        ):
             values |= SignalCounts(found.long()).metrics(prefix)
         for name, column in zip(self._extremes, ranks[:, len(pairs) : counted].unbind(1), strict=True):
             value = _extreme(name, column).item()

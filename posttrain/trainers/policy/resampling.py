@@ -149,9 +149,7 @@ class Resampling:
         given = scored.given or [False] * len(scored.completion_ids)
         of_prompts = gather_object([len(one) for one in prompt_ids])
         of_prompts = [0 if logged else count for count, logged in zip(of_prompts, given, strict=True)]
-        tokens = [
-            0 if logged else len(ids) for ids, logged in zip(scored.completion_ids, given, strict=True)
-        ]
+        tokens = [0 if logged else len(ids) for ids, logged in zip(scored.completion_ids, given, strict=True)]
         seconds = (round.seconds + time.perf_counter() - begin) / max(sum(tokens), 1)
         reasons = [why_silent(group, self.rule) for group in self._groups(scored)]
         for place, reason in enumerate(reasons):
@@ -220,11 +218,7 @@ class Resampling:
         groups = [self.host.judge.groups(self.host.num_generations, one) for one in drawn.scored]
         rewards = _plain([value for one in groups for value in sampled_rewards(one).flatten().tolist()])
         first = _plain(
-            [
-                value
-                for one in drawn.scored
-                for value in sampled(one, one.rewards_per_function[:, 0]).tolist()
-            ]
+            [value for one in drawn.scored for value in sampled(one, one.rewards_per_function[:, 0]).tolist()]
         )
         found = {}
         for name, values, shown in (

@@ -56,9 +56,11 @@ def token_batch(scored: Scored, inputs: Mapping[str, Any]) -> TokenBatch:
 
 
 def _old_logprobs(now: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """Of the policy that sampled; of logged answers those that are stored with them, or else of the policy of now, which
-    makes their ratio 1. (B, T)."""
+    """Of the policy that sampled; of logged answers those that are stored with them, or else of the policy of now,
+    which makes their ratio 1. (B, T)."""
     old = inputs.get("old_per_token_logps")
     old = now if old is None else old
     logged = inputs.get("logged")
-    return old if logged is None else torch.where(column(logged), inputs.get("logged_logps", now).to(now), old)
+    return (
+        old if logged is None else torch.where(column(logged), inputs.get("logged_logps", now).to(now), old)
+    )
