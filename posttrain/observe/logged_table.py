@@ -47,8 +47,8 @@ class LoggedTable:
         )
         return (
             '<h2>Logged answers: in the groups, and not sampled</h2><div class="card"><table>'
-            f'<tr><th>logged answers</th><th></th><th class="number">mean</th></tr>{rows}</table><table><tr><th>class</th><th></th>'
-            f'<th class="number">share of their tokens</th></tr>{shares}</table></div>'
+            f'<tr><th>logged answers</th><th></th><th class="number">mean</th></tr>{rows}</table>'
+            f'<table><tr><th>class</th><th></th><th class="number">share of tokens</th></tr>{shares}</table></div>'
         )
 
     def table(self) -> Table:

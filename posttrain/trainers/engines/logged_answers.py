@@ -142,8 +142,8 @@ class LoggedAnswers:
             if whole[: len(prompt)] != prompt:
                 raise DataError(
                     f"rollout.logged: with an answer of column {self.rule.column!r} behind it the chat template "
-                    f"renders the prompt otherwise than the policy is asked it: {question!r}; take a template that keeps it "
-                    "(model.chat_template)"
+                    f"renders the prompt otherwise than the policy is asked it: {question!r}; take a template that "
+                    "keeps it (model.chat_template)"
                 )
             ids = whole[len(prompt) :]
         elif isinstance(answer, str):  # by itself: the prompt's tokens are as the policy is asked them

@@ -7,7 +7,7 @@ rollout/partial.py's; how weights are sent and proved, weight_sync.py's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ from posttrain.trainers.engines.logged_answers import LoggedAnswers, logged_prob
 from posttrain.trainers.engines.prompt_rows import PromptRows
 from posttrain.trainers.engines.rollout_host import RolloutHost
 from posttrain.trainers.engines.rollout_plan import RolloutPlan, Round, Rows
-from posttrain.trainers.engines.sampling_marks import correct, gathered, joined, version_column
+from posttrain.trainers.engines.sampling_marks import correct, joined, over_ranks, version_column
 from posttrain.trainers.engines.weight_sync import WeightSync, together
 from posttrain.trainers.forward.base import Rows as ScoredRows
 
@@ -104,7 +104,7 @@ class Rollouts:
     def _logged(self, rule: LoggedRule) -> LoggedAnswers:
         found = LoggedAnswers(self.host, rule)
         rows: Any = self.host.train_dataset
-        if isinstance(rows, Sized):  # a stream is read as it comes
+        if hasattr(rows, "__len__"):  # a stream is read as it comes
             with PHASES.within("reading the logged answers"):
                 self.host.accelerator.print(found.survey(rows, self.prompts_of))
         return found
@@ -390,9 +390,10 @@ class Rollouts:
             mask = mask * ~self.logged.mark(output, self._sampled)
         output["weight_version"] = version_column(self.host, self._sampled, output["completion_ids"])
         lag = (self.host.state.global_step - output["weight_version"])[mask.bool()].float()
-        if lag.numel():
-            self._log_rollout("staleness", gathered(self.host.accelerator, lag.mean()).mean().item())
-            self._log_rollout("staleness_max", gathered(self.host.accelerator, lag.max()).max().item())
+        lags = over_ranks(self.host.accelerator, lag)
+        if lags:
+            self._log_rollout("staleness", lags["mean"])
+            self._log_rollout("staleness_max", lags["max"])
         if self._uses_sampled_logprobs:
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         elif self.plan.importance_correction is not None:
