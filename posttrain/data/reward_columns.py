@@ -20,6 +20,11 @@ def marked(rows: Dataset) -> Dataset:
     return rows.rename_columns({name: _MARK + name for name in rows.column_names if name != "prompt"})
 
 
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """What the row has in the column of this name, marked or not; None where it has none."""
+    return row.get(_MARK + name, row.get(name))
+
+
 def reward_columns(row: Mapping[str, Any], own: Iterable[str]) -> dict[str, str]:
     """The rewards' name -> the row's, of all columns but the trainer's `own`."""
     own = set(own)

@@ -41,6 +41,7 @@ class Groups:
     mask                  (P, G, T)  1.0 where a token takes part in the loss; None where `values` and `teacher_gap`
                                      are, but beside `token_kl` for an objective that `pairs_answers` and for responses
                                      that hold tokens of tools
+    logged                (P, G)     bool: answers of the data, not sampled by the policy; None where it sampled all
     """
 
     rewards: Tensor
@@ -54,6 +55,7 @@ class Groups:
     mask: Tensor | None = None
     teacher_gap: Tensor | None = None
     written: Tensor | None = None
+    logged: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class TokenBatch:
                   group, "peak_learning_rate": the highest of the schedule) and what `observe_step` returned
                   for it
     index         this micro-batch's place among its rank's micro-batches of the optimizer step, from 0
+    logged        (B, 1) bool: answers of the data, which the policy did not sample; None where it sampled all
+    shaping       (B, 1) gamma of the loss that those rows have instead of the method's (logged_rows.py); None: its own
     """
 
     logprobs: Tensor
@@ -85,6 +89,8 @@ class TokenBatch:
     forward: Mapping[str, Tensor] = field(default_factory=dict)
     step: Mapping[str, Any] = field(default_factory=dict)
     index: int | None = None
+    logged: Tensor | None = None
+    shaping: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ losses (eq. 11).
 Departures: none by default. "Incorrect" in the gate is a reward at or below `incorrect_at`, because the
 released r = 0 never holds with rewards of -1/1 or with a format reward; for 0/1 rewards the two are the same.
 The gate falls on responses, as released; `selective` names the other readings.
+Answers of the data (`rollout.logged`) are not the policy's: entropy, gate and the means between prompts leave them
+out, and they are learned from by the local advantage alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
+from posttrain.objectives.logged_rows import sampled_rewards
 from posttrain.ops.groups import degenerate_groups, group_zscore, nan_std
 from posttrain.ops.ratio import token_ratio
 from posttrain.ops.reduce import per_response
@@ -150,19 +153,21 @@ class COPO(Objective):
             )
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
-        rewards = groups.rewards
+        rewards, sampled = groups.rewards, sampled_rewards(groups)
         entropy = self._entropy(groups)
         coefficient = self._coefficient(entropy, rewards.size(1)) if self.entropy_coefficient else 1.0
-        between = global_advantages(rewards * coefficient).unsqueeze(1).expand_as(rewards)
+        between = global_advantages(sampled * coefficient).unsqueeze(1).expand_as(rewards)
         # float64: where the global loss weighs little, 1 - weight has few digits in float32
         weight = local_weight(
             entropy.double(),
-            rewards.double(),
+            sampled.double(),
             gamma=self.gamma,
             rho=self.rho,
             selective=self.selective,
             incorrect_at=self.incorrect_at,
         )
+        if groups.logged is not None:  # compared inside its group alone
+            weight = torch.where(groups.logged, 1.0, weight)
         return {
             "advantages": group_zscore(rewards.double(), STD_EPSILON).to(_floating(rewards)),
             "global_advantages": torch.where(rewards.isnan(), 0.0, between),
@@ -175,8 +180,9 @@ class COPO(Objective):
         (shares of groups), global_advantage_abs (mean of |B|)."""
         streams = self.advantages(groups)
         weight = streams["local_weight"]
-        judged = ~groups.rewards.isnan()
-        correct = groups.rewards > self.incorrect_at
+        rewards = sampled_rewards(groups)
+        judged = ~rewards.isnan()
+        correct = rewards > self.incorrect_at
         known = judged.any(dim=1)
         return {
             "answer_entropy": self._entropy(groups).mean(),
@@ -241,7 +247,13 @@ class COPO(Objective):
             raise ValueError(
                 "COPO: answers must be one list per prompt, with one answer (or None) per response"
             )
-        return answer_entropy(groups.answers).to(groups.rewards)
+        if groups.logged is None:
+            return answer_entropy(groups.answers).to(groups.rewards)
+        sampled = [
+            [answer for answer, given in zip(answers, flags, strict=True) if not given]
+            for answers, flags in zip(groups.answers, groups.logged.tolist(), strict=True)
+        ]
+        return answer_entropy(sampled).to(groups.rewards)
 
     @staticmethod
     def _coefficient(entropy: Tensor, group_size: int) -> Tensor:

@@ -169,6 +169,10 @@ class OnlineDPO(Objective):
     """most that a pair's importance ratio weighs in PARL's term, on samples that are not fresh"""
 
     @property
+    def refuses_logged(self) -> str:
+        return "its pairs, and PARL's term, are of answers that the policy sampled"
+
+    @property
     def kl_in_reward(self) -> bool:
         return True  # the pull to the reference is in the pairs' loss, which reads `Groups.token_kl`
 

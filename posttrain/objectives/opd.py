@@ -100,6 +100,10 @@ class OPD(Objective):
         return {} if here is None else {here: self.teacher_dtype}
 
     @property
+    def refuses_logged(self) -> str:
+        return "what the teacher says estimates a divergence on tokens that the policy sampled"
+
+    @property
     def learns_from_equal(self) -> str | None:
         return "the teacher speaks about each of their tokens"
 

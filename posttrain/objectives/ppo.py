@@ -109,6 +109,10 @@ class PPO(Objective):
         return self.baseline == "critic"
 
     @property
+    def refuses_logged(self) -> str | None:
+        return "its critic learns what the policy earns from a state" if self.uses_critic else None
+
+    @property
     def learns_from_equal(self) -> str | None:
         return "the baseline is a critic's value, not the group's mean" if self.uses_critic else None
 

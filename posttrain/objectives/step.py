@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from posttrain.objectives.base import AllSum, Objective, StepTotals, TokenBatch
+from posttrain.objectives.logged_rows import kept_tokens, seen_by_method, token_losses
 
 Adjust = Callable[[TokenBatch, Tensor], Tensor]
 """A micro-batch and its token losses (B, T) or (B, 1) to those that are reduced: weights, a KL term."""
@@ -77,7 +78,8 @@ class OptimizerStep:
         with torch.no_grad():
             seen = [replace(detached(batch), step=known, index=i) for i, batch in enumerate(batches())]
             seen = [objective.prepare(batch) for batch in seen]
-            self.step = {**known, **objective.observe_step(seen, self._all_sum)}
+            observed = objective.observe_step([seen_by_method(batch) for batch in seen], self._all_sum)
+            self.step = {**known, **observed}
             return [kept_mask(objective, replace(batch, step=self.step)) for batch in seen]
 
     def share(self, batch: TokenBatch, adjust: Adjust | None = None) -> Share:
@@ -85,16 +87,16 @@ class OptimizerStep:
         objective = self.objective
         batch = objective.prepare(replace(batch, step=self.step, index=len(self.seen)))
         self.seen.append(detached(batch))
-        keep = objective.keep(batch)
+        keep = kept_tokens(objective, batch)
         mask = batch.mask if keep is None else batch.mask * keep
-        losses = objective.token_loss(batch)
+        losses = token_losses(objective, batch)
         if adjust is not None:
             losses = adjust(batch, losses)
         return Share(objective.reduce(losses.expand_as(mask), mask, self.totals), batch, keep, mask)
 
     def finish(self) -> dict[str, Any]:
         """After the last backward: running statistics move; numbers worth logging once a step."""
-        return self.objective.finish_step(self.seen, self._all_sum)
+        return self.objective.finish_step([seen_by_method(batch) for batch in self.seen], self._all_sum)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def step_losses(
 
 def kept_mask(objective: Objective, batch: TokenBatch) -> Tensor:
     """The loss mask after `keep`. (B, T)."""
-    keep = objective.keep(batch)
+    keep = kept_tokens(objective, batch)
     return batch.mask if keep is None else batch.mask * keep
 
 

@@ -41,6 +41,8 @@ def read_pairs(run_dir: Path, last_step: int) -> tuple[list[BeforeAfter], tuple[
         return [], ("", "")
     first, last = min(files), max(files)
     rollouts = list(zip(read_parquet(files[first]), read_parquet(files[last]), strict=False))
+    # a logged answer is nothing that the run has written
+    rollouts = [pair for pair in rollouts if not any(row.get("logged") for row in pair)]
     if rollouts and "completion" not in rollouts[0][0]:
         return [], ("", "")
     graded = is_graded([row for rollout in rollouts for row in rollout])

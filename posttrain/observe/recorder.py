@@ -22,7 +22,7 @@ from posttrain.objectives.base import Groups, StepTotals, TokenBatch
 FORMAT = 1
 MAX_FORWARD_BYTES = 1 << 30  # per-token forward outputs beyond this are left out, and named in the record
 
-_PLAIN = ("logprobs", "old_logprobs", "mask", "advantages", "ref_logprobs", "entropy")
+_PLAIN = ("logprobs", "old_logprobs", "mask", "advantages", "ref_logprobs", "entropy", "logged", "shaping")
 # what a forward pass gives; whatever an objective derived from it (`prepare`) would be stale in a replay
 _FORWARD = {"hidden", "actions", "candidate_ids", "candidate_logits"}
 
@@ -127,6 +127,7 @@ def _group_tensors(groups: Groups) -> dict[str, Tensor]:
         "token_kl": groups.token_kl,
         "beta": None if groups.token_kl is None else torch.tensor(groups.beta, dtype=torch.float64),
         "teacher_gap": groups.teacher_gap,
+        "logged": groups.logged,
     }
     return {f"groups/{name}": tensor for name, tensor in found.items() if tensor is not None}
 
@@ -197,6 +198,8 @@ def _batch_from(prefix: str, tensors: Mapping[str, Tensor]) -> TokenBatch:
         advantages=own["advantages"],
         ref_logprobs=own.get("ref_logprobs"),
         entropy=own.get("entropy"),
+        logged=own.get("logged"),
+        shaping=own.get("shaping"),
         streams=mapped("streams/"),
         forward=mapped("forward/"),
     )
@@ -216,6 +219,7 @@ def _groups_from(tensors: Mapping[str, Tensor], answers: list[list[str | None]] 
         teacher_gap=tensors.get("groups/teacher_gap"),
         mask=tensors.get("groups/mask"),
         written=tensors.get("groups/written"),
+        logged=tensors.get("groups/logged"),
     )
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.objectives.logged_rows import logged_in_words, samples_only
 from posttrain.objectives.step import StepResult, step_losses
 from posttrain.objectives.streams import column, stream_rows
 from posttrain.observe.reasons import CARRIED, REASONS
@@ -74,7 +75,7 @@ class Replay:
 def replay_step(record: Record, objective: Objective, label: str) -> Replay:
     """Loss, gradient and masks of `objective` on every micro-batch found. ValueError where the record lacks
     what the objective reads."""
-    notes = _check_needs(record, objective)
+    notes = [*_check_needs(record, objective), *logged_in_words(record.batches)]
     batches = [
         replace(batch, logprobs=batch.logprobs.detach().clone().requires_grad_())
         for batch in (_with_candidates(one, objective) for one in _with_advantages(record, objective, notes))
@@ -243,7 +244,7 @@ def _bounds(objective: Objective, batches: Sequence[TokenBatch]) -> tuple[float,
 
 
 def _mean_metrics(objective: Objective, batches: Sequence[TokenBatch]) -> dict[str, float]:
-    values = [objective.metrics(batch) for batch in batches]
+    values = [objective.metrics(samples_only(batch)) for batch in batches]
     return {
         name: float(torch.stack([torch.as_tensor(v[name]).float() for v in values]).mean())
         for name in values[0]

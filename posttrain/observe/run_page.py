@@ -55,6 +55,7 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
         _charts("Learning", charts),
         _signal(s),
         _resampled(s),
+        "" if s.logged is None else s.logged.html(),
         _charts("Policy", charts),
         _charts("Method", charts, title=f"{s.method}'s own numbers"),
         _evaluation(s),
@@ -345,6 +346,8 @@ def print_summary(s: Summary, console: Console) -> None:
         _print_resampled(s.resampled, console)
     if s.reliability is not None:
         print_reliability(s.reliability, console)
+    if s.logged is not None:
+        console.print(s.logged.table())
     for function, reason, count in s.failures:
         console.print(f"reward {function}: {reason}: {count:,} responses", markup=False, highlight=False)
     for note in s.notes:

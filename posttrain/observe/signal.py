@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.objectives.logged_rows import token_losses
 from posttrain.observe.reasons import CARRIED, CLASSES, LEFT_OUT, PREFIX, REASONS, THROWN_AWAY, WHERE_ANY
 
 
@@ -47,13 +48,13 @@ class SignalCounts:
         total = sum(counts.values())
         return {name: count / total if total else 0.0 for name, count in counts.items()}
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix: str = PREFIX) -> dict[str, float]:
         """`signal/NAME` for every class, and `signal/tokens`, the number they are shares of. Those of `WHERE_ANY` are
         named where they are not empty."""
         shares = {
-            PREFIX + name: share for name, share in self.shares().items() if share or name not in WHERE_ANY
+            prefix + name: share for name, share in self.shares().items() if share or name not in WHERE_ANY
         }
-        return {**shares, PREFIX + "tokens": float(sum(self.as_dict().values()))}
+        return {**shares, prefix + "tokens": float(sum(self.as_dict().values()))}
 
     def table(self) -> list[tuple[str, str, int, float]]:
         """(class, what it means, tokens, share), the carried tokens first, empty classes left out."""
@@ -66,7 +67,7 @@ def token_gradient(objective: Objective, batch: TokenBatch) -> Tensor:
     """Derivative of each token's loss with respect to its log-prob, before mask and reduction. (B, T)."""
     with torch.enable_grad():
         leaf = batch.logprobs.detach().clone().requires_grad_()
-        losses = objective.token_loss(replace(batch, logprobs=leaf))
+        losses = token_losses(objective, replace(batch, logprobs=leaf))
         if not losses.requires_grad:  # a constant loss: no token has gradient
             return torch.zeros_like(leaf)
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)

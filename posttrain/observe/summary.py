@@ -13,6 +13,7 @@ from typing import Any
 from posttrain.observe import writer
 from posttrain.observe.basis import held_out_basis, steps_basis
 from posttrain.observe.curves import edges, series, width_of_edge
+from posttrain.observe.logged_table import LoggedTable, logged_table
 from posttrain.observe.pairs import BeforeAfter, read_pairs
 from posttrain.observe.progress import clock
 from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
@@ -46,6 +47,7 @@ class Summary:
     blend       (metric, meaning, mean over the steps) of a method that blends two losses
     resampled   what dynamic sampling threw away; None where the run did not sample over
     reliability how sure a reward model is of held-out pairs, and how right; None for other methods
+    logged      the account of logged answers; None where every response was sampled
     failures    (reward function, reason, responses)
     recipe_changes  (step, change): what resumes from that step changed; `recipe` is what the last steps had
     evaluation  {"before": {metric: value}, "after": {...}}
@@ -69,6 +71,7 @@ class Summary:
     recipe_changes: list[tuple[int, writer.RecipeChange]] = field(default_factory=list)
     resampled: Resampled | None = None
     reliability: ReliabilityTable | None = None
+    logged: LoggedTable | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -137,6 +140,7 @@ def summarise(run_dir: str | Path) -> Summary:
         ],
         resampled=resampled_of(rows),
         reliability=read_reliability(run_dir),
+        logged=logged_table(rows),
     )
     summary.notes.extend(_notes(summary, events))
     return summary

@@ -137,7 +137,8 @@ class RunWriter:
         """One rollout as completions/step-XXXXXX.parquet, one row a response.
 
         Columns used by the report: prompt, completion (text or messages), reward (weighted sum), rewards/NAME
-        (one a function), advantage, answer, tokens, truncated, weight_version; with tools also transcript,
+        (one a function), advantage, answer, tokens, truncated, weight_version; logged, true of answers of the data
+        among the samples; with tools also transcript,
         written_tokens, tool_calls. Others are kept as they are.
         """
         return _write_table(self.dir / COMPLETIONS / f"step-{step:06d}.parquet", columns)

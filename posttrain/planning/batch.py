@@ -13,6 +13,7 @@ from math import ceil, lcm
 
 from posttrain.recipe import Recipe
 from posttrain.recipe.train_options import FlowTrain, PolicyTrain
+from posttrain.rollout.logged import LoggedRule
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,18 @@ def resample_lines(recipe: Recipe, rollout: RolloutSize | None) -> list[str]:
     return [
         f"dynamic sampling: up to {rule.max_rounds} rounds, so at most {plural(most, 'prompt')} x {rollout.group} "
         f"responses = {most * rollout.group} completions per rollout; epochs count the prompts that are trained on"
+    ]
+
+
+def logged_lines(recipe: Recipe, rollout: RolloutSize | None) -> list[str]:
+    """Which places of a group are not sampled."""
+    if recipe.rollout is None or recipe.rollout.logged is None or rollout is None:
+        return []
+    logged = recipe.rollout.logged
+    rule = LoggedRule(**logged.model_dump())
+    return [
+        f"logged answers: column '{rule.column}' takes up to {rule.places(rollout.group)} of {rollout.group} places of "
+        f"a group, treatment {rule.treatment}; samples fill what it leaves"
     ]
 
 

@@ -15,6 +15,7 @@ from posttrain.data.row_layout import Needs
 from posttrain.planning.batch import plural, rollout_of, texts_of
 from posttrain.planning.machine import multiplies_bfloat16
 from posttrain.planning.rewards import reward_faults
+from posttrain.planning.rollout_engine import logged_column_faults
 from posttrain.planning.row_lengths import RowLengths, beyond
 from posttrain.planning.row_needs import needed_columns
 from posttrain.planning.shapes import is_folder_name
@@ -174,6 +175,7 @@ def loaded_faults(recipe: Recipe, rows: Dataset, processes: int) -> list[str]:
         *row_faults(recipe, rows[0]),
         *count_faults(recipe, len(rows), processes),
         *reward_faults(recipe, columns),
+        *logged_column_faults(recipe, columns),
     ]
 
 

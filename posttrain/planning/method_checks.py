@@ -16,7 +16,15 @@ from posttrain.recipe.sections import ModelSection, RolloutSection
 from posttrain.settings import RunView, Settings
 
 ONLY_WITH_REWARDS = frozenset(
-    {"group_size", "eval_temperature", "staleness", "partial_budget", "importance_correction", "resample"}
+    {
+        "group_size",
+        "eval_temperature",
+        "staleness",
+        "partial_budget",
+        "importance_correction",
+        "resample",
+        "logged",
+    }
 )
 """Options of `rollout` that a method which draws one answer per prompt, between trainings, has no use for."""
 VLLM_ONLY_WITH_REWARDS = {
@@ -36,6 +44,13 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
                 yield (
                     f"rollout: 'resample' throws groups with equal rewards away, and {place} learns from them: "
                     f"{reason}; remove it, or take another method or baseline"
+                )
+    if recipe.rollout is not None and recipe.rollout.logged is not None:
+        for place, settings in with_inner(recipe.objective):
+            if (reason := settings.refuses_logged) is not None:
+                yield (
+                    f"rollout: 'logged' puts answers of the data among the samples, and {place} has no place for them: "
+                    f"{reason}; remove it, or take another method"
                 )
     if recipe.spec.family == "preference" and recipe.rollout is not None:
         yield from _sampling_faults(recipe, recipe.rollout)

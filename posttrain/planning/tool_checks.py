@@ -124,6 +124,11 @@ def _rollout_faults(recipe: Recipe) -> Iterator[str]:
     for key in ("staleness", "partial_budget", "resample"):
         if key in rollout.changed():
             yield f"rollout: '{key}' does not go with tools: a turn waits for its tool; remove one of them"
+    if "logged" in rollout.changed():
+        yield (
+            "rollout: 'logged' does not go with tools: an answer of the data has had no turns with them; remove one of "
+            "them"
+        )
 
 
 def _definition(section: ToolSection | EnvironmentSection, kind: str) -> ast.AST | str | None:

@@ -64,6 +64,11 @@ class FlowRolloutSection(Section):
         """Dynamic sampling is of texts."""
         return None
 
+    @property
+    def logged(self) -> Any:
+        """So are logged answers."""
+        return None
+
     @model_validator(mode="after")
     def _cps_level(self) -> Self:
         if self.sampler == "cps" and self.noise_level > 1:

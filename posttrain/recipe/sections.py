@@ -10,7 +10,7 @@ import re
 import string
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Count = Annotated[int, Ge(1), Le(10**9)]
@@ -226,6 +226,32 @@ class ResampleSection(Section):
         return self
 
 
+class LoggedSection(Section):
+    """Answers of the data in the groups; posttrain/rollout/logged.py says what the keys decide."""
+
+    column: Text
+    share: Annotated[float, Gt(0), Lt(1)] = 0.25  # of the places of a group
+    treatment: Literal["none", "behaviour", "shaped"] = "none"
+    logprobs_column: Text | None = None  # for treatment: behaviour
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.1  # of treatment: shaped
+
+    @model_validator(mode="after")
+    def _treated(self) -> Self:
+        if self.treatment == "behaviour" and self.logprobs_column is None:
+            raise ValueError(
+                "treatment: behaviour needs logprobs_column, the log-prob of each token under what wrote the answer"
+            )
+        if self.treatment != "behaviour" and self.logprobs_column is not None:
+            raise ValueError(
+                f"'logprobs_column' does nothing with treatment: {self.treatment}; write behaviour, or remove it"
+            )
+        if self.treatment != "shaped" and "gamma" in self.changed():
+            raise ValueError(
+                f"'gamma' does nothing with treatment: {self.treatment}; write shaped, or remove it"
+            )
+        return self
+
+
 class RolloutSection(Section):
     """Sampling has one set of names for all engines; rollout/engine_options.py says what an engine lacks."""
 
@@ -247,6 +273,7 @@ class RolloutSection(Section):
     importance_clip_max: Positive | None = 3.0
     importance_clip_min: NotNegative | None = None
     resample: ResampleSection | None = None  # None: every rollout is trained on as it comes
+    logged: LoggedSection | None = None  # None: every response is sampled
     vllm: VLLMSection | None = None
 
 

@@ -89,18 +89,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled continuation of a prompt.
+    """One continuation of a prompt, sampled unless it says otherwise.
 
     token_ids  the new tokens, the stop token included when one ended it
     logprobs   of each, under the distribution it was drawn from (after temperature and truncation), in nats
     finish     "stop": a stop token ended it; "length": max_new_tokens did
     segments   (weight version, number of tokens) in order; more than one after a continuation
+    logged     an answer of the data: no weights made it, so it has no segments; `logprobs` are those stored with
+               it, or 0
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish: Finish
     segments: tuple[tuple[int, int], ...]
+    logged: bool = False
 
     @property
     def versions(self) -> list[int]:

@@ -157,9 +157,11 @@ def to_plain(completion: Completion) -> dict[str, Any]:
         "logprobs": list(completion.logprobs),
         "finish": completion.finish,
         "segments": [list(segment) for segment in completion.segments],
+        "logged": completion.logged,
     }
 
 
 def from_plain(state: Mapping[str, Any]) -> Completion:
     segments = tuple((version, length) for version, length in state["segments"])
-    return Completion(state["token_ids"], state["logprobs"], state["finish"], segments)
+    logged = state.get("logged", False)  # a checkpoint of before there were any
+    return Completion(state["token_ids"], state["logprobs"], state["finish"], segments, logged)

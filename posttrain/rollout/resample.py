@@ -63,11 +63,13 @@ class JudgedGroup:
     each    what must differ for the group to teach: the totals, or each function's values for a method that normalises
             them one by one
     first   of the first reward function, which says what is right (1) and wrong (0)
+    sampled the totals, None for answers that the policy did not sample; None: it sampled all
     """
 
     totals: Values
     each: Sequence[Values]
     first: Values
+    sampled: Values | None = None
 
 
 def why_silent(group: JudgedGroup, rule: ResampleRule) -> str | None:
@@ -82,8 +84,10 @@ def why_silent(group: JudgedGroup, rule: ResampleRule) -> str | None:
     if all(_equal(values) for values in group.each):
         first = set(_judged(group.first))
         return "all_right" if first == {1.0} else "all_wrong" if first == {0.0} else "equal"
-    if rule.until == "pass_rate" and not rule.low < sum(judged) / len(judged) < rule.high:
-        return "outside"
+    if rule.until == "pass_rate":
+        samples = judged if group.sampled is None else _judged(group.sampled)
+        if not samples or not rule.low < sum(samples) / len(samples) < rule.high:
+            return "outside"
     return None
 
 

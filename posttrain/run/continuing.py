@@ -39,6 +39,7 @@ VERDICTS: dict[str, str | None] = {
     "rollout.group_size": _BUFFER,
     "rollout.staleness": _BUFFER,
     "rollout.partial_budget": _BUFFER,
+    "rollout.logged": _BUFFER,
     "rollout.resample": None,  # but whether there is any: see _refusal
     "output": None,
     "evaluation": None,

@@ -52,6 +52,7 @@ _OF_TRAINING = (
     "staleness",
     "partial_budget",
     "resample",
+    "logged",
     "importance_correction",
     "importance_clip_max",
     "importance_clip_min",

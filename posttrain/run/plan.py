@@ -24,6 +24,7 @@ from posttrain.planning import checks
 from posttrain.planning.adapter import adapter_faults
 from posttrain.planning.batch import (
     RolloutSize,
+    logged_lines,
     order_warnings,
     plural,
     resample_lines,
@@ -48,7 +49,7 @@ from posttrain.planning.rewards import (
     reward_model_faults,
     reward_warnings,
 )
-from posttrain.planning.rollout_engine import engine_faults
+from posttrain.planning.rollout_engine import engine_faults, logged_column_faults
 from posttrain.planning.row_lengths import RowLengths, row_lengths
 from posttrain.planning.row_needs import needs_of
 from posttrain.planning.row_warnings import row_warnings
@@ -140,7 +141,7 @@ def make_plan(
     plan.warnings += _benchmark_overlaps(recipe, found)
     columns = checks.visible_columns(recipe, found)
     reward_problems = reward_faults(recipe, columns)
-    plan.refusals += [*reward_problems, *reward_model_faults(recipe)]
+    plan.refusals += [*reward_problems, *reward_model_faults(recipe), *logged_column_faults(recipe, columns)]
     plan.warnings += reward_warnings(recipe, columns)
     of_machine, warned, refused = machine_reports(recipe)
     plan.rewards = [*reward_lines(recipe), *of_machine]
@@ -227,7 +228,8 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
     rows = found.counts.used if found is not None and found.counts is not None else None
     texts = texts_of(plan.recipe, processes)
     plan.batch = rollout.in_words() if rollout is not None else texts.in_words()
-    plan.batch += [*resample_lines(plan.recipe, rollout), *diffusion_lines(plan.recipe)]
+    plan.batch += [*resample_lines(plan.recipe, rollout), *logged_lines(plan.recipe, rollout)]
+    plan.batch += diffusion_lines(plan.recipe)
     plan.batch += flow_lines(plan.recipe, rollout)
     plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
     plan.warnings += order_warnings(plan.recipe, rollout, steps_of(plan.recipe, processes, rows), rows)

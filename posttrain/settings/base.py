@@ -148,6 +148,11 @@ class Settings:
         return None
 
     @property
+    def refuses_logged(self) -> str | None:
+        """Why answers of the data can take no places in its groups, beside what the policy samples; None: they can."""
+        return None
+
+    @property
     def needs_rewards(self) -> bool:
         """Whether a method of a family that learns from rewards needs some; without, none may be named."""
         return True

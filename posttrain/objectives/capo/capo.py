@@ -171,6 +171,10 @@ class CAPO(Objective):
         return self.base_objective.learns_from_equal
 
     @property
+    def refuses_logged(self) -> str | None:
+        return self.base_objective.refuses_logged
+
+    @property
     def reads_each_reward(self) -> bool:
         return self.base_objective.reads_each_reward
 

@@ -18,6 +18,7 @@ from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.recipe.sections import RolloutSection, VLLMSection
 from posttrain.rollout.base import Engine, EngineRefused
+from posttrain.rollout.logged import LoggedRule
 from posttrain.rollout.model_folder import dense_folder
 from posttrain.rollout.resample import ResampleRule
 from posttrain.rollout.transformers_engine import TransformersEngine
@@ -53,6 +54,7 @@ def attach_engine(trainer: EngineUser, recipe: Recipe) -> None:
         importance_clip_min=rollout.importance_clip_min,
         partial_budget=rollout.partial_budget,
         resample=None if rollout.resample is None else ResampleRule(**rollout.resample.model_dump()),
+        logged=None if rollout.logged is None else LoggedRule(**rollout.logged.model_dump()),
         proof_limit=None if rollout.vllm is None else rollout.vllm.proof_limit,
     )
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.rollout.base import Completion
+from posttrain.rollout.logged import LoggedRule
 from posttrain.rollout.resample import ResampleRule
 
 Rows = list[dict[str, Any]]
@@ -20,6 +21,7 @@ class RolloutPlan:
     importance_clip_max    bounds of the corrected ratio; None = none
     partial_budget         tokens a completion may get a round before it is cut and continued later; None = never cut
     resample               which groups are sampled over, see rollout/resample.py; None = every rollout as it comes
+    logged                 answers of the data in the groups, see rollout/logged.py; None = samples alone
     proof_limit            largest |log-prob of the engine - of the trainer| after a sync, in nats; None = by dtype
     """
 
@@ -30,6 +32,7 @@ class RolloutPlan:
     partial_budget: int | None = None
     resample: ResampleRule | None = None
     proof_limit: float | None = None
+    logged: LoggedRule | None = None
 
 
 @dataclass

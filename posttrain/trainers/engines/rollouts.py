@@ -7,13 +7,12 @@ rollout/partial.py's; how weights are sent and proved, weight_sync.py's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from posttrain.process.phases import PHASES
@@ -27,52 +26,19 @@ from posttrain.rollout.base import (
 )
 from posttrain.rollout.checksum import dtype_name
 from posttrain.rollout.engine_options import PROOF_LIMITS, RESAMPLE_NOT_PARTIAL, check_ahead
+from posttrain.rollout.logged import LoggedRule
 from posttrain.rollout.lookahead import Ahead, Peekable, Schedule
 from posttrain.rollout.partial import Pool, from_plain, join, to_plain
+from posttrain.trainers.engines.logged_answers import LoggedAnswers, logged_problems
 from posttrain.trainers.engines.prompt_rows import PromptRows
+from posttrain.trainers.engines.rollout_host import RolloutHost
 from posttrain.trainers.engines.rollout_plan import RolloutPlan, Round, Rows
-from posttrain.trainers.engines.sampling_marks import correct, gathered, joined, version_column
-from posttrain.trainers.engines.turns import Turns
+from posttrain.trainers.engines.sampling_marks import correct, joined, over_ranks, version_column
 from posttrain.trainers.engines.weight_sync import WeightSync, together
 from posttrain.trainers.forward.base import Rows as ScoredRows
-from posttrain.trainers.forward.base import Scorer
-from posttrain.trainers.seam.config import PolicyConfig
 
 Fill = Callable[[int, Round], Round]
 """A round's number and its samples as they were drawn -> those to train on."""
-
-
-class RolloutHost(Protocol):
-    """What rollouts read of their trainer. The names are TRL's, but for `scorer` and `check_sampled`."""
-
-    args: PolicyConfig
-    accelerator: Accelerator
-    model: Any
-    ref_model: Any
-    beta: float
-    state: Any
-    scorer: Scorer
-    tools: Any
-    environment_factories: Any
-    turns: Turns
-    num_generations: int
-    num_iterations: int
-    max_completion_length: int
-    temperature: float
-    top_p: float
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float
-    eos_token_ids: Any
-    _step: int
-    _tokenizer: Any
-    _metrics: Any
-    _batch_environments: list[str | None]
-    _multi_environment: bool
-
-    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[Any, ...]: ...
-
-    def check_sampled(self, logprobs: Iterable[Iterable[float]]) -> None: ...
 
 
 class Rollouts:
@@ -86,6 +52,7 @@ class Rollouts:
         self._row_source: Peekable | None = None
         self._prompt_rows: PromptRows | None = None
         self._fill: Fill | None = None
+        self.logged: LoggedAnswers | None = None
         self._pool: Pool | None = None
         self._sampled: list[Completion] = []
         self._schedule = Schedule(0)
@@ -113,9 +80,12 @@ class Rollouts:
             problems.append("staleness and partial_budget do not go with tools: a turn waits for its tool")
         if plan.resample is not None and plan.partial_budget is not None:
             problems.append(RESAMPLE_NOT_PARTIAL)
+        if plan.logged is not None:
+            problems += logged_problems(self.host, plan)
         if problems:
             raise ValueError("rollout: " + "; ".join(problems))
         self.engine, self.plan = engine, plan
+        self.logged = None if plan.logged is None else self._logged(plan.logged)
         self._schedule = Schedule(plan.staleness)
         self._ahead = Ahead()
         self._prompt_rows = self._fill = None
@@ -130,6 +100,14 @@ class Rollouts:
             score=self._score_tokens,
             log=self._log_rollout,
         )
+
+    def _logged(self, rule: LoggedRule) -> LoggedAnswers:
+        found = LoggedAnswers(self.host, rule)
+        rows: Any = self.host.train_dataset
+        if hasattr(rows, "__len__"):  # a stream is read as it comes
+            with PHASES.within("reading the logged answers"):
+                self.host.accelerator.print(found.survey(rows, self.prompts_of))
+        return found
 
     def fill_from(self, prompt_rows: PromptRows, fill: Fill) -> None:
         """From now on rounds take their prompts from `prompt_rows`, and what `fill` makes of one is trained on; it may
@@ -204,6 +182,12 @@ class Rollouts:
     def join_turns(self, completion_ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> None:
         """The responses as all their turns and their tools have made them; without an engine nobody asks."""
         self._sampled = joined(self.host.state.global_step, completion_ids, logprobs) if self.engine else []
+
+    def given(self, count: int) -> list[bool] | None:
+        """Which of this rank's `count` responses in hand are logged answers; None where none of any rank can be."""
+        if self.logged is None or self.round is None:
+            return None
+        return [one.logged for one in self._sampled] if len(self._sampled) == count else [False] * count
 
     @property
     def replaces_old_logprobs(self) -> bool:
@@ -301,8 +285,8 @@ class Rollouts:
         if self._pool is not None:
             return  # a long completion is as old as its length makes it
         steps = self._round_length // self.host.args.gradient_accumulation_steps
-        oldest = min(version for one in result.completions for version, _ in one.segments)
-        if oldest < self._schedule.oldest(number) * steps:
+        oldest = min((version for one in result.completions for version, _ in one.segments), default=None)
+        if oldest is not None and oldest < self._schedule.oldest(number) * steps:
             raise RuntimeError(
                 f"rollout: round {number} holds samples of weight version {oldest}, older than staleness "
                 f"{self.plan.staleness} allows"
@@ -328,7 +312,11 @@ class Rollouts:
         begin, prompts = time.perf_counter(), self.prompts_of(rows)
         seed = stable_seed(self.host.args.seed, "round", number, *(("more", turn) if turn else ()))
         seed += self.host.accelerator.process_index * len(prompts)
-        completions = self._generate_now(prompts, replace(self._sampling(training=True), seed=seed))
+        sampling = replace(self._sampling(training=True), seed=seed)
+        if self.logged is None:
+            completions = self._generate_now(prompts, sampling)
+        else:
+            completions = self.logged.among(rows, prompts, sampling, self._generate_now)
         return Round(rows, prompts, completions, time.perf_counter() - begin)
 
     def _make_partial_round(self, pool: Pool, number: int, rows: Rows, after: Rows | None) -> Round:
@@ -398,11 +386,14 @@ class Rollouts:
         if self.engine is None:
             return
         mask = output["completion_mask"] * output.get("tool_mask", 1)
+        if self.logged is not None:
+            mask = mask * ~self.logged.mark(output, self._sampled)
         output["weight_version"] = version_column(self.host, self._sampled, output["completion_ids"])
         lag = (self.host.state.global_step - output["weight_version"])[mask.bool()].float()
-        if lag.numel():
-            self._log_rollout("staleness", gathered(self.host.accelerator, lag.mean()).mean().item())
-            self._log_rollout("staleness_max", gathered(self.host.accelerator, lag.max()).max().item())
+        lags = over_ranks(self.host.accelerator, lag)
+        if lags:
+            self._log_rollout("staleness", lags["mean"])
+            self._log_rollout("staleness_max", lags["max"])
         if self._uses_sampled_logprobs:
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         elif self.plan.importance_correction is not None:

@@ -28,9 +28,21 @@ class MarkedHost(Protocol):
     _metrics: Any
 
 
-def gathered(accelerator: Accelerator, value: Tensor) -> Tensor:
-    """One value per rank."""
-    return torch.atleast_1d(torch.as_tensor(accelerator.gather(value)))
+def over_ranks(accelerator: Accelerator, values: Tensor) -> dict[str, float]:
+    """The mean of the ranks' means, the highest and the lowest of some values (N,); {} where no rank has any. For every
+    rank to call: one may have none, where all its responses are logged answers."""
+    own = values.new_zeros(4, dtype=torch.float32)  # 1 where there are any; mean, highest, lowest
+    if values.numel():
+        own = torch.stack([torch.ones_like(values.mean()), values.mean(), values.max(), values.min()])
+    ranks = torch.as_tensor(accelerator.gather(own.float()[None]))
+    ranks = ranks[ranks[:, 0] > 0]
+    if not len(ranks):
+        return {}
+    return {
+        "mean": ranks[:, 1].mean().item(),
+        "max": ranks[:, 2].max().item(),
+        "min": ranks[:, 3].min().item(),
+    }
 
 
 def joined(
@@ -65,8 +77,5 @@ def correct(host: MarkedHost, output: dict[str, Any], mask: Tensor, plan: Rollou
     difference = (old - sampling).abs()[mask.bool()]
     shown = ratio[mask.bool()] if ratio.size(1) > 1 else ratio.flatten()
     for name, values in (("sampling_logp_difference", difference), ("importance_sampling_ratio", shown)):
-        if values.numel():
-            for kind, value in (("mean", values.mean()), ("max", values.max()), ("min", values.min())):
-                each = gathered(host.accelerator, value)
-                reduced = {"mean": each.mean, "max": each.max, "min": each.min}[kind]()
-                host._metrics["train"][f"sampling/{name}/{kind}"].append(reduced.item())
+        for kind, value in over_ranks(host.accelerator, values).items():
+            host._metrics["train"][f"sampling/{name}/{kind}"].append(value)

@@ -23,6 +23,9 @@ class Rollout:
     logged: dict[str, list[float]] = field(default_factory=dict)  # numbers that rewards logged, one a call
     advantages: list[float] | None = None
     written: list[int] | None = None  # tokens of each response that the policy wrote; None without tools
+    given: list[bool] | None = (
+        None  # which are logged answers, that the policy did not sample; None without any
+    )
     messages: list[Any] | None = (
         None  # the responses as conversations, with what tools said; None without tools
     )

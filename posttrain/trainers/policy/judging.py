@@ -44,6 +44,7 @@ class JudgeHost(Protocol):
     state: Any
     environments: Any
     turns: Turns
+    rollouts: Any
     reward_funcs: list[Any]
     reward_func_names: list[str]
     reward_weights: Tensor
@@ -130,6 +131,7 @@ class Judge:
         host = self.host
         columns = reward_columns(inputs[0], own=("prompt", "completion", "completion_ids"))
         written = self.host.turns.written(completion_ids)
+        given = self.host.rollouts.given(len(completions))
         local = [
             {
                 "prompt": prompt,
@@ -137,10 +139,11 @@ class Judge:
                 "messages": None if isinstance(completion, str) else completion,
                 "ids": list(ids),
                 "written": count,
+                "given": False if given is None else given[at],
                 "columns": {name: row[key] for name, key in columns.items()},
             }
-            for row, prompt, completion, ids, count in zip(
-                inputs, prompts, completions, completion_ids, written, strict=True
+            for at, (row, prompt, completion, ids, count) in enumerate(
+                zip(inputs, prompts, completions, completion_ids, written, strict=True)
             )
         ]
         rows = gather_object(local)
@@ -183,6 +186,7 @@ class Judge:
             extra=scores.extra,
             logged=logged,
             written=[row["written"] for row in rows] if host.turns.taken else None,
+            given=None if given is None else [row["given"] for row in rows],
             messages=[row["messages"] for row in rows] if host.turns.taken else None,
         )
 
@@ -195,7 +199,8 @@ class Judge:
         for name, reasons in scored.counts.items():
             for reason, count in reasons.items():
                 metrics[f"reward_failures/{name}/{reason}"].append(float(count))
-        first = rewards[:, 0][~rewards[:, 0].isnan()]
+        first = sampled(scored, rewards[:, 0])
+        first = first[~first.isnan()]
         judged = self.host.reward_funcs[:1] != [no_reward]
         if (
             judged and first.numel() and bool(((first == 0) | (first == 1)).all())
@@ -320,6 +325,9 @@ class Judge:
             written=None
             if last.written is None
             else torch.tensor(last.written, device=total.device).view(-1, group_size),
+            logged=None
+            if last.given is None
+            else torch.tensor(last.given, device=total.device).view(-1, group_size),
             answers=None
             if answers is None
             else [answers[i : i + group_size] for i in range(0, len(answers), group_size)],
@@ -334,6 +342,13 @@ class Judge:
         for _ in range(min(len(values), len(logged))):
             logged.pop()
         logged.extend(values)
+
+
+def sampled(rollout: Rollout, values: Tensor) -> Tensor:
+    """Those of the responses' values (B, ...) that are of samples, without logged answers."""
+    if rollout.given is None:
+        return values
+    return values[~torch.tensor(rollout.given, device=values.device)]
 
 
 def reward_arguments(sources: RewardSources, args: PolicyConfig) -> list[Any]:

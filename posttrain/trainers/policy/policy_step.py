@@ -123,6 +123,7 @@ class PolicyStep(StepInHand):
             first=first,
             aux_loss=aux_loss,
             signal=self.account(batch, inputs, share.keep, weights) + self._thrown_away(loss),
+            logged=self.account_logged(batch, inputs, share.keep, weights),
         )
         return loss
 
@@ -163,6 +164,8 @@ class PolicyStep(StepInHand):
         kl = k3(batch.logprobs, batch.ref_logprobs)
         if self.host.args.use_bias_correction_kl:
             kl = kl * self.objective.ratio(batch)
+        if batch.logged is not None:  # the estimate is of what the policy samples
+            kl = kl.masked_fill(batch.logged, 0.0)
         kls.append(kl)
         return losses if self.objective.kl_in_reward else losses + self.host.beta * kl
 
@@ -185,12 +188,33 @@ class PolicyStep(StepInHand):
         self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None, weights: Tensor | None
     ) -> SignalCounts:
         """Why each generated token of this micro-batch carries gradient or not."""
+        generated = inputs["generated_mask"]
+        return self._account(
+            batch, inputs, keep, weights, generated if batch.logged is None else generated & ~batch.logged
+        )
+
+    def account_logged(
+        self, batch: TokenBatch, inputs: Mapping[str, Any], keep: Tensor | None, weights: Tensor | None
+    ) -> SignalCounts | None:
+        """The same of the tokens of logged answers; None where the run has none."""
+        if batch.logged is None:
+            return None
+        return self._account(batch, inputs, keep, weights, inputs["generated_mask"] & batch.logged)
+
+    def _account(
+        self,
+        batch: TokenBatch,
+        inputs: Mapping[str, Any],
+        keep: Tensor | None,
+        weights: Tensor | None,
+        tokens: Tensor,
+    ) -> SignalCounts:
         completion = inputs["completion_mask"]
         tool = inputs.get("tool_mask")
         return account_objective(
             self.objective,
             batch,
-            generated=inputs["generated_mask"],
+            generated=tokens,
             keep=keep,
             unjudged=inputs["unjudged"].unsqueeze(1),
             equal_rewards=inputs["equal_rewards"].unsqueeze(1),

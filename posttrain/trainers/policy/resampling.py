@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from posttrain.objectives.base import Objective
+from posttrain.objectives.logged_rows import sampled_rewards
 from posttrain.process.phases import PHASES
 from posttrain.rewards.runner import RewardError
 from posttrain.rollout.partial import from_plain, to_plain
@@ -41,7 +42,7 @@ from posttrain.trainers.engines.rollout_plan import Round
 from posttrain.trainers.engines.rollouts import Rollouts
 from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
-from posttrain.trainers.policy.judging import Judge
+from posttrain.trainers.policy.judging import Judge, sampled
 from posttrain.trainers.policy.step_in_hand import StepInHand
 
 
@@ -144,8 +145,11 @@ class Resampling:
             prompt_ids, ids, _, completions, *_ = host._generate(asked)
         scored = host.judge.score(round.rows, asked, completions, ids, group_size=size)
         host.judge.tell_of_unjudged(scored)
+        # of what was sampled; a logged answer costs no sampling
+        given = scored.given or [False] * len(scored.completion_ids)
         of_prompts = gather_object([len(one) for one in prompt_ids])
-        tokens = [len(one) for one in scored.completion_ids]
+        of_prompts = [0 if logged else count for count, logged in zip(of_prompts, given, strict=True)]
+        tokens = [0 if logged else len(ids) for ids, logged in zip(scored.completion_ids, given, strict=True)]
         seconds = (round.seconds + time.perf_counter() - begin) / max(sum(tokens), 1)
         reasons = [why_silent(group, self.rule) for group in self._groups(scored)]
         for place, reason in enumerate(reasons):
@@ -161,10 +165,11 @@ class Resampling:
     def _groups(self, scored: Rollout) -> Iterator[JudgedGroup]:
         groups = self.host.judge.groups(self.host.num_generations, scored)
         totals, functions = groups.rewards.tolist(), groups.rewards_per_function.transpose(1, 2).tolist()
-        for total, each in zip(totals, functions, strict=True):
+        rates = sampled_rewards(groups).tolist()
+        for total, each, rate in zip(totals, functions, rates, strict=True):
             values, per_function = _plain(total), [_plain(one) for one in each]
             reads_each = self.host.objective.reads_each_reward
-            yield JudgedGroup(values, per_function if reads_each else [values], per_function[0])
+            yield JudgedGroup(values, per_function if reads_each else [values], per_function[0], _plain(rate))
 
     # The batch
 
@@ -211,9 +216,9 @@ class Resampling:
     def _means(self, drawn: Drawn) -> dict[str, float]:
         """Reward and accuracy over everything that was sampled: those of the batch alone say what was picked."""
         groups = [self.host.judge.groups(self.host.num_generations, one) for one in drawn.scored]
-        rewards = _plain([value for one in groups for value in one.rewards.flatten().tolist()])
+        rewards = _plain([value for one in groups for value in sampled_rewards(one).flatten().tolist()])
         first = _plain(
-            [value for one in groups for value in one.rewards_per_function[..., 0].flatten().tolist()]
+            [value for one in drawn.scored for value in sampled(one, one.rewards_per_function[:, 0]).tolist()]
         )
         found = {}
         for name, values, shown in (
@@ -261,6 +266,7 @@ def selected(scored: Sequence[Rollout], places: Sequence[int]) -> Rollout:
             for name in dict.fromkeys(name for one in scored for name in one.extra)
         },
         logged=logged,
+        given=picked(filled(one, one.given) for one in scored) if scored[0].given is not None else None,
     )
 
 

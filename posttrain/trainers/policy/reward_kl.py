@@ -35,7 +35,10 @@ def with_token_kl(
     the tokens; output: this rank's share, as TRL buffers it."""
     # what stands behind the end of a response means nothing, and may be no number
     mask = loss_mask(output).bool()
-    kl = torch.where(mask, k1(_old_logprobs(host, output), output["ref_per_token_logps"]), 0.0)
+    sampled = (
+        mask if "logged" not in output else mask & ~output["logged"].unsqueeze(1)
+    )  # the estimate is of samples
+    kl = torch.where(sampled, k1(_old_logprobs(host, output), output["ref_per_token_logps"]), 0.0)
     inside = _of_all(host, groups, mask.to(kl)) if with_mask or groups.written is not None else None
     return replace(groups, token_kl=_of_all(host, groups, kl), beta=host.beta, mask=inside)
 

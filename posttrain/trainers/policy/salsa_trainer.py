@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.objectives.logged_rows import samples_only
 from posttrain.ops.kl import k3
 from posttrain.recipe.errors import suggest
 from posttrain.recipe.methods import inner_class
@@ -107,8 +108,9 @@ class SALSAStep(PolicyStep):
         others = {"salsa/kl_to_soup": batch.ref_logprobs, "salsa/kl_to_start": inputs.get(_START)}
         for name, logprobs in others.items():
             if logprobs is not None:
-                kl = k3(batch.logprobs.detach(), logprobs) * batch.mask
-                total, tokens = self.all_sum(torch.stack([kl.sum(), batch.mask.sum()]).double()).tolist()
+                mask = samples_only(batch).mask
+                kl = k3(batch.logprobs.detach(), logprobs) * mask
+                total, tokens = self.all_sum(torch.stack([kl.sum(), mask.sum()]).double()).tolist()
                 self.log(name, total / max(tokens, 1.0))
         return super().account(batch, inputs, *more)
 

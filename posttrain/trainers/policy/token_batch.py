@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from posttrain.objectives.base import TokenBatch
 from posttrain.objectives.streams import column
@@ -21,8 +22,9 @@ def buffer_key(stream: str) -> str:
 
 
 def on_policy(inputs: Mapping[str, Any]) -> bool:
-    """Whether the policy is the one that sampled: TRL stores no old log-probs then."""
-    return inputs.get("old_per_token_logps") is None
+    """Whether the policy is the one that sampled, and wrote what was not sampled as far as ratios go: TRL stores no old
+    log-probs then."""
+    return inputs.get("old_per_token_logps") is None and "logged_logps" not in inputs
 
 
 def unmoved_batch(inputs: Mapping[str, Any], dtype: torch.dtype) -> TokenBatch:
@@ -33,11 +35,11 @@ def unmoved_batch(inputs: Mapping[str, Any], dtype: torch.dtype) -> TokenBatch:
 
 def token_batch(scored: Scored, inputs: Mapping[str, Any]) -> TokenBatch:
     """The batch as the loss sees it. Without stored old log-probs the policy is the one that sampled."""
-    old = inputs.get("old_per_token_logps")
     logprobs, entropy = scored.logprobs, scored.entropy
+    logged, gamma = inputs.get("logged"), inputs.get("logged_gamma")
     return TokenBatch(
         logprobs=logprobs,
-        old_logprobs=logprobs.detach() if old is None else old,
+        old_logprobs=_old_logprobs(logprobs.detach(), inputs),
         mask=loss_mask(inputs).to(logprobs.dtype),
         advantages=column(inputs["advantages"]),
         ref_logprobs=inputs.get("ref_per_token_logps"),
@@ -48,4 +50,17 @@ def token_batch(scored: Scored, inputs: Mapping[str, Any]) -> TokenBatch:
             if key.startswith(_STREAM)
         },
         forward={"actions": inputs["completion_ids"], **scored.outputs},
+        logged=None if logged is None else column(logged),
+        shaping=None if gamma is None else column(gamma),
+    )
+
+
+def _old_logprobs(now: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Of the policy that sampled; of logged answers those that are stored with them, or else of the policy of now,
+    which makes their ratio 1. (B, T)."""
+    old = inputs.get("old_per_token_logps")
+    old = now if old is None else old
+    logged = inputs.get("logged")
+    return (
+        old if logged is None else torch.where(column(logged), inputs.get("logged_logps", now).to(now), old)
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from posttrain.objectives.base import TokenBatch
@@ -30,7 +31,9 @@ def token_weights(
         # the sampler's own log-probs where known: one that differs from the trainer is off-policy too
         sampled = inputs.get("sampling_per_token_logps", batch.old_logprobs)
         kl = sequence_kl(batch.logprobs, sampled, batch.mask)
-        factors.append(on_policy_enough(batch.advantages, kl, host.off_policy_mask_threshold))
+        enough = on_policy_enough(batch.advantages, kl, host.off_policy_mask_threshold)
+        # a logged answer is no sample that has grown old
+        factors.append(enough if batch.logged is None else torch.where(batch.logged, 1, enough))
     if host.top_entropy_quantile < 1.0:
         factors.append(host.get_high_entropy_mask(entropies, batch.mask, 1 - host.top_entropy_quantile))
     if "importance_sampling_ratio" in inputs:

@@ -50,6 +50,7 @@ from posttrain.trainers.policy.group_order import group_ordered
 from posttrain.trainers.policy.held_out_sampling import held_out_sampling
 from posttrain.trainers.policy.judging import Judge, reward_arguments
 from posttrain.trainers.policy.keeper import Keeper
+from posttrain.trainers.policy.logged_account import account_logged
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.micro_batches import MicroBatches
 from posttrain.trainers.policy.policy_step import PolicyStep
@@ -292,6 +293,7 @@ class PolicyTrainer(
     def _add_advantages(self, output: dict[str, Any], count: int) -> None:
         """The objective's advantages for this rank's `count` responses of the rollout that was just judged."""
         rollout, groups = self.judge.last(), self.judge.groups(self.num_generations)
+        account_logged(self, rollout, groups, output)
         groups = self.scored_groups(self.objective.observe_rewards(groups), output)
         self.step.groups = groups
         streams = self.objective.advantages(groups)
@@ -302,9 +304,8 @@ class PolicyTrainer(
             self._metrics["train"][f"{self.method}/{name}"].append(float(value))
         if "weight_version" in output:
             rollout.weight_versions = gather_object(output["weight_version"].amax(dim=1).tolist())
-        self.judge.record_advantages(
-            response_means(streams["advantages"], groups.lengths, groups.written).reshape(-1)
-        )
+        means = response_means(streams["advantages"], groups.lengths, groups.written)
+        self.judge.record_advantages(means.reshape(-1))
         rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         add_to_buffer(output, groups, streams, rows, rollout.completion_ids[rows])
 

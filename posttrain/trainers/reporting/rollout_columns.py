@@ -46,7 +46,9 @@ def rollout_columns(rollouts: Sequence[Rollout], trainer: Any) -> dict[str, list
             add(f"rewards/{name}", [row[k] for row in per_function])
         add("advantage", rollout.advantages or [None] * len(per_function))
         if rollout.weight_versions is not None:
-            add("weight_version", rollout.weight_versions)
+            add("weight_version", [None if version < 0 else version for version in rollout.weight_versions])
+        if rollout.given is not None:
+            add("logged", rollout.given)
         gold = rollout.columns.get("answer")
         add("answer", gold if gold is not None else [None] * len(per_function))
         add("tokens", [len(ids) for ids in rollout.completion_ids])
