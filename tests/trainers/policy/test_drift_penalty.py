@@ -14,7 +14,7 @@ from datasets import Dataset
 from small_recipe import POLICY, Load, merged
 from tiny_run import arguments
 
-from posttrain.planning.rewards import reward_faults, reward_model_faults
+from posttrain.planning.rewards import reward_faults, reward_lines, reward_model_faults
 from posttrain.rewards.drift_reward import DriftReward, drift_penalty
 from posttrain.rewards.resolve import RewardSpec
 from posttrain.rewards.runner import RewardError
@@ -192,6 +192,7 @@ def test_a_recipe_names_it_and_its_faults_are_said(load: Load, reference: str) -
     assert reward_faults(recipe, ["prompt", "goal"]) == []
     assert "needs 'goal'" in reward_faults(recipe, ["prompt"])[0]
     assert reward_model_faults(recipe) == []
+    assert "scored by the trainer with the reference" in reward_lines(recipe)[0]
     absent = load(
         merged(POLICY, {}), rewards=[{"name": "drift_penalty", "args": {"reference": "runs/absent/model"}}]
     )
