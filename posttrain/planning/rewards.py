@@ -195,6 +195,13 @@ def reward_lines(recipe: Recipe) -> list[str]:
             signature = None
         if signature is not None and signature.columns_needed:
             text += f", reads {', '.join(signature.columns_needed)}"
+        if reward.name == "drift_penalty":
+            text += (
+                f"; scored by the trainer with the reference {reward.args.get('reference')}, whose memory is not in "
+                "the estimate; timeout_s and on_error have no effect"
+            )
+            lines.append(text)
+            continue
         text += f"; {reward.timeout_s:g} s per call, then {reward.on_error}"
         if signature is not None and not signature.known:
             text += "; its source does not show what it asks for: posttrain plan --try loads it and looks"

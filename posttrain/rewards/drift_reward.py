@@ -5,20 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.rewards.hooks import judges_each
 from posttrain.rewards.resolve import RewardSpec
 from posttrain.rewards.signature import RewardSpecError
 
 NAME = "drift_penalty"
+Measure = Literal["sampled", "vocabulary"]
 
 
 @dataclass(frozen=True)
 class DriftReward:
-    """reference  folder or hub name of the model that p is of; weight and label as of any reward"""
+    """
+    reference  folder or hub name of the model that p is of
+    measure    sampled or vocabulary, see drift_penalty
+    """
 
     reference: str
+    measure: Measure = "sampled"
     weight: float = 1.0
     label: str | None = None
 
@@ -35,19 +40,28 @@ class DriftReward:
                 f"reward {NAME!r} needs args.reference, the folder or hub name of the model that keeps to the goal: a "
                 "larger one of the family, or the model that training starts from"
             )
-        return cls(spec.args["reference"], spec.weight, spec.label)
+        return cls(spec.args["reference"], spec.args.get("measure", "sampled"), spec.weight, spec.label)
 
 
 @judges_each
 def drift_penalty(
-    completions: Sequence[str], *, goal: Sequence[Any], reference: str, **_: Any
+    completions: Sequence[str],
+    *,
+    goal: Sequence[Any],
+    reference: str,
+    measure: Literal["sampled", "vocabulary"] = "sampled",
+    **_: Any,
 ) -> list[float | None]:
-    """Minus the divergence of the policy from a reference that is told the goal once more, in nats per token:
+    """Minus the divergence of the policy from a reference that is told the goal once more, in nats per token. For the n
+    tokens of a completion y after its prompt h; q the policy, p the frozen `reference` with its tokenizer:
 
-        -D,  D = 1/n  sum_j  KL( q(. | h, y_<j)  ||  p(. | h, goal, y_<j) )
+        vocabulary   -D,  D = 1/n sum_j KL( q(. | h, y_<j) || p(. | h, goal, y_<j) )
+        sampled      -1/n sum_j ( log q(y_j | h, y_<j) - log p(y_j | h, goal, y_<j) )
 
-    over the n tokens of a completion y after its prompt h; q the policy, p the frozen `reference` with its tokenizer.
-    What `posttrain eval drift --restate-goal` measures of a turn (arXiv 2510.07777v2). `goal` is a column of the data.
+    D is what `posttrain eval drift --restate-goal` measures of a turn (arXiv 2510.07777v2). On answers sampled at
+    temperature 1 both have one mean. A policy gradient takes a reward for a constant: of the mean it follows the whole
+    gradient with `sampled`, and with `vocabulary` only the part that chooses where to go, not what to say there.
+    `goal` is a column of the data.
     """
     raise RuntimeError(
         f"{NAME} reads the policy, so the trainer scores it; name it in a recipe's rewards, or hand its RewardSpec to "

@@ -4,6 +4,7 @@ eval drift` measures, and the reward `drift_penalty` is made of. arXiv 2510.0777
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,22 @@ def mean_divergences(
     if not all(map(torch.isfinite, map(torch.tensor, means))):
         raise ValueError("the models give log-probabilities that are not finite; try --dtype float32")
     return means
+
+
+def mean_log_ratio(logits: Tensor, ref_logits: Tensor, response: Sequence[int], vocabulary: int) -> float:
+    """1/n sum_j log q(y_j) - log p(y_j) of the n tokens said, (n, V) each: of an answer drawn from q an unbiased sample
+    of what `mean_divergences` gives on the mean. ValueError where it is not finite."""
+    said = torch.tensor(response, device=logits.device).unsqueeze(1)
+    total = 0.0
+    for start in range(0, len(logits), BLOCK):
+        rows = slice(start, start + BLOCK)
+        q, p = (
+            x[rows, :vocabulary].float().log_softmax(-1).gather(1, said[rows]) for x in (logits, ref_logits)
+        )
+        total += float((q - p).double().sum())
+    if not math.isfinite(total):
+        raise ValueError("the models give log-probabilities that are not finite; try float32")
+    return total / len(logits)
 
 
 def with_goal(prompt: Any, goal: str) -> Any:

@@ -11,20 +11,26 @@ import torch
 from posttrain.data.tokens import prompt_ids
 from posttrain.rewards.drift_reward import DriftReward
 from posttrain.rewards.runner import RewardError
-from posttrain.rollout.answer_divergence import mean_divergences, response_logits, with_goal
+from posttrain.rollout.answer_divergence import (
+    mean_divergences,
+    mean_log_ratio,
+    response_logits,
+    with_goal,
+)
 from posttrain.rollout.model_folder import load_dense, tokenizer_of
 from posttrain.trainers.models.whole_weights import whole_weights_everywhere
 
 
 class DriftScorer:
-    """`score(policy, ...)` gives -D for each answer, in nats per token; `js` is the mean JS of the last call's.
+    """`score(policy, ...)` gives minus the divergence of each answer, in nats per token; `kl` and `js` are the sums of
+    D and of JS over the last call's answers.
 
     Every rank holds the whole reference, in float32 on a CPU and in bfloat16 on a GPU. RewardError where its tokenizer
     is not the policy's.
     """
 
     def __init__(self, spec: DriftReward, tokenizer: Any, device: Any) -> None:
-        self.title, self.device = spec.title, torch.device(device)
+        self.title, self.measure, self.device = spec.title, spec.measure, torch.device(device)
         theirs = tokenizer_of(spec.reference)
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise RewardError(
@@ -40,7 +46,7 @@ class DriftScorer:
             )
         self.reference = model.to(self.device).requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.js = 0.0
+        self.kl = self.js = 0.0
 
     def tells(self) -> str:
         return f"reward {self.title}: the reference on {self.device}, two forwards an answer, one answer at a time"
@@ -54,7 +60,8 @@ class DriftScorer:
         answers  token ids as sampled, the end token among them
         goals    a text for each
         """
-        found, js = [], []
+        found: list[float] = []
+        self.kl = self.js = 0.0
         with evaluating(policy):
             for place, (prompt, answer, goal) in enumerate(zip(prompts, answers, goals, strict=True)):
                 if not isinstance(goal, str) or not goal.strip():
@@ -62,19 +69,18 @@ class DriftScorer:
                         f"reward {self.title!r}: response {place} has no goal in its column 'goal'; it is the text "
                         "that the reference is told once more"
                     )
-                kl, other = self._divergence(policy, prompt, list(answer), goal)
-                found.append(-kl)
-                js.append(other)
-        self.js = sum(js) / max(1, len(js))
+                found.append(self._score(policy, prompt, list(answer), goal))
         return found
 
-    def _divergence(self, policy: Any, prompt: Any, answer: list[int], goal: str) -> tuple[float, float]:
+    def _score(self, policy: Any, prompt: Any, answer: list[int], goal: str) -> float:
         if not answer:
-            return 0.0, 0.0  # nothing was said, so nothing has drifted
+            return 0.0  # nothing was said, so nothing has drifted
         q = response_logits(policy, prompt_ids(self.tokenizer, prompt), answer)
         told = prompt_ids(self.tokenizer, with_goal(prompt, goal))
-        p = response_logits(self.reference, told, answer)
-        return mean_divergences(q, p.to(q.device), len(self.tokenizer), q.device)
+        p = response_logits(self.reference, told, answer).to(q.device)
+        kl, js = mean_divergences(q, p, len(self.tokenizer), q.device)
+        self.kl, self.js = self.kl + kl, self.js + js
+        return -kl if self.measure == "vocabulary" else -mean_log_ratio(q, p, answer, len(self.tokenizer))
 
 
 @contextmanager

@@ -164,14 +164,18 @@ class Judge:
         for k, model in self.models.items():
             with PHASES.within(f"scoring with {model.title}", len(local)):
                 scores_of = partial(model.score, prompts, completions)
-                rewards[:, k], cut = self._of_own_responses(model.title, scores_of, lambda one=model: one.cut)
-            logged[f"reward_models/{model.title}/cut_share"] = [cut / max(1, len(rows))]
+                rewards[:, k], sums = self._of_own_responses(
+                    model.title, scores_of, lambda one=model: (one.cut,)
+                )
+            logged[f"reward_models/{model.title}/cut_share"] = [sums[0] / max(1, len(rows))]
         for k, drift in self.drifts.items():
             with PHASES.within(f"scoring with {drift.title}", len(local)):
                 scores_of = partial(self._by_drift, drift, prompts, completion_ids, local)
-                sum_of = lambda one=drift: one.js * len(local)  # noqa: E731  # a mean over ranks of unequal size
-                rewards[:, k], js = self._of_own_responses(drift.title, scores_of, sum_of)
-            logged[f"drift/{drift.title}/js"] = [js / max(1, len(rows))]
+                rewards[:, k], sums = self._of_own_responses(
+                    drift.title, scores_of, lambda one=drift: (one.kl, one.js)
+                )
+            kl, js = (total / max(1, len(rows)) for total in sums)
+            logged |= {f"drift/{drift.title}/kl": [kl], f"drift/{drift.title}/js": [js]}
         require_judged(
             rewards, host.reward_func_names, [*self._models_among(by_trl), *self.models, *self.drifts]
         )
@@ -222,9 +226,10 @@ class Judge:
         return drift.score(policy, prompts, ids, goals)
 
     def _of_own_responses(
-        self, title: str, scores_of: Callable[[], list[float]], count: Callable[[], float]
-    ) -> tuple[Tensor, float]:
-        """Scores (B,) over all ranks, and the sum of what `count` then says. A failure on one rank is raised on all."""
+        self, title: str, scores_of: Callable[[], list[float]], sums_of: Callable[[], Sequence[float]]
+    ) -> tuple[Tensor, list[float]]:
+        """Scores (B,) over all ranks, and what `sums_of` then says, added up over them. A failure on one rank is raised
+        on all."""
         failure: Exception | None = None
         scores: list[float] = []
         try:
@@ -232,7 +237,7 @@ class Judge:
         except Exception as error:  # it must reach the other ranks before it is raised
             failure = error
         told = None if failure is None else f"{type(failure).__name__}: {failure}"
-        parts = gather_object([(scores, 0.0 if failure is not None else float(count()), told)])
+        parts = gather_object([(scores, tuple(sums_of()), told)])
         if failure is not None:
             raise failure
         for rank, (_, _, message) in enumerate(parts):
@@ -241,7 +246,7 @@ class Judge:
         found = torch.tensor(
             [one for part, _, _ in parts for one in part], device=self.host.accelerator.device
         )
-        return found, sum(number for _, number, _ in parts)
+        return found, [float(sum(each)) for each in zip(*(sums for _, sums, _ in parts), strict=True)]
 
     def _pass_on_logs(
         self, extra: Mapping[str, list[Any]], logged: Mapping[str, list[float]], count: int
