@@ -31,10 +31,18 @@ def model_of(reward: RewardSection) -> ModelReward:
     """Of a reward that is a model."""
     if reward.model is None:
         raise ValueError(f"reward {reward.name}: it is a function")
-    names = ["weight", "label", "batch_size", "max_length", "device", "server", "retries", "api_key_env"]
-    if "timeout_s" in reward.changed():  # a function's default is not a server's
-        names.append("timeout_s")
-    return ModelReward(reward.model, **{name: vars(reward)[name] for name in names})
+    own = (
+        "weight",
+        "label",
+        "batch_size",
+        "max_length",
+        "device",
+        "server",
+        "timeout_s",
+        "retries",
+        "api_key_env",
+    )
+    return ModelReward(reward.model, **{name: vars(reward)[name] for name in own})
 
 
 def _model_faults(reward: ModelReward) -> list[str]:
@@ -125,7 +133,8 @@ def reward_model_faults(recipe: Recipe) -> list[str]:
         ]
     path = recipe.model.path
     policy = []
-    if path is not None and (scorer := scores_texts(path)) is not None:
+    scorer = None if path is None or recipe.objective.continues_scorers else scores_texts(path)
+    if scorer is not None:
         policy = [f"model: {path!r} is a {scorer}, which scores texts and writes none; name a language model"]
     found = [(i, model_of(reward)) for i, reward in enumerate(recipe.rewards) if reward.model is not None]
     policy += [

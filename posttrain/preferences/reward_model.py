@@ -9,7 +9,8 @@ probability of the answer people preferred is high:
 The margin is a column of the data (Llama 2, https://arxiv.org/abs/2307.09288, 3.2.2), 0 where there is none; the second
 term keeps rewards around 0 (Eisenstein et al. 2023, https://arxiv.org/abs/2312.09244); the third keeps the
 language model alive under the head (Secrets of RLHF, https://arxiv.org/abs/2307.04964, 3.1, beta_rm).
-Departures: the head starts at 0, so that the loss starts at log 2; an untied LM head does not learn by the third term.
+Departures: the head starts at 0, so that the loss starts at log 2, unless the model is a reward model already; an
+untied LM head does not learn by the third term.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def correct(margins: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RewardModel(Settings):
+    continues_scorers: ClassVar[bool] = True
     reads_columns: ClassVar[tuple[str, ...]] = ("margin",)
     logs: ClassVar[Mapping[str, str]] = {"reward_mean": "mean reward of all answers"}
     panels: ClassVar[Mapping[str, tuple[tuple[str, str], ...]]] = {

@@ -27,7 +27,7 @@ class ModelReward:
     max_length: int | None = None
     device: str | None = None
     server: str | None = None
-    timeout_s: float = 120.0
+    timeout_s: float = 30.0
     retries: int = 4
     api_key_env: str = "VLLM_API_KEY"
 

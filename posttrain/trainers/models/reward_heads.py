@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from posttrain.rollout.adapter_base import ModelFault, base_of, holds_adapter
+from posttrain.rollout.adapter_base import ModelFault, adapter_config, base_of, holds_adapter
 from posttrain.rollout.model_folder import load_adapter, load_whole
 
 
@@ -51,19 +51,31 @@ def as_reward_model(model: Any, pad_token_id: int | None) -> Any:
     return scorer
 
 
-def load_reward_model(folder: str, dtype: Any = "auto") -> Any:
+def gives_scores(path: str, **options: Any) -> bool:
+    """Whether a folder or hub name is a sequence classifier, or an adapter of one."""
+    if holds_adapter(path):
+        return adapter_config(path).get("task_type") == "SEQ_CLS"
+    names = AutoConfig.from_pretrained(path, **options).architectures or ()
+    return any("SequenceClassification" in name for name in names)
+
+
+def load_reward_model(folder: str, dtype: Any = "auto", **options: Any) -> Any:
     """A saved reward model, an adapter merged into its base. ModelFault where it is not whole or not of one score."""
     if holds_adapter(folder):
         base = base_of(folder)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=1, dtype=dtype, **options
+        )
         return load_adapter(model, folder).merge_and_unload()  # type: ignore[operator]  # peft's
-    names = AutoConfig.from_pretrained(folder).architectures or ()
-    if not any("SequenceClassification" in name for name in names):
+    named = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    config = AutoConfig.from_pretrained(folder, **named)
+    if not gives_scores(folder, **named):
+        names = config.architectures or ()
         raise ModelFault(
             f"{folder} is a {', '.join(names) or 'model of no named kind'}, which gives no reward; train one with "
             "`method: reward_model`, or name a sequence classifier of one label"
         )
-    model = load_whole(folder, AutoModelForSequenceClassification, dtype=dtype)
+    model = load_whole(folder, AutoModelForSequenceClassification, dtype=dtype, **options)
     labels = model.config.num_labels
     if labels != 1:
         raise ModelFault(f"{folder} gives {labels} scores, and a reward is one; name a model of one label")

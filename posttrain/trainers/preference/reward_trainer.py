@@ -32,9 +32,15 @@ from posttrain.preferences.reward_model import RewardModel, centring, correct, r
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import ModelSection
 from posttrain.rewards.messages import text_of
-from posttrain.trainers.models.ingredients import ingredients, model_and_tokenizer
-from posttrain.trainers.models.load import load_pretrained
-from posttrain.trainers.models.reward_heads import as_reward_model, is_scorer
+from posttrain.rollout.adapter_base import ModelFault
+from posttrain.rollout.model_folder import tokenizer_of
+from posttrain.trainers.models.ingredients import ingredients, model_and_tokenizer, torch_dtype
+from posttrain.trainers.models.reward_heads import (
+    as_reward_model,
+    gives_scores,
+    is_scorer,
+    load_reward_model,
+)
 from posttrain.trainers.preference.collator import ScoredPairCollator
 from posttrain.trainers.preference.pair_rows import EMPTY_ANSWER, PairCounts, join_conversations
 from posttrain.trainers.reporting.announced import AnnouncedSteps
@@ -73,8 +79,9 @@ RewardModelConfig = flat_config("RewardModelConfig", PairScoreConfig, RewardMode
 class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, trl.RewardTrainer):
     """`RewardModelTrainer(model, args=RewardModelConfig(output_dir=...), train_dataset=pairs)`.
 
-    model          a language model, the folder or hub name of one, or a sequence classifier of one label. Of a language
-                   model the layers are taken, and a head that starts at 0 is put on them
+    model          a language model or a sequence classifier of one label, or the folder or hub name of either. Of a
+                   language model the layers are taken, and a head that starts at 0 is put on them; a classifier goes
+                   on with its own head
     train_dataset  columns chosen and rejected, prompt where they do not hold it, margin if there is one
     row_counts     what became of the training rows
 
@@ -93,7 +100,7 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
         for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             require_columns(type(self), rows, ["chosen", "rejected"], name=name)
         if isinstance(model, str):
-            model, tokenizer = load_pretrained(model, dtype="float32")
+            model, tokenizer = _load(ModelSection(path=model))
             named.setdefault("processing_class", tokenizer)
         tokenizer = named.get("processing_class")
         self._lm_head = self._head_of(model)
@@ -308,8 +315,28 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
 
 
 def _load(section: ModelSection) -> tuple[Any, PreTrainedTokenizerBase]:
-    model, tokenizer = model_and_tokenizer(section)
-    tokenizer.padding_side = "right"
+    """A language model, or a reward model with the head that it has."""
+    options = {"trust_remote_code": True} if section.trust_remote_code else {}
+    if section.revision is not None:
+        options["revision"] = section.revision
+    if section.path is None or not gives_scores(section.path, **options):
+        model, tokenizer = model_and_tokenizer(section)
+        tokenizer.padding_side = "right"
+        return model, tokenizer
+    if section.quantization is not None:
+        raise ModelFault(
+            f"{section.path} is a reward model, which is not quantised here; leave 'quantization' out"
+        )
+    tokenizer = tokenizer_of(section.tokenizer or section.path, padding_side="right", **options)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    dtype = section.dtype if section.dtype == "auto" else torch_dtype(section.dtype)
+    model = load_reward_model(section.path, dtype, **options)
+    model.requires_grad_(True)  # a merged adapter leaves its base frozen
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    logger.warning("reward model: %s is one already: the run goes on with its head", section.path)
     return model, tokenizer
 
 

@@ -15,13 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from engine_checks import agreement, losses_of, losses_with, trainer_on, write_model
 from rollout_fakes import nudge
 
+from posttrain.objectives.opd import OPD
 from posttrain.rollout.base import EngineLost, EngineRefused, WeightsDiffer
 from posttrain.rollout.vllm.server import VLLMServer, servers_of
 from posttrain.rollout.vllm.transfer import make_transfer
 from posttrain.trainers.engines.rollout_plan import RolloutPlan
+from posttrain.trainers.forward.base import Rows
+from posttrain.trainers.forward.plain import PlainScorer
+from posttrain.trainers.models.load import character_tokenizer
+from posttrain.trainers.policy.served_teacher import ServedTeacher
 
 pytestmark = pytest.mark.vllm
 
@@ -95,6 +101,20 @@ def test_before_any_sync_it_agrees_by_the_checkpoint_it_loaded(
     found = agreement(engine_of(process, folder), model)
     assert found["greedy"]
     assert found["gap"] < 1e-4
+
+
+def test_as_a_teacher_it_says_what_transformers_says(
+    process: ServerProcess, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second test here, for the same reason."""
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    teacher = ServedTeacher(OPD(teacher_server=process.url, teacher_batch_size=2), character_tokenizer())
+    rows = Rows.of_lists([[5, 6, 7], [8], [9, 9]], [[9, 10], [11, 12, 13], [20]], filler=0, device="cpu")
+    with torch.no_grad():
+        expected = PlainScorer().score(model, rows).logprobs * rows.completion_mask
+    torch.testing.assert_close(teacher.logprobs(rows), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(EngineRefused, match="another tokenizer than the policy"):
+        ServedTeacher(OPD(teacher_server=process.url), character_tokenizer("9876543210>abc"))
 
 
 @pytest.mark.parametrize("sync", ["gloo", "disk"])

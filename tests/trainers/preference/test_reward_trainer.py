@@ -232,3 +232,32 @@ def test_plan_says_what_is_wrong_with_one(tiny_model, tmp_path, load):
         load_dense(str(tmp_path / "rm" / "model"))
     lines = reward_lines(load(rewards=[{"model": str(tmp_path / "rm" / "model"), "weight": 0.5}]))
     assert lines[0].startswith("rm x 0.5, the model ")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_reward_model_goes_on_from_one_with_its_head(tiny_model, tokenizer, tmp_path, caplog, load, lora):
+    tiny_model.save_pretrained(tmp_path / "base")
+    base = type(tiny_model).from_pretrained(tmp_path / "base")
+    peft = LoraConfig(r=4, target_modules="all-linear") if lora else None
+    first: Any = RewardModelTrainer(
+        base, config(tmp_path / "a"), pairs(), pairs(8), processing_class=tokenizer, peft_config=peft
+    )
+    first.train()
+    folder = tmp_path / "a" / "model"
+    first.save_model(str(folder))
+    tokenizer.save_pretrained(folder)
+    again: Any = RewardModelTrainer(str(folder), config(tmp_path / "b"), pairs(), pairs(8))
+    assert "is one already: the run goes on with its head" in caplog.text
+    assert again.model.score.weight.abs().max() > 0
+    left_off, taken_up = first.evaluate(), again.evaluate()
+    assert taken_up["eval_loss"] == pytest.approx(left_off["eval_loss"], abs=1e-5)
+    assert taken_up["eval_loss"] < math.log(2) - 1e-3
+    again.train()
+    assert again.evaluate()["eval_loss"] < taken_up["eval_loss"]
+    with pytest.raises(ValueError, match="lm_coef needs the language model's head"):
+        RewardModelTrainer(str(folder), config(tmp_path / "b", lm_coef=0.1), pairs())
+    if not lora:
+        bare = {"model": {"path": str(folder), "scratch": None}}
+        going_on = load(**bare, method="reward_model", rewards=None, rollout=None, objective=None)
+        assert reward_model_faults(going_on) == []
+        assert "name a language model" in reward_model_faults(load(**bare))[0]
