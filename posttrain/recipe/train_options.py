@@ -37,6 +37,9 @@ IMAGE_DEPARTURES = {
 OURS = {
     "layout": "how rows go through the model: padded as TRL does, trimmed, or packed with shared prompts",
     "max_tokens_per_micro_batch": "micro-batches by tokens; TRL's are by rows",
+    "beta_by": "a KL coefficient per prompt; TRL has one",
+    "beta_low": "of beta_by",
+    "beta_high": "of beta_by",
 }
 """Options that TRL does not have, and what they are."""
 
