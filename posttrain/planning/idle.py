@@ -80,6 +80,7 @@ RULES: list[Rule] = [
     Rule("rollout", ("staleness", "partial_budget"), _engine_is("masked_diffusion"), "an autoregressive method"),
     Rule("rollout", ("resample", "logged"), _engine_is("masked_diffusion"), "an autoregressive method"),
     Rule("rollout", ("vllm",), _engine_is("transformers", "masked_diffusion"), "a vLLM engine: rollout.engine"),
+    Rule("train", ("beta_by", "beta_low", "beta_high"), _engine_is("masked_diffusion"), "an autoregressive method"),
     Rule("train", ("entropy_coef", "top_entropy_quantile", "off_policy_mask_threshold", "use_bias_correction_kl",
                    "cast_lm_head_to_fp32", "cache_implementation", "router_aux_loss_coef", "disable_dropout", "layout",
                    "max_tokens_per_micro_batch"),

@@ -13,6 +13,7 @@ from posttrain.planning.tokenizer import plan_tokenizer
 from posttrain.recipe import Recipe
 from posttrain.recipe.methods import with_inner
 from posttrain.recipe.sections import ModelSection, RolloutSection
+from posttrain.recipe.train_options import PolicyTrain
 from posttrain.settings import RunView, Settings
 
 ONLY_WITH_REWARDS = frozenset(
@@ -45,6 +46,7 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
                     f"rollout: 'resample' throws groups with equal rewards away, and {place} learns from them: "
                     f"{reason}; remove it, or take another method or baseline"
                 )
+    yield from _balance_faults(recipe)
     if recipe.rollout is not None and recipe.rollout.logged is not None:
         for place, settings in with_inner(recipe.objective):
             if (reason := settings.refuses_logged) is not None:
@@ -68,6 +70,24 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
     for name in recipe.objective.same_tokenizer:
         if named[name] is not None:
             yield from _tokenizer_faults(recipe, name, named[name])
+
+
+def _balance_faults(recipe: Recipe) -> Iterator[str]:
+    """Why the KL coefficient cannot follow the prompt (`train.beta_by`)."""
+    by = recipe.train.beta_by if isinstance(recipe.train, PolicyTrain) else None
+    if by is None or recipe.objective.masked_diffusion:
+        return
+    for place, settings in with_inner(recipe.objective):
+        if getattr(settings, "kl_in_reward", False):
+            yield (
+                f"train: 'beta_by' is of a KL penalty in the loss, and {place} takes the KL off the reward or into its "
+                "own loss; leave it out, or take another method or baseline"
+            )
+    if by == "reference_entropy" and recipe.model.peft is not None:
+        yield (
+            "train: beta_by: reference_entropy asks the reference, and an adapter's is its own base, which is not held "
+            "by itself; take beta_by: pass_rate"
+        )
 
 
 def method_warnings(recipe: Recipe, processes: int) -> Iterator[str]:

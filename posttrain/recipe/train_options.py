@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
 from posttrain.recipe.sections import Count, NotNegative, Positive, Section, Seed, Text
+from posttrain.settings.run import balance_fault
 
 Momentum = Annotated[float, Ge(0), Lt(1)]
 UnitInterval = Annotated[float, Ge(0), Le(1)]
@@ -36,6 +37,9 @@ IMAGE_DEPARTURES = {
 OURS = {
     "layout": "how rows go through the model: padded as TRL does, trimmed, or packed with shared prompts",
     "max_tokens_per_micro_batch": "micro-batches by tokens; TRL's are by rows",
+    "beta_by": "a KL coefficient per prompt; TRL has one",
+    "beta_low": "of beta_by",
+    "beta_high": "of beta_by",
 }
 """Options that TRL does not have, and what they are."""
 
@@ -123,6 +127,9 @@ class PolicyTrain(TrainSection):
     steps_per_generation: Batch | None = None  # None: gradient_accumulation_steps
     num_iterations: Annotated[int, Ge(1), Le(10**4)] = 1
     beta: NotNegative = 0.0
+    beta_by: Literal["pass_rate", "reference_entropy"] | None = None  # what a prompt's coefficient follows
+    beta_low: NotNegative = 1.0  # factor of beta where that is lowest
+    beta_high: NotNegative = 1.0
     disable_dropout: bool = False
     shuffle_dataset: bool = True
     mask_truncated_completions: bool = False
@@ -144,6 +151,13 @@ class PolicyTrain(TrainSection):
     def window(self) -> int:
         """Micro-batches of one rollout: TRL's `steps_per_generation` with its default filled in."""
         return self.steps_per_generation or self.gradient_accumulation_steps
+
+    @model_validator(mode="after")
+    def _balance(self) -> Self:
+        fault = balance_fault(self.beta, self.beta_by, self.beta_low, self.beta_high)
+        if fault is not None:
+            raise ValueError(fault)
+        return self
 
 
 class DiffusionTrain(PolicyTrain):

@@ -77,3 +77,23 @@ def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], lis
     found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
     found = [(step, float(value)) for step, value in found if math.isfinite(value)]
     return [step for step, _ in found], [value for _, value in found]
+
+
+BETA_BY = ("pass_rate", "reference_entropy")
+"""What the KL coefficient of a prompt may follow."""
+
+
+def balance_fault(beta: float, by: str | None, low: float, high: float) -> str | None:
+    """Why a KL coefficient per prompt cannot be like that, or would do nothing; None where it can."""
+    if by is None:
+        idle = "beta_low" if low != 1 else "beta_high" if high != 1 else None
+        return None if idle is None else f"'{idle}' does nothing without beta_by; add that, or remove it"
+    if by not in BETA_BY:
+        return f"beta_by is {' or '.join(BETA_BY)}, not {by!r}"
+    if beta == 0:
+        return "'beta_by' does nothing without a KL penalty: beta above 0"
+    if min(low, high) < 0:
+        return f"beta_low {low:g} and beta_high {high:g} are factors of beta; write 0 or more"
+    if low == high == 1:
+        return "'beta_by' does nothing while beta_low and beta_high are both 1; set one of them"
+    return None

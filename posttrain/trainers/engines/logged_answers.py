@@ -6,6 +6,7 @@ objectives/logged_rows.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -169,6 +170,9 @@ class LoggedAnswers:
                 f"rollout.logged: column {name!r} has log-probs for {len(each)} answers, and column "
                 f"{self.rule.column!r} has {count}; store a list of them for each answer"
             )
+        for one in each:
+            if not all(isinstance(number, int | float) and math.isfinite(number) for number in one):
+                raise DataError(f"rollout.logged: column {name!r} holds what is no log-prob: {one!r}")
         return [[float(number) for number in one] for one in each]
 
     # Into the buffer

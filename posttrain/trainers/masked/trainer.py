@@ -59,6 +59,7 @@ _WITHOUT_EFFECT = {
     "router_aux_loss_coef": "the router's loss is not carried here",
     "layout": "a canvas is one row, with its prompt",
     "max_tokens_per_micro_batch": "each Monte Carlo pass is a forward and backward of its own",
+    "beta_by": "the KL penalty is of likelihood estimates, with one coefficient",
     "record_steps": "`posttrain replay` reads token batches, which diffusion methods do not have",
 }
 

@@ -33,6 +33,8 @@ from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_tr
 from posttrain.trainers.seam.config import PolicyConfig
 
 log = logging.getLogger(__name__)
+LOGGED_COLUMN = "logged"
+"""Of TRL's own table of completions: which are answers of the data."""
 _LOGS_KEPT = 100  # entries of trainer_state.log_history that a reward in another process is given
 
 
@@ -197,7 +199,8 @@ class Judge:
     def _take(self, scored: Rollout, count: int, mode: str) -> None:
         """Makes it the last rollout and logs it; `count` of its responses are this rank's."""
         self.rollout = scored
-        self._pass_on_logs(scored.extra, scored.logged, count)
+        extra = scored.extra if scored.given is None else {**scored.extra, LOGGED_COLUMN: scored.given}
+        self._pass_on_logs(extra, scored.logged, count)
         self.tell_of_unjudged(scored)
         metrics, rewards = self.host._metrics[mode], scored.rewards_per_function
         for name, reasons in scored.counts.items():

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from posttrain.objectives.base import Objective, TokenBatch
+from posttrain.objectives.base import Groups, Objective, TokenBatch
 from posttrain.objectives.step import detached
+from posttrain.objectives.streams import column
 from posttrain.observe.reasons import THROWN_AWAY
 from posttrain.observe.signal import SignalCounts, account_objective
 from posttrain.ops.kl import k3
@@ -17,6 +18,7 @@ from posttrain.trainers.forward.padded import loss_mask
 from posttrain.trainers.policy.critic import Critic, take_trunk
 from posttrain.trainers.policy.loss_metrics import LossMetrics
 from posttrain.trainers.policy.micro_batches import MicroBatches, Part, silent_row
+from posttrain.trainers.policy.prompt_balance import BalancedHost, add_balance
 from posttrain.trainers.policy.step_in_hand import StepHost, StepInHand
 from posttrain.trainers.policy.token_batch import on_policy, unmoved_batch
 from posttrain.trainers.policy.token_weights import WeightsHost, token_weights
@@ -25,7 +27,7 @@ from posttrain.trainers.seam.held_back import backward_of_a_part, gradients_held
 Read = Callable[[Any, Mapping[str, Any]], tuple[TokenBatch, Tensor, Tensor | None]]
 
 
-class PolicyStepHost(StepHost, WeightsHost, Protocol):
+class PolicyStepHost(StepHost, WeightsHost, BalancedHost, Protocol):
     """What the loss reads of its trainer beyond the step itself: TRL's terms and their coefficients."""
 
     beta: float
@@ -66,6 +68,10 @@ class PolicyStep(StepInHand):
         self.cut = cut
         self._parts: list[list[Part]] = []  # of each micro-batch of TRL's buffer in this optimizer step
 
+    def take(self, groups: Groups, output: dict[str, Any]) -> None:
+        super().take(groups, output)
+        add_balance(self.host, groups, output)
+
     def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """This rank's share () of the step's loss times the number of ranks, because the engines average gradients
         over ranks. Where a token limit splits the micro-batch, all backwards but the last are run here, and the value
@@ -100,7 +106,7 @@ class PolicyStep(StepInHand):
         self._rows.append(inputs["row"])
         weights = token_weights(host, batch, inputs, entropies)
         kls: list[Tensor] = []
-        share = step.share(batch, lambda one, losses: self._with_terms(one, losses, weights, kls))
+        share = step.share(batch, lambda one, losses: self._with_terms(one, losses, weights, kls, inputs))
         batch, mask, loss = share.batch, share.mask, share.loss * ranks
         if host._entropy_bonus_enabled:
             bonus = (entropies * mask).sum() / step.totals.num_tokens.clamp(min=1.0) * ranks
@@ -153,7 +159,12 @@ class PolicyStep(StepInHand):
                 self._nothing(model, whole)
 
     def _with_terms(
-        self, batch: TokenBatch, losses: Tensor, weights: Tensor | None, kls: list[Tensor]
+        self,
+        batch: TokenBatch,
+        losses: Tensor,
+        weights: Tensor | None,
+        kls: list[Tensor],
+        inputs: Mapping[str, Any],
     ) -> Tensor:
         """The objective's token losses, weighted, plus beta times the KL, which is left in `kls`. (B, T). A KL that the
         rewards have paid already is only left there."""
@@ -167,7 +178,10 @@ class PolicyStep(StepInHand):
         if batch.logged is not None:  # the estimate is of what the policy samples
             kl = kl.masked_fill(batch.logged, 0.0)
         kls.append(kl)
-        return losses if self.objective.kl_in_reward else losses + self.host.beta * kl
+        if self.objective.kl_in_reward:
+            return losses
+        factor = inputs.get("beta_factor")  # of each row's prompt
+        return losses + self.host.beta * (kl if factor is None else column(factor) * kl)
 
     def _note_logprobs(self, batch: TokenBatch, inputs: Mapping[str, Any]) -> None:
         """A clipped ratio can hide an infinity from the loss: the log-probs are looked at themselves."""

@@ -80,6 +80,10 @@ class StepInHand:
             for i in range(host.current_gradient_accumulation_steps)
         ]
 
+    def take(self, groups: Groups, output: dict[str, Any]) -> None:
+        """A rollout that was scored; output: this rank's share of it, as TRL will buffer it."""
+        self.groups = groups
+
     def all_sum(self, values: Tensor) -> Tensor:
         return torch.as_tensor(self.host.accelerator.reduce(values, reduction="sum"))
 

@@ -295,7 +295,6 @@ class PolicyTrainer(
         rollout, groups = self.judge.last(), self.judge.groups(self.num_generations)
         account_logged(self, rollout, groups, output)
         groups = self.scored_groups(self.objective.observe_rewards(groups), output)
-        self.step.groups = groups
         streams = self.objective.advantages(groups)
         fault = reward_fault(groups, streams, self.reward_func_names)
         if fault is not None:  # on every rank: all have the same rewards
@@ -308,6 +307,7 @@ class PolicyTrainer(
         self.judge.record_advantages(means.reshape(-1))
         rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         add_to_buffer(output, groups, streams, rows, rollout.completion_ids[rows])
+        self.step.take(groups, output)
 
     def scored_groups(self, groups: Groups, output: Mapping[str, Any]) -> Groups:
         """With what other models say about the sampled tokens; output: this rank's share, as TRL buffers it."""

@@ -19,6 +19,7 @@ from trl import GRPOConfig
 
 from posttrain.recipe.errors import suggest
 from posttrain.settings.base import REQUIRED, checked, list_settings
+from posttrain.settings.run import balance_fault
 from posttrain.settings.spelling import spell_type
 from posttrain.trainers.seam.taken_over import refuse_changed
 
@@ -72,6 +73,9 @@ class PolicyConfig(GRPOConfig):
                        "shared", packed, each prompt once for its group; "auto": shared where the model can take it
     max_tokens_per_micro_batch  most tokens of one forward and backward; micro-batches that hold more are split into
                        groups of prompts, with the same loss and gradient. None: no limit
+    beta_by            what the KL coefficient of a prompt follows: "pass_rate", the mean reward of its samples, or
+                       "reference_entropy", its place among the prompts of the rollout; None: beta for all
+    beta_low, beta_high  factors of beta where that is lowest and highest
     """
 
     reward_timeout_s: float = field(default=30.0, metadata={"help": "Seconds one reward call may take."})
@@ -90,6 +94,9 @@ class PolicyConfig(GRPOConfig):
     max_tokens_per_micro_batch: int | None = field(
         default=None, metadata={"help": "Most tokens of one forward and backward."}
     )
+    beta_by: str | None = field(default=None, metadata={"help": "'pass_rate' or 'reference_entropy'."})
+    beta_low: float = field(default=1.0, metadata={"help": "Factor of beta where that is lowest."})
+    beta_high: float = field(default=1.0, metadata={"help": "Factor of beta where that is highest."})
 
     def check_carried(self) -> None:
         """ValueError for an argument that only TRL's own loss body reads."""
@@ -115,6 +122,8 @@ class PolicyConfig(GRPOConfig):
             raise ValueError(f"reward_workers is 1 or more, or None, not {self.reward_workers}")
         if self.eval_temperature is not None and not 0 <= self.eval_temperature <= 100:
             raise ValueError(f"eval_temperature lies between 0 (greedy) and 100, not {self.eval_temperature}")
+        if (fault := balance_fault(self.beta, self.beta_by, self.beta_low, self.beta_high)) is not None:
+            raise ValueError(fault)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:

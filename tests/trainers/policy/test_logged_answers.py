@@ -258,6 +258,8 @@ def test_behaviour_takes_the_ratio_to_the_log_probs_that_are_stored(tmp_path: Pa
     assert trainer.column("logged/clipped_high")[0] == pytest.approx(up)
     with pytest.raises(DataError, match="has 2 log-probs for an answer of 3 tokens, its end token included"):
         run(tmp_path, rule, [{**rows[0], "stored": stored[:2]}] * 4)
+    with pytest.raises(DataError, match="holds what is no log-prob"):
+        run(tmp_path, rule, [{**rows[0], "stored": [*stored[:2], math.nan]}] * 4)
     with pytest.raises(DataError, match="log-probs for 0 answers, and column 'teacher' has 1"):
         run(tmp_path, rule, [{**rows[0], "stored": None}] * 3 + [rows[0]])
 
