@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_the_sign_is_the_winners_own_and_each_pairs_own():
 
 def test_indicator_none_and_dead_band():
     given = batch(0.6, 0.3, 0.5, 0.6)
-    inside = {"sign": 0.2, "indicator": -0.1, "none": -0.4}
+    inside: dict[Any, float] = {"sign": 0.2, "indicator": -0.1, "none": -0.4}
     for flip, value in inside.items():
         loss = SePPODiffusion(beta=2.0, flip=flip).pair_loss(given)
         assert loss.item() == pytest.approx(math.log1p(math.exp(-value))), flip

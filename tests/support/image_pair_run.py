@@ -35,7 +35,7 @@ def image_pairs(count: int = 8) -> Dataset:
 
 
 def pair_trainer(method: str, folder: Path, **changes: Any) -> Any:
-    model = changes.pop("model", None) or small_flow()
+    model: Any = changes.pop("model", None) or small_flow()
     named = {name: changes.pop(name) for name in ("peft_config",) if name in changes}
     rows = changes.pop("rows", None) or image_pairs()
     settings: dict[str, Any] = {
