@@ -293,8 +293,8 @@ def draw(panel: Panel) -> str:
     return svg(figure, panel.spec.title)
 
 
-def draw_signal(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The classes of generated tokens over the steps, stacked to 100 %."""
+def draw_signal(rows: Sequence[Mapping[str, Any]], counted: str = "tokens") -> str:
+    """The classes of what was generated over the steps, stacked to 100 %."""
     logged = [row for row in rows if PREFIX + CARRIED in row]
     steps = [row["step"] for row in logged]
     shown = [name for name in CLASSES if any(row.get(PREFIX + name) for row in logged)]
@@ -308,7 +308,7 @@ def draw_signal(rows: Sequence[Mapping[str, Any]]) -> str:
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     _dress(ax)
-    return svg(figure, "Generated tokens by class over the steps")
+    return svg(figure, f"Generated {counted} by class over the steps")
 
 
 def draw_reliability(table: ReliabilityTable) -> str:

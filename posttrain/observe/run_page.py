@@ -135,10 +135,11 @@ def _signal(s: Summary) -> str:
     if blended:
         blended = f'<table><tr><th>blend of two losses</th><th></th><th class="number">share</th></tr>{blended}</table>'
     return (
-        "<h2>Signal: what became of the generated tokens</h2>"
+        f"<h2>Signal: what became of the generated {s.counted}</h2>"
         f'<div class="card"><div class="stack">{bar}</div>'
-        f'<table><tr><th>class</th><th></th><th class="number">share of tokens</th></tr>{rows}</table>{blended}</div>'
-        f'<div class="card wide"><h3>Over the steps</h3>{plots.draw_signal(s.rows)}</div>'
+        f'<table><tr><th>class</th><th></th><th class="number">share of {s.counted}</th></tr>{rows}</table>'
+        f"{blended}</div>"
+        f'<div class="card wide"><h3>Over the steps</h3>{plots.draw_signal(s.rows, s.counted)}</div>'
     )
 
 
@@ -336,7 +337,7 @@ def print_summary(s: Summary, console: Console) -> None:
             table.add_row(name, number(first), number(last), sparkline(_thin(values, 24)))
         console.print(table)
     if s.signal:
-        table = Table("generated tokens", "share", "", box=None, padding=(0, 2, 0, 0))
+        table = Table(f"generated {s.counted}", "share", "", box=None, padding=(0, 2, 0, 0))
         for name, meaning, share in s.signal:
             table.add_row(name, f"{share:.2%}", "" if name == CARRIED else f"[dim]{meaning}[/dim]")
         for name, meaning, value in s.blend:

@@ -20,6 +20,7 @@ from posttrain.observe.reasons import CARRIED, CLASSES, PREFIX, REASONS
 from posttrain.observe.reliability import ReliabilityTable, read_reliability
 from posttrain.observe.resampled import Resampled, resampled_of
 from posttrain.observe.watch import methods_in, run_notes, who_logs_as
+from posttrain.recipe.methods import METHODS
 from posttrain.rollout.resample import RESAMPLE
 
 FAILURES = "reward_failures/"
@@ -92,6 +93,12 @@ class Summary:
     @property
     def method(self) -> str:
         return str(self.recipe.get("method", "unknown"))
+
+    @property
+    def counted(self) -> str:
+        """What the signal account counts: a denoising step takes a token's place where images are made."""
+        known = METHODS.get(self.method)
+        return "denoising steps" if known is not None and known.family == "images" else "tokens"
 
     @property
     def model(self) -> str:
@@ -252,7 +259,7 @@ def _notes(s: Summary, events: Sequence[Mapping[str, Any]]) -> list[str]:
     if shares and shares[CARRIED] < 0.5:
         worst = max(REASONS, key=lambda name: shares.get(name, 0.0))
         notes.append(
-            f"Only {shares[CARRIED]:.0%} of the generated tokens carried gradient; "
+            f"Only {shares[CARRIED]:.0%} of the generated {s.counted} carried gradient; "
             f"the largest loss is {worst} ({shares.get(worst, 0.0):.0%}: {REASONS[worst]})."
         )
     notes += run_notes(s.rows)

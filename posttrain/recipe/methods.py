@@ -140,6 +140,20 @@ METHODS: dict[str, Method] = {
             "posttrain.trainers.flow.flow_sft_trainer:FlowSFTTrainer",
             "images: supervised training of a flow model by flow matching",
         ),
+        Method(
+            "diffusion_dpo",
+            "image_sft",
+            "posttrain.preferences.diffusion_dpo:DiffusionDPO",
+            "posttrain.trainers.flow.diffusion_dpo_trainer:DiffusionDPOTrainer",
+            "images: DPO on pairs of images, by a denoiser's errors",
+        ),
+        Method(
+            "seppo_diffusion",
+            "image_sft",
+            "posttrain.preferences.seppo_diffusion:SePPODiffusion",
+            "posttrain.trainers.flow.seppo_diffusion_trainer:SePPODiffusionTrainer",
+            "images: rounds of diffusion_dpo on good images against samples of past checkpoints",
+        ),
         _listed("images", "flow_grpo", "FlowGRPO", "images: GRPO on the steps of a flow model made random"),
         _listed(
             "images",
@@ -257,7 +271,7 @@ NOT_HERE: dict[str, str] = {
     "dream": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
     "ddpo": "flow_grpo and grpo_guard train flow models of images from rewards",
     "dancegrpo": "flow_grpo and grpo_guard train flow models of images from rewards",
-    "diffusion_dpo": "pairs of images are not learned from here; flow_grpo and grpo_guard learn from rewards on images",
+    "spin_diffusion": "it is seppo_diffusion with objective.reference: latest and flip: none",
     "flow_matching": "it is written flow_sft",
     "llada": "a model, not a method; bgpo, vrpo_ol, coupled_grpo and diffu_grpo train it",
 }

@@ -137,3 +137,38 @@ def test_flow_sft_needs_images(planned):
         train={"per_device_train_batch_size": 4},
     )
     assert any("no column 'image', which method 'flow_sft' reads" in refusal for refusal in plan.refusals)
+
+
+PAIRS: dict[str, Any] = {"rewards": None, "rollout": None, "train": {"per_device_train_batch_size": 4}}
+
+
+def image_rows(**columns: Any) -> None:
+    rows = [{"prompt": str(i % 2), **columns} for i in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "words"),
+    [
+        ("diffusion_dpo", {}, "no column 'chosen_image'"),
+        ("diffusion_dpo", {"times": "ddpm"}, "those of a model of noise, whose error is epsilon"),
+        ("seppo_diffusion", {}, "no column 'image'"),
+        ("seppo_diffusion", {"rounds": 2}, "max_steps is 3, but rounds x steps_per_round = 60"),
+    ],
+)
+def test_refusals_of_methods_on_pairs(planned, method, objective, words):
+    refusals = planned(method=method, objective=objective, **PAIRS).refusals
+    assert any(words in refusal for refusal in refusals), refusals
+
+
+@pytest.mark.parametrize(
+    ("method", "objective"),
+    [
+        ("diffusion_dpo", {"times": "ddpm", "error": "epsilon"}),
+        ("seppo_diffusion", {"rounds": 3, "steps_per_round": 1}),
+    ],
+)
+def test_methods_on_pairs_are_planned(planned, method, objective):
+    shade = [[0] * 4] * 4
+    image_rows(image=shade, chosen_image=shade, rejected_image=shade)
+    assert planned(method=method, objective=objective, **PAIRS).refusals == []

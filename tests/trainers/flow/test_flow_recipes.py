@@ -64,6 +64,8 @@ def test_from_images_to_rewards_and_back_from_a_checkpoint(start):
     page = (whole / "report.html").read_text()
     assert page.count("<figure") == 2 * 8
     assert "light" in page
+    assert "share of denoising steps" in page
+    assert "generated tokens" not in page
     assert [row["step"] for row in read_metrics(whole) if "loss" in row] == [1, 2, 3, 4]
 
     assert (
