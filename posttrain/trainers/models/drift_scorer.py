@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 
 from posttrain.data.tokens import prompt_ids
 from posttrain.rewards.drift_reward import DriftReward
@@ -92,3 +93,19 @@ def evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(before)
+
+
+def require_whole_policy(title: str, accelerator: Any) -> None:
+    """RewardError where no process holds the whole policy: FSDP, and ZeRO's third stage."""
+    plugin = (
+        accelerator.state.deepspeed_plugin
+        if accelerator.distributed_type == DistributedType.DEEPSPEED
+        else None
+    )
+    if accelerator.distributed_type == DistributedType.FSDP or (
+        plugin is not None and plugin.zero_stage == 3
+    ):
+        raise RewardError(
+            f"reward {title!r} reads the policy's distribution over the vocabulary, and no process holds the whole of "
+            "it under FSDP or ZeRO-3; start it with DDP or ZeRO-2"
+        )

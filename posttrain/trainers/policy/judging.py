@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from posttrain.data.reward_columns import reward_columns
@@ -26,7 +26,7 @@ from posttrain.rewards.messages import text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.engines.scored_rollout import Rollout
 from posttrain.trainers.engines.turns import Turns
-from posttrain.trainers.models.drift_scorer import DriftScorer
+from posttrain.trainers.models.drift_scorer import DriftScorer, require_whole_policy
 from posttrain.trainers.models.reward_scorer import RewardScorer, TextScorer
 from posttrain.trainers.models.served_scorer import ServedScorer
 from posttrain.trainers.policy.reward_sources import RewardSources, judged_by_trl, no_reward
@@ -371,22 +371,6 @@ def reward_arguments(sources: RewardSources, args: PolicyConfig) -> list[Any]:
                 "give the weights in one place"
             )
     return sources.functions
-
-
-def require_whole_policy(title: str, accelerator: Any) -> None:
-    """RewardError where no process holds the whole policy: FSDP, and ZeRO's third stage."""
-    plugin = (
-        accelerator.state.deepspeed_plugin
-        if accelerator.distributed_type == DistributedType.DEEPSPEED
-        else None
-    )
-    if accelerator.distributed_type == DistributedType.FSDP or (
-        plugin is not None and plugin.zero_stage == 3
-    ):
-        raise RewardError(
-            f"reward {title!r} reads the policy's distribution over the vocabulary, and no process holds the whole of "
-            "it under FSDP or ZeRO-3; start it with DDP or ZeRO-2"
-        )
 
 
 def require_judged(rewards: Tensor, names: Sequence[str], models: Sequence[int]) -> None:
