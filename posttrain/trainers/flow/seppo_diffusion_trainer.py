@@ -86,7 +86,7 @@ class SePPODiffusionTrainer(DiffusionDPOTrainer):
         index = self.pool.draw(self._round, self.settings.reference)
         if main:
             self.pool.record(self._round, index)
-        self.reference = SwappedWeights.read(self.pool.path(index) / WEIGHTS, self.accelerator.device)
+        self.reference = SwappedWeights.read(self.pool.path(index) / WEIGHTS)
 
     def _keep_in_pool(self, count: int) -> None:
         """Removes checkpoints of rounds that the run has gone back before."""

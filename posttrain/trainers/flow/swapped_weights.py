@@ -24,8 +24,9 @@ class SwappedWeights:
         return cls({name: parameter.detach().clone() for name, parameter in trained(model)})
 
     @classmethod
-    def read(cls, file: Path, device: Any) -> SwappedWeights:
-        return cls(load_file(file, device=str(device)))
+    def read(cls, file: Path) -> SwappedWeights:
+        """What `write` wrote; it goes to the model's device with the first swap."""
+        return cls(load_file(file))
 
     def write(self, file: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, file)
