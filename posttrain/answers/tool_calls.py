@@ -1,4 +1,4 @@
-"""Calls of tools in a text: read, compared by structure, and, for a text that is still being written, as far as it goes.
+"""Calls of tools in a text: read, compared by structure, and, of a text that is still being written, as far as it is.
 
     [weather(city="Paris", days=3), clock(zone="CET")]
     {"name": "weather", "arguments": {"city": "Paris", "days": 3}}      (one, a list of them, or in <tool_call> tags)

@@ -3,7 +3,8 @@
     prompt "3 days of weather in Oslo>"   answer '[weather(city="Oslo", days=3)]'
 
 A made-up API for the lab: the request decides name and arguments, so a call is right or wrong by its structure. Column
-`difficulty` counts the arguments, for a curriculum. Rows follow from the seed; the train and test splits share no prompt.
+`difficulty` counts the arguments, for a warm-up from easy to hard. Rows follow from the seed; the train and test splits
+share no prompt.
 """
 
 from __future__ import annotations

@@ -88,8 +88,12 @@ def _of_name(method: Method, given: str | None, chat: bool) -> FirstData:
         )
     marked = method.load_settings().marked_answers
     on_the_hub = MARKED_ON_THE_HUB if marked else PAIRS_ON_THE_HUB
-    by_answer = method.family == "preference" and needed_columns(method) == ("answer",)  # it makes its own pairs
-    name = given or ("api_calls" if by_answer else "gsm8k" if rewarded or method.family == "sft" else on_the_hub)
+    by_answer = method.family == "preference" and needed_columns(method) == (
+        "answer",
+    )  # it makes its own pairs
+    name = given or (
+        "api_calls" if by_answer else "gsm8k" if rewarded or method.family == "sft" else on_the_hub
+    )
     lacks = "no answers marked good or bad" if marked else "no pairs of answers"
     section: dict[str, Any] = {"name": name}
     if name in TASKS:

@@ -25,6 +25,8 @@ def hardest(perplexities: Sequence[float], makes_call: Sequence[bool], share: fl
     chosen: list[int] = []
     for kind in (True, False):
         rows = [row for row, made in enumerate(makes_call) if made is kind]
-        rows.sort(key=lambda row: math.inf if math.isnan(perplexities[row]) else perplexities[row], reverse=True)
+        rows.sort(
+            key=lambda row: math.inf if math.isnan(perplexities[row]) else perplexities[row], reverse=True
+        )
         chosen += rows[: math.ceil(share * len(rows) - 1e-9)]
     return sorted(chosen)

@@ -1,8 +1,8 @@
 """iTool, iterative reinforced fine-tuning for tool use. Zeng et al. 2025, https://arxiv.org/abs/2501.09766
 
-Against SimPO on fixed pairs: in each iteration the rows whose gold call surprises the policy most are searched by a tree
-over fragments of a call, which the policy writes and judges itself; where a step has a good and a bad continuation, the
-two are a pair behind the same partial call.
+Against SimPO on fixed pairs: in each iteration the rows whose gold call surprises the policy most are searched by a
+tree over fragments of a call, which the policy writes and judges itself; where a step has a good and a bad
+continuation, the two are a pair behind the same partial call.
 
     -log sigma(beta * [mean log-prob, chosen - rejected] - gamma)        (SimPO, of fragments instead of answers)
 

@@ -31,7 +31,11 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     found: list[int] = []
     for letter in LETTERS:
         ids: Any = tokenizer(letter, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or tokenizer.decode(ids).strip() != letter:
+        if (
+            len(ids) != 1
+            or ids[0] == tokenizer.unk_token_id
+            or tokenizer.convert_ids_to_tokens(ids[0]) != letter
+        ):
             raise ValueError(
                 f"iTool: the policy judges by the letters {', '.join(LETTERS)}, and {letter!r} is not one token of its "
                 "tokenizer; take another model, or add the letters to model.scratch.alphabet"
@@ -88,7 +92,7 @@ class CallPolicy:
         tokenizer: PreTrainedTokenizerBase,
         *,
         base: Path,
-        device: torch.device,
+        device: torch.device | None,
         rows: int = 16,
     ) -> None:
         self.folder, self.tokenizer, self.device, self.rows = folder, tokenizer, device, rows

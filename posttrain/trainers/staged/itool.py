@@ -90,7 +90,9 @@ class IToolTrainer(StagedTrainer):
         args = own_arguments(type(self), args, IToolConfig, DPOConfig, "itool")
         method = settings_from(args, ITool)
         if more.get("generator") is not None:
-            raise ValueError("iTool: the policy judges what it writes, in this process; leave the generator out")
+            raise ValueError(
+                "iTool: the policy judges what it writes, in this process; leave the generator out"
+            )
         letter_ids(processing_class)  # said before anything is saved
         super().__init__(
             model,
