@@ -145,18 +145,12 @@ def _value(written: str) -> Any:
 def call_credit(written: Sequence[ToolCall], gold: Sequence[ToolCall]) -> float:
     """Right pieces over all pieces of either side, in [0, 1]; 1 only where the calls are the same.
 
-    A call is one piece for its name and one for each argument. Calls are paired by name, each with that of the most
-    right pieces, whatever their order. An argument of the right value and the wrong type ("3" for 3) is half a piece.
+    A call is one piece for its name and one for each argument. Calls are paired by name, those with most right
+    pieces first, whatever their order. An argument of the right value and the wrong type ("3" for 3) is half a piece.
     """
     if not gold:
         return float(not written)
-    right, left = 0.0, list(written)
-    for call in gold:
-        same = [other for other in left if other.name == call.name]
-        if same:
-            best = max(same, key=lambda other: _right(other, call))
-            left.remove(best)
-            right += _right(best, call)
+    right = _right_pieces(written, gold)
     return right / max(_union(written, gold), 1)
 
 
@@ -165,14 +159,24 @@ def finished_share(written: Sequence[ToolCall], gold: Sequence[ToolCall]) -> flo
     pieces = sum(1 + len(call.arguments) for call in written)
     if not pieces:
         return None
-    right, left = 0.0, list(gold)
-    for call in written:
-        same = [other for other in left if other.name == call.name]
-        if same:
-            best = max(same, key=lambda other: _right(call, other))
-            left.remove(best)
-            right += _right(call, best)
-    return right / pieces
+    return _right_pieces(written, gold) / pieces
+
+
+def _right_pieces(written: Sequence[ToolCall], gold: Sequence[ToolCall]) -> float:
+    """Calls of one name are paired, those with most right pieces first."""
+    pairs = [
+        (_right(mine, its), i, j)
+        for i, mine in enumerate(written)
+        for j, its in enumerate(gold)
+        if mine.name == its.name
+    ]
+    total, taken, met = 0.0, set[int](), set[int]()
+    for right, i, j in sorted(pairs, key=lambda pair: -pair[0]):
+        if i not in taken and j not in met:
+            taken.add(i)
+            met.add(j)
+            total += right
+    return total
 
 
 def _right(written: ToolCall, gold: ToolCall) -> float:

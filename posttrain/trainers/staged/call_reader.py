@@ -27,20 +27,16 @@ _OPENS = "("
 
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token of each of A, B, C and D; ValueError where a letter is not one token of its own, known to the model."""
+    """The token of each of A, B, C and D; ValueError where a letter is none."""
     found: list[int] = []
     for letter in LETTERS:
-        ids: Any = tokenizer(letter, add_special_tokens=False)["input_ids"]
-        if (
-            len(ids) != 1
-            or ids[0] == tokenizer.unk_token_id
-            or tokenizer.convert_ids_to_tokens(ids[0]) != letter
-        ):
+        number = tokenizer.convert_tokens_to_ids(letter)
+        if not isinstance(number, int) or number == tokenizer.unk_token_id:
             raise ValueError(
-                f"iTool: the policy judges by the letters {', '.join(LETTERS)}, and {letter!r} is not one token of its "
+                f"iTool: the policy judges by the letters {', '.join(LETTERS)}, and {letter!r} is no token of its "
                 "tokenizer; take another model, or add the letters to model.scratch.alphabet"
             )
-        found.append(ids[0])
+        found.append(number)
     return found
 
 

@@ -113,7 +113,7 @@ def test_a_letter_is_its_own_token_and_none_that_contains_it(policy):
     near = {tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "()a"}
     assert not near & set(letter_ids(tokenizer))
     assert tokenizer.decode(ids).endswith("(")
-    with pytest.raises(ValueError, match="'A' is not one token of its tokenizer"):
+    with pytest.raises(ValueError, match="'A' is no token of its tokenizer"):
         letter_ids(character_tokenizer("abc()"))
 
 
@@ -214,20 +214,21 @@ def test_two_ranks_search_and_end_as_one(whole, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     stages = [tmp_path / "two" / "stages" / f"{stage:03d}" for stage in range(2)]
     assert len(list(stages[0].glob("search-*.jsonl"))) == 2
-    for name in ("perplexity", "search"):
-        found = itool.read_worked(stages[0], name)
-        assert [found[i] for i in sorted(found)] == worked(whole, 0, name)  # to the bit
-    for mine, its in zip(policies_of(tmp_path / "two", whole), policies(whole), strict=True):
-        for key in its:
-            assert_close(
-                mine[key], its[key], rtol=0, atol=2e-3
-            )  # sums over ranks, through Adam: two steps of 1e-3
+    found = itool.read_worked(stages[0], "perplexity")
+    assert [found[i] for i in sorted(found)] == pytest.approx(worked(whole, 0, "perplexity"), rel=1e-5)
+    found = itool.read_worked(stages[0], "search")
+    assert [tokens_of(found[i]) for i in sorted(found)] == [
+        tokens_of(row) for row in worked(whole, 0, "search")
+    ]
+    two = itool_run(tmp_path / "two")
+    assert len(two.pool) == len(whole.pool) == 3
+    mine, its = policies(two)[1], policies(whole)[1]
+    for key in its:
+        assert_close(mine[key], its[key], rtol=0, atol=1e-4)  # sums over ranks, through Adam's division
 
 
-def policies_of(folder, like):
-    trainer = itool_run(folder)
-    assert len(trainer.pool) == len(like.pool)
-    return policies(trainer)
+def tokens_of(row):
+    return [(pair["prefix"], pair["chosen"], pair["rejected"]) for pair in row["pairs"]], row["refused"]
 
 
 def test_what_cannot_be_is_refused(tmp_path):
