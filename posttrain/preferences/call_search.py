@@ -27,7 +27,7 @@ GRADES = (1.0, 0.1, -1.0, -2.0)
 
 
 @dataclass(frozen=True)
-class Write:
+class AskContinuations:
     """A wish: one continuation of `prefix` (the answer so far) for each seed."""
 
     prefix: Tokens
@@ -35,7 +35,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Judge:
+class AskJudgement:
     """A wish: the probabilities of A, B, C and D for the answer so far."""
 
     prefix: Tokens
@@ -50,7 +50,7 @@ class Continuation:
     ended: bool
 
 
-Wish = Write | Judge
+Wish = AskContinuations | AskJudgement
 Reply = Sequence[Continuation] | Sequence[float]
 
 
@@ -218,7 +218,7 @@ def search(reader: Reader, limits: SearchLimits, seed: int) -> Generator[Wish, R
         if not node.ended and node.depth < limits.depth:
             seeds = tuple(range(seed + drawn, seed + drawn + limits.children))
             drawn += limits.children
-            expand(node, _written((yield Write(node.prefix, seeds))), reader, limits)
+            expand(node, _written((yield AskContinuations(node.prefix, seeds))), reader, limits)
             if node.children:
                 visits = node.visits
                 node = max(
@@ -227,12 +227,12 @@ def search(reader: Reader, limits: SearchLimits, seed: int) -> Generator[Wish, R
                 )
         prefix = node.prefix
         if not node.ended and limits.rollout_steps:
-            (further,) = _written((yield Write(prefix, (seed + drawn,))))
+            (further,) = _written((yield AskContinuations(prefix, (seed + drawn,))))
             drawn += 1
             steps = fragments(further, reader.text, limits.step_limit, keep_cut=True)
             prefix += tuple(token for step in steps[: limits.rollout_steps] for token in step.tokens)
         if node.judged is None or not node.ended:
-            node.judged = judgement_value(_probabilities((yield Judge(prefix))))
+            node.judged = judgement_value(_probabilities((yield AskJudgement(prefix))))
         back_up(node, node.judged)
     return root
 
@@ -245,8 +245,8 @@ def _probabilities(reply: Reply) -> list[float]:
     return [one for one in reply if not isinstance(one, Continuation)]
 
 
-Served = Callable[[list[tuple[int, Write]]], list[list[Continuation]]]
-Judged = Callable[[list[tuple[int, Judge]]], list[list[float]]]
+Served = Callable[[list[tuple[int, AskContinuations]]], list[list[Continuation]]]
+Judged = Callable[[list[tuple[int, AskJudgement]]], list[list[float]]]
 
 
 def in_lockstep(searches: Sequence[Generator[Wish, Reply, Node]], write: Served, judge: Judged) -> list[Node]:
@@ -264,8 +264,8 @@ def in_lockstep(searches: Sequence[Generator[Wish, Reply, Node]], write: Served,
     for number in range(len(searches)):
         go_on(number, None)
     while wishes:
-        writes = [(n, wish) for n, wish in wishes.items() if isinstance(wish, Write)]
-        judges = [(n, wish) for n, wish in wishes.items() if isinstance(wish, Judge)]
+        writes = [(n, wish) for n, wish in wishes.items() if isinstance(wish, AskContinuations)]
+        judges = [(n, wish) for n, wish in wishes.items() if isinstance(wish, AskJudgement)]
         wishes = {}
         replies: dict[int, Reply] = {}
         if writes:

@@ -10,11 +10,11 @@ import torch
 from posttrain.answers.tool_calls import word_overlap
 from posttrain.preferences.base import PairBatch
 from posttrain.preferences.call_search import (
+    AskContinuations,
+    AskJudgement,
     Continuation,
-    Judge,
     Node,
     SearchLimits,
-    Write,
     back_up,
     expand,
     fast_reward,
@@ -254,7 +254,7 @@ def test_searches_side_by_side_are_those_alone_and_seeds_decide():
         return written(f"[f(a={seed % 5}, b={seed % 3})]"[len(prefix) :])
 
     alone = [in_lockstep([search(Scripted(), limits, seed)], *serve(noisy))[0] for seed in (3, 40, 3)]
-    log: list[list[Write]] = []
+    log: list[list[AskContinuations]] = []
     together = in_lockstep([search(Scripted(), limits, seed) for seed in (3, 40)], *serve(noisy, log))
     assert [shape(tree) for tree in together] == [shape(tree) for tree in alone[:2]]
     assert shape(alone[0]) == shape(alone[2]) != shape(alone[1])
@@ -274,7 +274,7 @@ def test_a_finished_answer_is_judged_once():
 
     limits = SearchLimits(rounds=4, children=2, depth=3, step_limit=1, exploration=1.0, rollout_steps=1)
     (root,) = in_lockstep([search(Scripted(), limits, 0)], write, counted)
-    assert asked == [Judge(tokens("good") + (END,))]
+    assert asked == [AskJudgement(tokens("good") + (END,))]
     assert (root.visits, root.children[0].visits) == (4, 4)
     assert root.value == pytest.approx(1.0)
 

@@ -27,7 +27,14 @@ import torch
 from trl import DPOConfig
 
 from posttrain.answers.tool_calls import word_overlap
-from posttrain.preferences.call_search import Continuation, Judge, SearchLimits, Write, in_lockstep, search
+from posttrain.preferences.call_search import (
+    AskContinuations,
+    AskJudgement,
+    Continuation,
+    SearchLimits,
+    in_lockstep,
+    search,
+)
 from posttrain.preferences.deficiency import hardest
 from posttrain.preferences.itool import ITool
 from posttrain.preferences.step_pairs import PairFilter, step_pairs
@@ -301,13 +308,13 @@ class _Asks:
     ) -> None:
         self.policy, self.rows, self.readers, self.sampling = policy, rows, readers, sampling
 
-    def write(self, wishes: list[tuple[int, Write]]) -> list[list[Continuation]]:
+    def write(self, wishes: list[tuple[int, AskContinuations]]) -> list[list[Continuation]]:
         prompts = [self.rows[n].ids + list(wish.prefix) for n, wish in wishes for _ in wish.seeds]
         sampling = [replace(self.sampling, seed=seed) for _, wish in wishes for seed in wish.seeds]
         drawn = iter(self.policy.write(prompts, sampling))
         return [[next(drawn) for _ in wish.seeds] for _, wish in wishes]
 
-    def judge(self, wishes: list[tuple[int, Judge]]) -> list[list[float]]:
+    def judge(self, wishes: list[tuple[int, AskJudgement]]) -> list[list[float]]:
         tokenizer = self.policy.tokenizer
         return self.policy.judgements(
             [
