@@ -9,6 +9,7 @@ share no prompt.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -98,7 +99,7 @@ class ApiCalls:
     demonstrations: Annotated[int, Ge(1), Le(100)] = 1
     """completions per request, each drawn anew"""
     easy_first: bool = False
-    """rows by their number of arguments, for a warm-up that reads them in order"""
+    """thirds by number of arguments, the later two mixed half and half with earlier rows, to be read in order"""
 
     def rows(self, split: str, *, completions: bool) -> Iterator[dict[str, Any]]:
         """prompt, answer and difficulty of each request of "train" or "test"; with `completions`, the teacher's too."""
@@ -126,7 +127,19 @@ class ApiCalls:
             drawn[one[0]] = one
         requests = list(drawn.values())
         requests = requests[self.held_out :] if split == "train" else requests[: self.held_out]
-        return sorted(requests, key=lambda one: len(one[2])) if self.easy_first else requests
+        return _easy_first(requests, rng) if self.easy_first else requests
+
+
+def _easy_first(requests: list[Drawn], rng: random.Random) -> list[Drawn]:
+    """By number of arguments in thirds, each shuffled; behind each row of a later third one from an earlier third is
+    read again, as a model that only meets new ones forgets the old."""
+    ordered = sorted(requests, key=lambda one: len(one[2]))
+    ends = [len(ordered) * third // 3 for third in range(4)]
+    found: list[Drawn] = []
+    for start, end in itertools.pairwise(ends):
+        for one in rng.sample(ordered[start:end], end - start):
+            found += [one, rng.choice(ordered[:start])] if start else [one]
+    return found
 
 
 def mistake(name: str, arguments: dict[str, Any], rng: random.Random) -> str:

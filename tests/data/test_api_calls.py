@@ -34,12 +34,23 @@ def test_rows_follow_from_the_seed_and_splits_share_no_request() -> None:
     assert {(read_calls(row["answer"]) or [])[0].name for row in train} == set(TOOLS)
 
 
-def test_the_largest_task_is_drawn_to_its_end_and_the_easy_ones_come_first() -> None:
-    task = ApiCalls(size=2000, held_out=400, easy_first=True)
-    difficulty = [row["difficulty"] for row in task.rows("train", completions=False)]
-    assert len(difficulty) == 2000
-    assert difficulty == sorted(difficulty)
-    assert {*difficulty} == {1, 2, 3, 4}
+def test_the_largest_task_is_drawn_to_its_end() -> None:
+    rows = list(ApiCalls(size=2000, held_out=400).rows("train", completions=False))
+    assert len({row["prompt"] for row in rows}) == 2000
+    assert {row["difficulty"] for row in rows} == {1, 2, 3, 4}
+
+
+def test_easy_rows_come_first_and_come_again() -> None:
+    plain = [row["prompt"] for row in ApiCalls(size=300).rows("train", completions=False)]
+    rows = list(ApiCalls(size=300, easy_first=True).rows("train", completions=False))
+    assert {row["prompt"] for row in rows} == set(plain)
+    assert len(rows) == 100 + 2 * 200
+    difficulty = [row["difficulty"] for row in rows]
+    thirds = [difficulty[:100], difficulty[100:300:2], difficulty[300::2]]  # the new rows
+    assert all(max(a) <= min(b) for a, b in zip(thirds, thirds[1:], strict=False))
+    assert [row["prompt"] for row in rows[:100]] != sorted(plain)[:100]
+    again, before = rows[301::2], {row["prompt"] for row in rows[:300]}
+    assert all(row["prompt"] in before for row in again)
 
 
 def test_a_mistake_is_never_right_and_the_teacher_errs_as_often_as_asked() -> None:
