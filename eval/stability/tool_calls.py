@@ -24,9 +24,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     options = parser.parse_args()
     rows = list(ApiCalls().rows("test", completions=False))[: options.requests]
-    for folder in sorted((options.run / "policies").glob("[0-9]*")):
+    states = options.run / "checkpoints"
+    for folder in sorted((states / "policies").glob("[0-9]*")):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        generator = EngineGenerator(tokenizer, transformers_engine_of(tokenizer, base=options.run / "base"))
+        generator = EngineGenerator(tokenizer, transformers_engine_of(tokenizer, base=states / "base"))
         sampling = Sampling(temperature=0.0, max_new_tokens=80, stop_token_ids=stop_ids(tokenizer))
         texts = generator(folder, [prompt_ids(tokenizer, row["prompt"]) for row in rows], sampling)
         generator.close()
