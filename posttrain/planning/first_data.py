@@ -88,9 +88,7 @@ def _of_name(method: Method, given: str | None, chat: bool) -> FirstData:
         )
     marked = method.load_settings().marked_answers
     on_the_hub = MARKED_ON_THE_HUB if marked else PAIRS_ON_THE_HUB
-    by_answer = method.family == "preference" and needed_columns(method) == (
-        "answer",
-    )  # it makes its own pairs
+    by_answer = method.load_settings().makes_pairs
     name = given or (
         "api_calls" if by_answer else "gsm8k" if rewarded or method.family == "sft" else on_the_hub
     )

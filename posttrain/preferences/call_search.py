@@ -59,7 +59,7 @@ class Reader(Protocol):
 
     def text(self, tokens: Tokens) -> str: ...
 
-    def score(self, before: str, fragment: str) -> float: ...
+    def score(self, before: str, fragment: str, ended: bool) -> float: ...
 
 
 @dataclass
@@ -203,7 +203,7 @@ def expand(node: Node, written: Sequence[Continuation], reader: Reader, limits: 
             if child is None:
                 child = Node(piece.tokens, piece.prior, ended=piece.ended, parent=at)
                 after = reader.text(child.prefix)
-                child.value = reader.score(before, after[len(before) :])
+                child.value = reader.score(before, after[len(before) :], piece.ended)
                 at.children.append(child)
             at, before = child, reader.text(child.prefix)
             if child.ended:

@@ -35,6 +35,7 @@ class ITool(PairLoss):
     needs_columns: ClassVar[tuple[str, ...]] = ("answer",)
     needs_reference: ClassVar[bool] = False
     in_stages: ClassVar[bool] = True
+    makes_pairs: ClassVar[bool] = True
 
     iterations: Annotated[int, Gt(0)] = 3
     """searches and trainings in turn; the released script runs 1"""

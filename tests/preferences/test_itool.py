@@ -56,7 +56,7 @@ class Scripted:
     def text(self, ids) -> str:
         return text(ids)
 
-    def score(self, before: str, fragment: str) -> float:
+    def score(self, before: str, fragment: str, ended: bool) -> float:
         return self.scores.get(before + fragment, 0.0)
 
 

@@ -65,17 +65,29 @@ class GoldReader:
         found: Any = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return found
 
-    def score(self, before: str, fragment: str) -> float:
+    def score(self, before: str, fragment: str, ended: bool) -> float:
         if self.as_released or not self.calls:
             agrees = (")]" in fragment) == (")]" in self.gold)
             return fast_reward(agrees, word_overlap(fragment, self.gold))
-        written = read_open_calls(before + fragment)
+        text = before + fragment
+        written = read_open_calls(text)
         share = finished_share(written, self.calls)
-        ended = bool(written) and all(call.closed for call in written)
         pieces, wanted = (sum(1 + len(call.arguments) for call in calls) for calls in (written, self.calls))
-        # to be unfinished is a fault only where nothing is left to say
-        agrees = pieces == wanted if ended else pieces <= wanted
-        return fast_reward(agrees, 0.5 if share is None else share)
+        if ended or ")]" in fragment:
+            agrees = read_calls(text) is not None and pieces == wanted
+        else:
+            agrees = pieces <= wanted  # to be unfinished is a fault only where nothing is left to say
+        if share is None:  # no name stands yet: neither right nor wrong, if it can still become one
+            share = 0.5 if not ended and self._may_begin(text) else 0.0
+        return fast_reward(agrees, share)
+
+    def _may_begin(self, text: str) -> bool:
+        """Whether a text without a name yet can go on to a gold call; JSON and reasoning are not read so early."""
+        start = text.lstrip()
+        if start.startswith(("{", "[{", "<")):
+            return True
+        name = start.removeprefix("[").lstrip()
+        return any(call.name.startswith(name) for call in self.calls)
 
 
 class CallPolicy:

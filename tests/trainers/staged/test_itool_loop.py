@@ -121,19 +121,27 @@ def test_fragments_are_scored_by_structure_and_as_released_by_words():
     tokenizer = itool_tokenizer()
     ours = GoldReader(tokenizer, GOLD, "corrected")
     released = GoldReader(tokenizer, GOLD, "reference")
-    assert ours.score("[weather(city=", '"Oslo", days=') == pytest.approx(0.6)
-    assert ours.score("[weather(city=", '"Bonn", days=') == pytest.approx(0.1)
-    assert ours.score("", "[wea") == pytest.approx(0.1)  # nothing to be right about yet
-    assert ours.score('[weather(city="Oslo", days=', "3)]") == pytest.approx(0.6)
-    assert ours.score('[weather(city="Oslo"', ")]") == pytest.approx(0.4)  # it ends too early
+
+    def ours_of(before, fragment, ended=False):
+        return ours.score(before, fragment, ended)
+
+    assert ours_of("[weather(city=", '"Oslo", days=') == pytest.approx(0.6)
+    assert ours_of("[weather(city=", '"Bonn", days=') == pytest.approx(0.1)
+    assert ours_of("", "[wea") == pytest.approx(0.1)  # nothing to be right about yet
+    assert ours_of("", "[clo") == pytest.approx(-0.4)  # and nothing that it could become
+    assert ours_of("", "clouds)]", True) == pytest.approx(-0.6)
+    assert ours_of("", "[wea", True) == pytest.approx(-0.6)
+    assert ours_of('[weather(city="Oslo", days=', "3)]", True) == pytest.approx(0.6)
+    assert ours_of('[weather(city="Oslo"', ")]") == pytest.approx(0.4)  # it ends too early
+    assert ours_of('[weather(city="Oslo", days=3, ', "4)]") == pytest.approx(0.4)  # and is no call
     # values in each other's place: the words are there
     swapped = '[weather(city=3, days="Oslo")]'
-    assert released.score("", swapped) == pytest.approx(0.6)
-    assert ours.score("", swapped) == pytest.approx(0.1 + 1 / 3 - 0.5)
-    assert released.score("[weather(city=", '"Oslo", days=') == pytest.approx(-0.1 + 1.0 - 0.5)
+    assert released.score("", swapped, True) == pytest.approx(0.6)
+    assert ours_of("", swapped, True) == pytest.approx(0.1 + 1 / 3 - 0.5)
+    assert released.score("[weather(city=", '"Oslo", days=', False) == pytest.approx(-0.1 + 1.0 - 0.5)
     plain = GoldReader(tokenizer, "Good day to you", "corrected")
-    assert plain.score("", "Good day") == pytest.approx(0.6)
-    assert plain.score("", GOLD) == pytest.approx(-0.6)
+    assert plain.score("", "Good day", False) == pytest.approx(0.6)
+    assert plain.score("", GOLD, True) == pytest.approx(-0.6)
 
 
 def test_compat_reaches_tree_and_pairs(tmp_path, monkeypatch):
