@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TASKS: dict[str, str] = {
+    "api_calls": "posttrain.data.api_calls:ApiCalls",
     "calculator": "posttrain.data.calculator:Calculations",
     "countdown": "posttrain.data.countdown:Countdown",
     "digits": "posttrain.data.digits:Digits",

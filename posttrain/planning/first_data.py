@@ -29,7 +29,12 @@ HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 _MATHS = re.compile(r"\\[a-zA-Z]|\$|[\^=]|^[-+(\[{]*[\d.,]")
 """A number, a list of them, or LaTeX: what math_answer compares by value."""
 SHORT = 80
-REWARD_OF_TASK = {"sort": "exact_match", "countdown": "countdown", "sudoku": "sudoku"}
+REWARD_OF_TASK = {
+    "api_calls": "tool_call_match",
+    "sort": "exact_match",
+    "countdown": "countdown",
+    "sudoku": "sudoku",
+}
 PAIRS_ON_THE_HUB = "trl-lib/ultrafeedback_binarized"
 MARKED_ON_THE_HUB = "trl-lib/kto-mix-14k"
 
@@ -83,11 +88,14 @@ def _of_name(method: Method, given: str | None, chat: bool) -> FirstData:
         )
     marked = method.load_settings().marked_answers
     on_the_hub = MARKED_ON_THE_HUB if marked else PAIRS_ON_THE_HUB
-    name = given or ("gsm8k" if rewarded or method.family == "sft" else on_the_hub)
+    by_answer = method.load_settings().makes_pairs
+    name = given or (
+        "api_calls" if by_answer else "gsm8k" if rewarded or method.family == "sft" else on_the_hub
+    )
     lacks = "no answers marked good or bad" if marked else "no pairs of answers"
     section: dict[str, Any] = {"name": name}
     if name in TASKS:
-        if method.family == "preference":
+        if method.family == "preference" and not by_answer:
             raise DataError(f"task '{name}' has {lacks}; method '{method.name}' needs them")
         section["args"] = {"size": 1000, "held_out": 128}
         rewards = [{"name": REWARD_OF_TASK[name]}] if rewarded else []

@@ -37,6 +37,7 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "salsa": {"beta": 0.05},
     "online_dpo": {"learning_rate": 5e-7, "beta": 0.1},
     "simpo": {"beta": 2.0},
+    "itool": {"learning_rate": 1e-6, "beta": 2.5},
     "kto": {"learning_rate": 5e-6},
     "mdlm_sft": {"learning_rate": 1e-5},
 }

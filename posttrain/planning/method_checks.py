@@ -169,6 +169,6 @@ def _tokenizer_faults(recipe: Recipe, name: str, path: str) -> Iterator[str]:
 
 def run_in_words(recipe: Recipe, processes: int, rows: int | None) -> str:
     """How long the run is; of a method in stages whose `train` speaks of one stage, how long a stage is."""
-    words = length_in_words(recipe, processes, rows)
+    words = length_in_words(recipe, processes, None if recipe.objective.makes_pairs else rows)
     stages = recipe.objective.stages
     return words if stages is None else f"{stages}, each {words}"

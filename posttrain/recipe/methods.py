@@ -200,6 +200,13 @@ METHODS: dict[str, Method] = {
             "posttrain.trainers.staged.seppo:SePPOTrainer",
             "rounds of DPO against samples of past checkpoints, flipped where those are good",
         ),
+        Method(
+            "itool",
+            "preference",
+            "posttrain.preferences.itool:ITool",
+            "posttrain.trainers.staged.itool:IToolTrainer",
+            "calls of tools: SimPO on steps of a tree that the policy searches and judges, of the rows it is worst at",
+        ),
         _listed("preference", "rpo", "RPO", "DPO with an imitation term against overoptimisation"),
     ]
 }

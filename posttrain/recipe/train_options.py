@@ -204,6 +204,7 @@ class SFTTrain(TextTrain):
     padding_free: bool = False
     assistant_only_loss: bool = False
     shuffle_dataset: bool = False
+    train_sampling_strategy: Literal["random", "sequential"] = "random"
     neftune_noise_alpha: Annotated[float, Gt(0), Le(1000)] | None = None
 
 

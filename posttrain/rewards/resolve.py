@@ -41,6 +41,7 @@ BUILT_IN = {
     "countdown": "posttrain.rewards.puzzles:countdown",
     "sudoku": "posttrain.rewards.puzzles:sudoku",
     "code_tests": "posttrain.rewards.code_reward:code_tests",
+    "tool_call_match": "posttrain.rewards.tool_call_reward:tool_call_match",
     "jpeg_size": "posttrain.rewards.image_rewards:jpeg_size",
     "image_statistic": "posttrain.rewards.image_rewards:image_statistic",
     "image_class": "posttrain.rewards.image_rewards:image_class",

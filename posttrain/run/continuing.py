@@ -85,6 +85,7 @@ VERDICTS: dict[str, str | None] = {
     "train.beta_high": _BUFFER,
     "train.disable_dropout": None,
     "train.shuffle_dataset": _ROWS,
+    "train.train_sampling_strategy": _ROWS,
     "train.mask_truncated_completions": None,
     "train.entropy_coef": None,
     "train.top_entropy_quantile": None,

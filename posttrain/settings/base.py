@@ -96,6 +96,8 @@ class Settings:
     """Whether it may go on from a sequence classifier, which scores texts and writes none."""
     in_stages: ClassVar[bool] = False
     """Whether it trains in stages, each with a trainer and a reference of its own."""
+    makes_pairs: ClassVar[bool] = False
+    """Whether it makes as many pairs of its rows as it finds: nobody knows beforehand how many steps an epoch has."""
     names_files: ClassVar[tuple[str, ...]] = ()
     """Settings that name a file."""
     names_models: ClassVar[tuple[str, ...]] = ()

@@ -51,6 +51,8 @@ def write(name, rows):
 def data_of(method):
     if method.name == "drift":
         return "complaints.jsonl"
+    if method.name == "itool":  # it makes its own pairs
+        return "sums_train.jsonl"
     return "pairs.jsonl" if method.family == "preference" else "sums_train.jsonl"
 
 

@@ -134,10 +134,11 @@ def test_built_in_rewards_are_described_and_loaded():
         "image_class": ("folder",),
         "drift_penalty": ("goal", "reference"),
         "policy_precedents": ("policy", "model", "base_url"),
+        "tool_call_match": ("answer",),
         "reasoning_gym": ("puzzle",),
     }
     assert {name for name in BUILT_IN if describe(name).yields_answers} == {
-        "math_answer", "exact_match", "countdown", "sudoku",
+        "math_answer", "exact_match", "countdown", "sudoku", "tool_call_match",
     }  # fmt: skip
     assert all(describe(name).judges_each for name in BUILT_IN)
     assert load_reward("exact_match")(["a"], answer=["a"], another_column=[1]) == [1.0]

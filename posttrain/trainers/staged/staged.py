@@ -88,7 +88,7 @@ class Stage:
 
 
 class StagedTrainer:
-    """Base of DRIFT and SePPO. To a session it looks like a trainer: `train`, `state`, `row_counts`, callbacks;
+    """Base of DRIFT, SePPO and iTool. To a session it looks like a trainer: `train`, `state`, `row_counts`, callbacks;
     `model` and `accelerator` are those of the stage that is training.
 
     model       the policy to start from, in memory or a local path or hub name; it is saved into the run's folder
