@@ -110,8 +110,10 @@ class PPOTrainer(PolicyTrainer):
 
 
 class PPOMaxTrainer(PPOTrainer):
-    """`PPOMaxTrainer(model, reward_funcs, args=PPOMaxConfig(output_dir=...), train_dataset=prompts)`; its parameters
-    are PPOTrainer's."""
+    """`PPOMaxTrainer(model, reward_funcs, args=PPOMaxConfig(output_dir=...), train_dataset=prompts)`.
+
+    PPO with the devices of arXiv 2307.04964, each a setting of PPOMaxConfig; its parameters are PPOTrainer's, texts for
+    PPO-ptx (`ptx_dataset`) among them."""
 
     objective_class = PPOMax
     config_class = PPOMaxConfig
