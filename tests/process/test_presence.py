@@ -53,8 +53,17 @@ def test_a_server_that_refuses_the_key_is_not_up(server: str, monkeypatch) -> No
     assert presence.healthy([server], seconds=0.0) == [server]
 
 
-def test_a_watch_begins_when_it_is_there_and_ends_when_it_is_gone() -> None:
-    port, ended = free_port(), []
+def test_a_watch_begins_when_it_is_there_and_ends_when_it_is_gone(monkeypatch) -> None:
+    port, ended, seen = free_port(), [], threading.Event()
+    look = presence.is_there
+
+    def looking(host: str, port: int) -> bool:
+        found = look(host, port)
+        if found and threading.current_thread() is watching:
+            seen.set()
+        return found
+
+    monkeypatch.setattr(presence, "is_there", looking)
     watching = threading.Thread(
         target=lambda: ended.append(presence.watch("127.0.0.1", port, look_s=0.05)), daemon=True
     )
@@ -66,6 +75,7 @@ def test_a_watch_begins_when_it_is_there_and_ends_when_it_is_gone() -> None:
         time.sleep(0.02)
     for _ in range(200):  # more than a queue of connections holds: they are taken
         assert presence.is_there("127.0.0.1", port)
+    assert seen.wait(timeout=10)  # what it has not seen there cannot be gone for it
     assert not ended
     holder.kill()
     holder.wait()

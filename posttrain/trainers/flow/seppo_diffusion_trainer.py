@@ -94,17 +94,16 @@ class SePPODiffusionTrainer(DiffusionDPOTrainer):
             shutil.rmtree(self.pool.path(index))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Also takes the pool that stands beside the checkpoint, or, where the run is a fresh one, none."""
+        """Also takes the pool that stands beside the checkpoint; a fresh run empties its own at the first step."""
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
         self._round = 0
-        if self.accelerator.is_main_process:
-            if checkpoint is None:
-                shutil.rmtree(self.pool.folder, ignore_errors=True)
-                self.pool.draws = []
-            elif (beside := Path(checkpoint).parent / POOL).resolve() != self.pool.folder.resolve():
-                shutil.rmtree(self.pool.folder, ignore_errors=True)
-                if beside.is_dir():
-                    shutil.copytree(beside, self.pool.folder)
+        beside = Path(checkpoint).parent / POOL
+        if self.accelerator.is_main_process and beside.resolve() != self.pool.folder.resolve():
+            shutil.rmtree(self.pool.folder, ignore_errors=True)
+            if beside.is_dir():
+                shutil.copytree(beside, self.pool.folder)
         self.accelerator.wait_for_everyone()
 
     # Pairs

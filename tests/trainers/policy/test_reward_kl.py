@@ -66,7 +66,7 @@ def test_the_loss_has_the_term_only_where_the_reward_has_not(baseline):
     host = SimpleNamespace(beta=0.5, args=SimpleNamespace(use_bias_correction_kl=False))
     step: Any = SimpleNamespace(host=host, objective=REINFORCEPlusPlus(baseline=baseline))
     kls: list[torch.Tensor] = []
-    found = PolicyStep._with_terms(step, batch, torch.zeros(1, 2), None, kls)
+    found = PolicyStep._with_terms(step, batch, torch.zeros(1, 2), None, kls, {})
     kl = torch.full((1, 2), 0.5).exp().reciprocal() + 0.5 - 1  # e^d - d - 1 with d = -1/2
     assert_close(kls[0], kl)
     assert_close(found, kl * (0.5 if baseline == "group" else 0.0))

@@ -13,11 +13,10 @@ from posttrain.trainers.engines.attach import own_model_engine
 from posttrain.trainers.policy.bindings import (
     GRPOConfig,
     GRPOTrainer,
-    PPOConfig,
-    PPOTrainer,
     REINFORCEPlusPlusConfig,
     REINFORCEPlusPlusTrainer,
 )
+from posttrain.trainers.policy.ppo_trainer import PPOConfig, PPOTrainer
 from posttrain.trainers.reporting.rollout_columns import last_rollout
 
 
