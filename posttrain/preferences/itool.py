@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.preferences.base import PairBatch, PairLoss
-from posttrain.preferences.simpo import simpo_loss
+from posttrain.preferences.simpo import SimPO
 from posttrain.settings import RunView
 
 
@@ -94,21 +94,15 @@ class ITool(PairLoss):
                 "tokens, and the released script has 2.5"
             )
 
+    @property
+    def _simpo(self) -> SimPO:
+        return SimPO(margin=self.margin)
+
     def pair_loss(self, batch: PairBatch) -> Tensor:
-        return simpo_loss(
-            chosen_logps=batch.chosen_logps,
-            rejected_logps=batch.rejected_logps,
-            chosen_lengths=batch.chosen_lengths,
-            rejected_lengths=batch.rejected_lengths,
-            beta=batch.beta,
-            margin=self.margin,
-        )
+        return self._simpo.pair_loss(batch)
 
     def rewards(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        return (
-            batch.beta * batch.chosen_logps / batch.chosen_lengths.clamp(min=1),
-            batch.beta * batch.rejected_logps / batch.rejected_lengths.clamp(min=1),
-        )
+        return self._simpo.rewards(batch)
 
     def metrics(self, batch: PairBatch) -> dict[str, Tensor]:
         return {

@@ -162,22 +162,10 @@ class Judge:
             with PHASES.within("scoring with reward models", len(local)):
                 judged = self.ask_trl(by_trl, inputs, prompts, completions, completion_ids)
             rewards[:, by_trl] = judged
-        logged = dict(scores.metrics)
-        for k, model in self.models.items():
-            with PHASES.within(f"scoring with {model.title}", len(local)):
-                scores_of = partial(model.score, prompts, completions)
-                rewards[:, k], sums = self._of_own_responses(
-                    model.title, scores_of, lambda one=model: (one.cut,)
-                )
-            logged[f"reward_models/{model.title}/cut_share"] = [sums[0] / max(1, len(rows))]
-        for k, drift in self.drifts.items():
-            with PHASES.within(f"scoring with {drift.title}", len(local)):
-                scores_of = partial(self._by_drift, drift, prompts, completion_ids, local)
-                rewards[:, k], sums = self._of_own_responses(
-                    drift.title, scores_of, lambda one=drift: (one.kl, one.js)
-                )
-            kl, js = (total / max(1, len(rows)) for total in sums)
-            logged |= {f"drift/{drift.title}/kl": [kl], f"drift/{drift.title}/js": [js]}
+        logged = {
+            **scores.metrics,
+            **self._score_here(rewards, prompts, completions, local),
+        }
         require_judged(
             rewards, host.reward_func_names, [*self._models_among(by_trl), *self.models, *self.drifts]
         )
@@ -195,6 +183,24 @@ class Judge:
             given=None if given is None else [row["given"] for row in rows],
             messages=[row["messages"] for row in rows] if host.turns.taken else None,
         )
+
+    def _score_here(
+        self, rewards: Tensor, prompts: list[Any], completions: list[Any], local: list[dict[str, Any]]
+    ) -> dict[str, list[float]]:
+        """Fills the columns of reward models and of drift_penalty, each rank for its own responses; what they log."""
+        logged, all_rows = {}, max(1, len(rewards))
+        for k, model in self.models.items():
+            asked = partial(model.score, prompts, completions)
+            lost = lambda one=model: (one.cut,)  # noqa: E731  # bound to this one
+            rewards[:, k], sums = self._of_own_responses(model.title, len(local), asked, lost)
+            logged[f"reward_models/{model.title}/cut_share"] = [sums[0] / all_rows]
+        for k, drift in self.drifts.items():
+            asked = partial(self._by_drift, drift, prompts, local)
+            apart = lambda one=drift: (one.kl, one.js)  # noqa: E731
+            rewards[:, k], sums = self._of_own_responses(drift.title, len(local), asked, apart)
+            for name, total in zip(("kl", "js"), sums, strict=True):
+                logged[f"drift/{drift.title}/{name}"] = [total / all_rows]
+        return logged
 
     def _take(self, scored: Rollout, count: int, mode: str) -> None:
         """Makes it the last rollout and logs it; `count` of its responses are this rank's."""
@@ -217,26 +223,29 @@ class Judge:
     def _models_among(self, positions: list[int]) -> list[int]:
         return [k for k in positions if isinstance(self.host.reward_funcs[k], nn.Module)]
 
-    def _by_drift(
-        self, drift: DriftScorer, prompts: list[Any], ids: list[Any], local: list[dict[str, Any]]
-    ) -> list[float]:
+    def _by_drift(self, drift: DriftScorer, prompts: list[Any], local: list[dict[str, Any]]) -> list[float]:
         if self.host.turns.taken:
             raise RewardError(
                 f"reward {drift.title!r} reads answers of one turn, and this run's have tools' answers in them"
             )
         policy = self.host.accelerator.unwrap_model(self.host.model)
         goals = [row["columns"].get("goal") for row in local]
-        return drift.score(policy, prompts, ids, goals)
+        return drift.score(policy, prompts, [row["ids"] for row in local], goals)
 
     def _of_own_responses(
-        self, title: str, scores_of: Callable[[], list[float]], sums_of: Callable[[], Sequence[float]]
+        self,
+        title: str,
+        count: int,
+        scores_of: Callable[[], list[float]],
+        sums_of: Callable[[], Sequence[float]],
     ) -> tuple[Tensor, list[float]]:
-        """Scores (B,) over all ranks, and what `sums_of` then says, added up over them. A failure on one rank is raised
-        on all."""
+        """Scores (B,) over all ranks, of which `count` are this one's, and what `sums_of` then says, added up over
+        them. A failure on one rank is raised on all."""
         failure: Exception | None = None
         scores: list[float] = []
         try:
-            scores = scores_of()
+            with PHASES.within(f"scoring with {title}", count):
+                scores = scores_of()
         except Exception as error:  # it must reach the other ranks before it is raised
             failure = error
         told = None if failure is None else f"{type(failure).__name__}: {failure}"
