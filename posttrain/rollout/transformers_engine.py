@@ -38,9 +38,6 @@ class _Batch:
     length: int  # L
     cache: Any
     ended: Tensor  # (R,) bool
-    prompts: (
-        SharedPrompts | None
-    )  # read once for their rows, and no part of the cache; None where rows hold their own
     prompts: SharedPrompts | None  # where prompts are read once for their rows; the cache holds the rest then
 
 
@@ -50,6 +47,7 @@ class TransformersEngine:
     any_rank  whether a flag is true on any rank: where the weights are sharded each forward is a collective, so a
               rank that is done keeps stepping until all are
     max_rows  rows written at a time; bounds the cache
+    products  dtype of the matrix products in the model's own forward pass (bfloat16 under autocast)
     """
 
     name = "transformers"
@@ -66,8 +64,9 @@ class TransformersEngine:
         dtype: torch.dtype = torch.float32,
         any_rank: Callable[[bool], bool] | None = None,
         max_rows: int = 256,
+        products: torch.dtype = torch.float32,
     ) -> None:
-        self._generating = generating
+        self._generating, self._products = generating, products
         self._pad = pad_token_id
         self._any_rank = any_rank
         self._max_rows = max_rows
@@ -92,7 +91,7 @@ class TransformersEngine:
             PHASES.within("generating", len(wanted)) as phase,
             self._generating() as model,
             _evaluating(model),
-            packed_products(model, self._steps(wanted)),
+            packed_products(model, self._steps(wanted), self._products),
         ):
             while self._goes_on(len(done) < len(wanted)):
                 part = wanted[len(done) : len(done) + self._max_rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -134,3 +136,38 @@ def test_a_packed_product_is_the_product(monkeypatch: pytest.MonkeyPatch) -> Non
             torch.testing.assert_close(model(rows), want, atol=1e-6, rtol=1e-5)
             assert torch.equal(model(rows[:1, :1]), alone)
     assert "forward" not in vars(layer)
+
+
+def test_a_product_in_bfloat16_is_autocasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a rounding of the output; where the processor has no such products nothing is packed."""
+    monkeypatch.setattr(packing, "_LEAST_WEIGHTS", 0)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(33, 57)
+    rows = torch.randn(5, 2, 33)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want = layer(rows)
+    with torch.no_grad(), packing.packed_products(layer, packing.WORTH_TOKENS, torch.bfloat16):
+        packed = "forward" in vars(layer)
+        assert packed == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert torch.is_autocast_enabled("cpu") == packed
+        if packed:
+            found = layer(rows)
+            assert found.dtype is torch.bfloat16
+            torch.testing.assert_close(found, want, atol=1e-2, rtol=1e-2)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_model_under_autocast_is_sampled_in_its_own_products(taken: list[int]) -> None:
+    """As accelerate wraps it; log-probs are those of the wrapped forward pass to bfloat16."""
+    model = llama()
+    wrapped = type(model).forward
+
+    def narrow(*args: object, **options: object) -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return wrapped(model, *args, **options)
+
+    model.forward = narrow
+    engine = TransformersEngine.of(model, pad_token_id=0, products=torch.bfloat16)
+    for prompt, found in zip(PROMPTS, engine.generate(PROMPTS, replace(ENDS_OFTEN, n=1)), strict=True):
+        want = logprobs_of(model, prompt, found.token_ids)
+        torch.testing.assert_close(torch.tensor(found.logprobs), want.float(), atol=3e-2, rtol=0)

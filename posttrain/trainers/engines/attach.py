@@ -112,6 +112,7 @@ def own_model_engine(trainer: Any) -> TransformersEngine:
         pad_token_id=trainer._tokenizer.pad_token_id,
         dtype=next(trainer.model.parameters()).dtype,
         any_rank=None if alone else any_rank,
+        products=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
     )
 
 
