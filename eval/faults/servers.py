@@ -54,8 +54,12 @@ class RolloutServer:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process.poll() is None:
+            self.pause(signal.SIGCONT)
             os.killpg(self._process.pid, number)
-            self._process.wait(60)
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def main() -> int:

@@ -195,7 +195,8 @@ class Server:
     def _lost(self, path: str, reason: str, tries: int, seconds: float) -> str:
         """The message when all tries failed: which server, what was seen, what to do."""
         who = f"{self.role.name} {self.url}"
-        text = f"{who}: no usable answer to {path} in {tries} tries and {seconds:.0f} s ({reason})."
+        often = "1 try" if tries == 1 else f"{tries} tries"
+        text = f"{who}: no usable answer to {path} in {often} and {seconds:.0f} s ({reason})."
         if any(word in reason for word in _MEMORY):
             return (
                 f"{text} It ran out of memory: restart it with a smaller --max-num-seqs, --max-model-len or "

@@ -1,7 +1,8 @@
 """Which of a run's servers take part: one that is lost is left out, and taken back at a sync of weights.
 
 A server that is down comes back as soon as it answers. One that is up and yet gave no usable answers (slow, or wrong)
-stays away longer each time, or every rollout would wait for it again.
+stays away longer each time, or every rollout would wait for it again; so does one that says it is well and cannot be
+taken.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from posttrain.rollout.vllm.client import Failure, Server
 
 _LOOK_S = 3.0
 """For the answer to /health of a server that is asked whether it is there."""
+_LONGEST_PAUSE = 31
+"""Syncs between two looks at a server that cannot be taken back: each may wait for its answer."""
 
 
 @dataclass
@@ -59,7 +62,9 @@ class Roster:
                 raise type(error)(f"{error} No other server is left ({others}).") from error
             faults = self._faults[server.url] = self._faults.get(server.url, 0) + (1 if up else 0)
             what = "up, but gives no usable answers" if up else "down"
-            self._away[server.url] = Absence(what, pause=2 ** (faults - 1) - 1 if up else 0)
+            self._away[server.url] = Absence(
+                what, pause=min(2 ** (faults - 1) - 1, _LONGEST_PAUSE) if up else 0
+            )
         others = "the other server" if left == 1 else f"the {left} others"
         print(
             f"rollout server {server.url} is left out: it is {what}: {_seen(server, error)}. "
@@ -87,9 +92,12 @@ class Roster:
             except EngineError as error:
                 if str(error) != absence.reason:
                     print(
-                        f"rollout server {server.url} is not taken back: {error}", file=sys.stderr, flush=True
+                        f"rollout server {server.url} is not taken back: {_seen(server, error)}",
+                        file=sys.stderr,
+                        flush=True,
                     )
                 absence.reason = str(error)
+                absence.pause, absence.passed = min(2 * absence.pause + 1, _LONGEST_PAUSE), 0
                 continue
             with self._lock:
                 del self._away[server.url]

@@ -35,6 +35,8 @@ from posttrain.rollout.vllm.transfer import Transfer
 
 _CONCURRENT_REQUESTS = 64  # a server; it batches them itself
 _HEALTH_S = 30.0  # for a server that has just failed to come back: with the default retries, all of them
+_PROBE = Request(0, [0], Sampling(max_new_tokens=1))
+"""One token after one: what a server must be able to write that only says it is well."""
 
 
 class VLLMServer:
@@ -126,12 +128,26 @@ class VLLMServer:
 
     def health(self) -> None:
         """Asks each server with the retries of any other call, so a restart within them goes unnoticed; one that does
-        not answer is left out. EngineLost where none is left."""
-        for server in self._roster.active:
+        not answer is left out. Of several each must also write a token: what takes requests lives on where what
+        computes hangs. EngineLost where none is left."""
+        asked = self._roster.active
+
+        def ask(server: Server) -> EngineError | None:
             try:
                 server.get("/health", timeout_s=min(server.timeout_s, _HEALTH_S))
-            except EngineLost as error:
-                self._leave_out(server, error)
+                if len(asked) > 1:
+                    self._probe(server)
+            except EngineError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(max_workers=len(asked)) as pool:
+            for server, error in zip(asked, pool.map(ask, asked), strict=True):
+                if error is not None:
+                    self._leave_out(server, error)
+
+    def _probe(self, server: Server) -> None:
+        self._ask(server, _PROBE, timeout_s=min(server.timeout_s, _HEALTH_S), retries=0)
 
     def _leave_out(self, server: Server, error: EngineError) -> None:
         if self._roster.leave_out(server, error):
@@ -141,6 +157,7 @@ class VLLMServer:
         def admit(server: Server) -> None:
             self._lease.take_again(server)
             self._ask_what_it_is(server)
+            self._probe(server)
 
         for _ in self._roster.take_back(admit):
             self._transfer.close()  # its group was without that server
@@ -205,7 +222,7 @@ class VLLMServer:
             if completions is not None and self._roster.is_active(server)
         ]
 
-    def _ask(self, server: Server, request: Request) -> list[Completion]:
+    def _ask(self, server: Server, request: Request, **options: Any) -> list[Completion]:
         body = {
             "model": self._models[server.url],
             "prompt": request.prompt,
@@ -218,7 +235,7 @@ class VLLMServer:
         def read(answer: Any) -> list[Completion]:
             return read_choices(answer, request.sampling, self.version or 0)
 
-        return server.post("/v1/completions", body, read=read)
+        return server.post("/v1/completions", body, read=read, **options)
 
     def _check_versions(self, servers: Iterable[Server]) -> None:
         """What was sampled counts only if the server still holds the weights it was given; one that does not is left

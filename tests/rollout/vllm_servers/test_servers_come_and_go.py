@@ -18,20 +18,29 @@ MANY = [[*prompt, i] for i in range(2) for prompt in PROMPTS]
 
 
 class Moody(PretendVLLM):
-    """A server that can be down, or up and wrong: `mood` is what it does, after so many completions."""
+    """A server that can be down, or up and of no use: `mood` is what it does, after so many completions.
+
+    slow  right for a single token, and late for more; hangs  late for every one, and never in a group's join
+    """
 
     def __init__(self, model: Any, *, mood: str = "", after: int = 0) -> None:
         super().__init__(model)
-        self.mood, self.left = mood, after
+        self.mood, self.left, self.asked = mood, after, 0
 
     def answer(self, method: str, path: str, body: Any, headers: Any) -> tuple[int, bytes]:
         if self.mood and path == "/v1/completions":
             self.left -= 1
+            self.asked += 1
         acts = self.mood and self.left < 0
         if acts and self.mood == "down":
             return 502, b"nobody behind the proxy"
         if acts and self.mood == "wrong" and path == "/v1/completions":
             return 200, b"<html>"
+        late = path == "/v1/completions" and (self.mood == "hangs" or body["max_tokens"] > 1)
+        if acts and self.mood in ("slow", "hangs") and late:
+            return 504, b"no answer in time"
+        if self.mood == "hangs" and path == "/init_weight_transfer_engine":
+            return 504, b"no answer in time"
         if acts and self.mood == "restarts":
             self.mood, self.version = "", "default"
         return super().answer(method, path, body, headers)
@@ -116,11 +125,11 @@ def test_with_none_left_it_ends(stack: ExitStack) -> None:
         fleet.ask()
 
 
-def test_one_that_is_up_and_wrong_is_said_to_be_so_and_stays_away_longer_each_time(
+def test_one_that_is_up_and_slow_is_said_to_be_so_and_stays_away_longer_each_time(
     stack: ExitStack, capsys
 ) -> None:
     model = small_model()
-    fleet = Fleet(stack, Moody(model), Moody(model, mood="wrong"))
+    fleet = Fleet(stack, Moody(model), Moody(model, mood="slow"))
     fleet.ask()
     assert "it is up, but gives no usable answers: " in capsys.readouterr().err
     away = []
@@ -130,6 +139,41 @@ def test_one_that_is_up_and_wrong_is_said_to_be_so_and_stays_away_longer_each_ti
         fleet.ask()
     # back at once; then a sync without it, then three, which the eighth is the last of
     assert away == [False, True, False, True, True, True, False, True]
+
+
+def test_one_that_is_up_and_wrong_is_not_taken_back_and_asked_less_and_less(stack: ExitStack, capsys) -> None:
+    model = small_model()
+    fleet = Fleet(stack, Moody(model), Moody(model, mood="wrong"))
+    fleet.ask()
+    asked = []
+    for version in range(8):
+        before = fleet.servers[1].asked
+        fleet.engine.update_weights(model.named_parameters(), version)
+        asked.append(fleet.servers[1].asked > before)
+        assert fleet.engine.replicas == 1
+    assert asked == [True, False, True, False, False, False, True, False]
+    assert capsys.readouterr().err.count("is not taken back: ") == 1
+    fleet.servers[1].mood = ""
+    for version in range(8, 16):
+        fleet.engine.update_weights(model.named_parameters(), version)
+    assert fleet.engine.replicas == 2
+
+
+def test_one_that_hangs_is_found_by_the_sync_that_it_breaks(stack: ExitStack, capsys) -> None:
+    """It says that it is well; a transfer waits for it, and what the trainer asks then is a token."""
+    model = small_model()
+    fleet = Fleet(stack, Moody(model), Moody(model, mood="hangs"))
+    with pytest.raises(EngineLost):
+        fleet.engine.update_weights(model.named_parameters(), 0)
+    fleet.engine.health()
+    assert fleet.engine.replicas == 1
+    assert "it is up, but gives no usable answers: " in capsys.readouterr().err
+    fleet.engine.update_weights(model.named_parameters(), 0)
+    assert fleet.servers[0].version.endswith(":0")
+    fleet.servers[1].mood = ""
+    for version in (1, 2):  # the first look at it, by the second sync, found it hanging still
+        fleet.engine.update_weights(model.named_parameters(), version)
+    assert fleet.engine.replicas == 2
 
 
 def test_one_that_was_restarted_holds_other_weights_and_is_not_believed(stack: ExitStack, capsys) -> None:
