@@ -10,10 +10,10 @@ The gold reward is known: whether digits are sorted right (the demo's task). Eac
 the demo's with orders of their own; the first is the start of all arms, and the average of both SALSA's reference.
 Pairs are two samples of the start each, the right one preferred, some labels turned round; where both are right or both
 wrong the shorter is preferred, as a hurried person might. A reward model learns from them; policies learn from it, and
-the methods of pairs from the same pairs. Now and then each policy answers held-out problems at temperature 1: gold, proxy
-(the reward model's score, the start's mean taken away, over the start's standard deviation) and KL to the start, exact
-over the vocabulary at each sampled token, summed over an answer. Best of n samples of the start, by the reward model,
-has KL log n - (n - 1) / n in the same nats.
+the methods of pairs from the same pairs. Now and then each policy answers held-out problems at temperature 1: gold,
+proxy (the reward model's score, the start's mean taken away, over the start's standard deviation) and KL to the start,
+exact over the vocabulary at each sampled token, summed over an answer. Best of n samples of the start, by the reward
+model, has KL log n - (n - 1) / n in the same nats.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     SGLang    POST /classify   tokens                                 [{"embedding": [x]}]
     TEI       POST /predict    texts, raw scores, nothing truncated   [[{"score": x, "label"}]]
 
-TEI is text-embeddings-inference. SGLang's /v1/classify and vLLM's /classify without `use_activation: false` give probabilities, which of a single score
-are 1 or a sigmoid; /rerank and /score are of pairs of texts. None of them is a reward, and none is asked.
+TEI is text-embeddings-inference. SGLang's /v1/classify and vLLM's /classify without `use_activation: false` give
+probabilities, which of a single score are 1 or a sigmoid; /rerank and /score are of pairs of texts. None of them is a
+reward, and none is asked.
 """
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
     text = tokenizer.decode(inner, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if tokenizer(text)["input_ids"] != ids:
         raise EngineRefused(
-            f"reward server: text-embeddings-inference takes texts, and no text falls into the tokens of {text[:80]!r}: "
-            "its start was cut off (max_length), or the chat template does not begin as the tokenizer does. A vLLM or "
+            "reward server: text-embeddings-inference takes texts, and no text falls into the tokens of "
+            f"{text[:80]!r}: its start was cut off (max_length), or the chat template does not begin as the tokenizer does. A vLLM or "
             "SGLang server takes tokens"
         )
     return text
