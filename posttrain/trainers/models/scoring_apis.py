@@ -178,8 +178,8 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
     if tokenizer(text)["input_ids"] != ids:
         raise EngineRefused(
             "reward server: text-embeddings-inference takes texts, and no text falls into the tokens of "
-            f"{text[:80]!r}: its start was cut off (max_length), or the chat template does not begin as the tokenizer does. A vLLM or "
-            "SGLang server takes tokens"
+            f"{text[:80]!r}: its start was cut off (max_length), or the chat template does not begin as the tokenizer "
+            "does. A vLLM or SGLang server takes tokens"
         )
     return text
 
