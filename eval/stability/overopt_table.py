@@ -57,3 +57,64 @@ def table(names: Sequence[str]) -> str:
         gold, proxy = (spread([row[key] for row in rows]) for key in ("gold", "proxy"))
         lines.append(f"| best of {first['n']} | | {gold} | {first['kl']:.2f} | {proxy} | | | |")
     return "\n".join(lines)
+
+
+def draw(title: str, arms: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Gold on the left, proxy on the right, over the root of the KL, as an <svg>: the mean of the seeds at each look, each
+    seed's own curve thin behind it, best of n in grey."""
+    figure = Figure(figsize=(9.2, 3.0), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, key, named in zip(
+        axes, ("gold", "proxy"), ("right answers", "proxy [spreads of the start]"), strict=True
+    ):
+        for i, (name, runs) in enumerate(arms.items()):
+            grey = name == BEST_OF_N
+            colour, style = (MUTED, "--") if grey else (PALETTE[i % len(PALETTE)], "-")
+            curves = [run["curve"] for run in runs]
+            for curve in curves:
+                axis.plot(
+                    [_root(row) for row in curve],
+                    [row[key] for row in curve],
+                    color=colour,
+                    alpha=0.25,
+                    lw=0.8,
+                )
+            shared = list(zip(*curves, strict=False))
+            means = [[statistics.fmean(row[what] for row in rows) for what in ("kl", key)] for rows in shared]
+            roots = [math.sqrt(max(kl, 0.0)) for kl, _ in means]
+            axis.plot(
+                roots,
+                [value for _, value in means],
+                style,
+                color=colour,
+                lw=1.8,
+                marker="o",
+                ms=2.5,
+                label=name,
+            )
+        dress(axis, "root of the KL to the start [nats per answer]")
+        axis.set_title(named, fontsize=9, loc="left")
+    axes[0].set_ylim(0, None)
+    axes[0].legend(frameon=False, fontsize=7.5)
+    return svg(figure, title)
+
+
+def _root(row: Mapping[str, float]) -> float:
+    return math.sqrt(max(row["kl"], 0.0))
+
+
+def section() -> str:
+    """The lab's page about it; empty where nothing is stored."""
+    arms = by_arm()
+    if not arms:
+        return ""
+    parts = [
+        "<h2>Over-optimisation: gold and proxy over the KL to the start</h2>",
+        '<p class="muted">A reward model of 400 noisy pairs; gold is whether the answer is right, which nothing was '
+        "trained on; mean over seeds, each seed thin (eval/stability/overoptimisation.py)</p>",
+    ]
+    for title, names in DRAWN.items():
+        shown = {name: arms[name] for name in (*names, BEST_OF_N) if name in arms}
+        if shown.keys() - {BEST_OF_N}:
+            parts.append(f'<div class="card chart"><h3>{escape(title)}</h3>{draw(title, shown)}</div>')
+    return "".join(parts)

@@ -1,7 +1,7 @@
 """Does a policy learn the task or the reward model's faults? Gold and proxy against the KL to the start, at toy size.
 
     OMP_NUM_THREADS=1 python eval/stability/overoptimisation.py [--seeds 0 1 2] [--arms NAME ...]
-    python eval/stability/overoptimisation.py --table            # from the stored runs; --plot FILE draws them
+    python eval/stability/overoptimisation.py --table            # from the stored runs; report.py draws them
     python eval/stability/overoptimisation.py --prepare          # starts, pairs and reward models alone
     python eval/stability/overoptimisation.py --one ARM --seed N --out DIR     # one run into a file of its own
     python eval/stability/overoptimisation.py --collect DIR                    # such files into the store
@@ -390,7 +390,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="of --one")
     parser.add_argument("--collect", type=Path, metavar="DIR")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:
@@ -399,7 +398,7 @@ def main() -> None:
         return
     if args.collect:
         collect(args.collect)
-    elif not (args.table or args.plot):
+    elif not args.table:
         for seed in args.seeds:
             prepare(seed)
         if args.prepare:
@@ -408,8 +407,6 @@ def main() -> None:
         jobs = [(name, seed) for name in args.arms for seed in args.seeds]
         with tempfile.TemporaryDirectory() as folder:
             in_processes([job for job in jobs if f"{job[0]}--seed{job[1]}" not in stored], args, Path(folder))
-    if args.plot:
-        overopt_table.plot(args.plot)
     print(overopt_table.table(names))
 
 
