@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
-import store
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+
+import store  # noqa: E402  # after the path is set
+from matplotlib.figure import Figure  # noqa: E402
+
+from posttrain.observe.plot_style import MUTED, PALETTE, dress, svg  # noqa: E402
 
 FOLDER = store.RESULTS / "overoptimisation"
 BEST_OF_N = "best of n"
+DRAWN = {
+    "Learned from the reward model, KL coefficient .001": ("GRPO", "PPO", "PPO-max"),
+    "The same with a KL coefficient of .3, and PPO-max at its paper's .05": (
+        "GRPO, beta 0.3",
+        "PPO, beta 0.3",
+        "PPO-max, beta 0.05",
+    ),
+    "SALSA: the average of two SFT models as the reference": (
+        "PPO, beta 0.3",
+        "SALSA on PPO, beta 0.3",
+        "GRPO, beta 0.3",
+        "SALSA on GRPO, beta 0.3",
+    ),
+    "DPO and RPO, from the pairs themselves": ("DPO", "RPO 0.005", "RPO 0.5", "RPO 2"),
+}
 Rows = list[dict[str, float]]
 
 
@@ -60,8 +85,8 @@ def table(names: Sequence[str]) -> str:
 
 
 def draw(title: str, arms: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Gold on the left, proxy on the right, over the root of the KL, as an <svg>: the mean of the seeds at each look, each
-    seed's own curve thin behind it, best of n in grey."""
+    """Gold on the left, proxy on the right, over the root of the KL, as an <svg>: the mean of the seeds at each look,
+    each seed's own curve thin behind it, best of n in grey."""
     figure = Figure(figsize=(9.2, 3.0), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, key, named in zip(
@@ -93,6 +118,7 @@ def draw(title: str, arms: Mapping[str, list[dict[str, Any]]]) -> str:
                 label=name,
             )
         dress(axis, "root of the KL to the start [nats per answer]")
+        named = "gold: right answers" if key == "gold" else "proxy [standard deviations of the start]"
         axis.set_title(named, fontsize=9, loc="left")
     axes[0].set_ylim(0, None)
     axes[0].legend(frameon=False, fontsize=7.5)
