@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -315,9 +316,9 @@ def ran(name: str, seed: int, steps: int, out: Path | None) -> dict[str, Any]:
         found["seconds"] = round(time.perf_counter() - begun, 1)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            aside = out / f".{name}--seed{seed}"
+            aside = file_of(out, name, seed).with_suffix(".tmp")
             aside.write_text(json.dumps(found) + "\n")
-            aside.replace(out / f"{name}--seed{seed}.json".replace(" ", "_"))
+            aside.replace(file_of(out, name, seed))
 
     if name == BEST_OF_N:
         found |= {"steps": 0, **best_of_n(seed)}
@@ -347,13 +348,17 @@ def whole(run: dict[str, Any]) -> bool:
     return run["arm"] == BEST_OF_N or run["curve"][-1]["step"] == run["steps"]
 
 
-def collect(folder: Path) -> None:
-    """Finished runs of a folder into the store; says which are cut."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+def collect(paths: Iterable[Path]) -> None:
+    """Runs in files of their own into the store; says which are cut, and leaves them out."""
+    runs = [json.loads(path.read_text()) for path in sorted(paths)]
     for run in runs:
         if not whole(run):
             print(f"{run['name']}: cut at step {run['curve'][-1]['step']} of {run['steps']}; not stored")
     store.add([run for run in runs if whole(run)], overopt_table.FOLDER)
+
+
+def file_of(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name}--seed{seed}.json".replace(" ", "_")
 
 
 def in_processes(jobs: list[tuple[str, int]], args: argparse.Namespace, folder: Path) -> None:
@@ -364,14 +369,15 @@ def in_processes(jobs: list[tuple[str, int]], args: argparse.Namespace, folder: 
             name, seed = waiting.pop(0)
             command = [sys.executable, __file__, "--one", name, "--seed", str(seed), "--out", str(folder)]
             command += ["--steps", str(args.steps)]
-            running[subprocess.Popen(command, stdout=subprocess.DEVNULL)] = f"{name} seed {seed}"
+            running[subprocess.Popen(command, stdout=subprocess.DEVNULL)] = name, seed
         for process in [one for one in running if one.poll() is not None]:
-            name = running.pop(process)
-            print(
-                f"{name}: {'done' if process.returncode == 0 else f'ended with {process.returncode}'}",
-                flush=True,
+            name, seed = running.pop(process)
+            ended = (
+                "done" if process.returncode == 0 else f"ended with {process.returncode}; nothing is stored"
             )
-            collect(folder)
+            print(f"{name} seed {seed}: {ended}", flush=True)
+            if process.returncode == 0:
+                collect([file_of(folder, name, seed)])
         time.sleep(0.2)
 
 
@@ -397,7 +403,7 @@ def main() -> None:
         ran(args.one, args.seed, args.steps, args.out)
         return
     if args.collect:
-        collect(args.collect)
+        collect(args.collect.glob("*.json"))
     elif not args.table:
         for seed in args.seeds:
             prepare(seed)
