@@ -36,13 +36,24 @@ def tokenizer_fault(server: Server, model: str, tokenizer: Any) -> str | None:
 
     def decoded(ids: list[int]) -> str:
         question = {"model": model, "tokens": ids}
-        return server.post("/detokenize", question, read=lambda found: found["prompt"])
+        return server.post("/detokenize", question, read=field("prompt"))
 
     def cut(text: str) -> list[int]:
         question = {"model": model, "prompt": text, "add_special_tokens": True}
-        return server.post("/tokenize", question, read=lambda found: found["tokens"])
+        return server.post("/tokenize", question, read=field("tokens"))
 
     return difference(tokenizer, decoded, cut)
+
+
+def field(name: str) -> Callable[[Any], Any]:
+    """Reads this field of an answer; ValueError for an answer without it."""
+
+    def read(answer: Any) -> Any:
+        if not isinstance(answer, dict) or name not in answer:
+            raise ValueError(f"an answer without {name!r}")
+        return answer[name]
+
+    return read
 
 
 def difference(

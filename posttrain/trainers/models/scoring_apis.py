@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from posttrain.rewards.model_reward import ModelReward
 from posttrain.rollout.base import EngineRefused
 from posttrain.rollout.vllm.client import Failure, Role, Server
-from posttrain.rollout.vllm.served_model import difference, served_model, tokenizer_fault
+from posttrain.rollout.vllm.served_model import difference, field, served_model, tokenizer_fault
 
 _PROBE_SECONDS = 10.0
 _NOT_THERE = (404, 405)
@@ -98,11 +98,11 @@ class SGLangScores(ScoringApi):
     def fault(self) -> str | None:
         def decoded(ids: list[int]) -> str:
             question = {"model": self.model, "tokens": ids, "skip_special_tokens": False}
-            return self.server.post("/detokenize", question, read=lambda found: found["text"])
+            return self.server.post("/detokenize", question, read=field("text"))
 
         def cut(text: str) -> list[int]:
             question = {"model": self.model, "prompt": text, "add_special_tokens": True}
-            return self.server.post("/tokenize", question, read=lambda found: found["tokens"])
+            return self.server.post("/tokenize", question, read=field("tokens"))
 
         return difference(self.tokenizer, decoded, cut)
 
@@ -110,7 +110,7 @@ class SGLangScores(ScoringApi):
         def read(answer: Any) -> list[list[float]]:
             if not isinstance(answer, list):
                 raise ValueError("no list of scores")
-            return _numbers([one["embedding"] for one in answer], len(rows))
+            return _numbers([field("embedding")(one) for one in answer], len(rows))
 
         return self.server.post("/classify", {"input_ids": rows}, read=read)
 
@@ -144,11 +144,13 @@ class TEIScores(ScoringApi):
     def fault(self) -> str | None:
         def decoded(ids: list[int]) -> str:
             question = {"ids": [ids], "skip_special_tokens": False}
-            return self.server.post("/decode", question, read=lambda found: found[0])
+            return self.server.post("/decode", question, read=_only)
 
         def cut(text: str) -> list[int]:
             question = {"inputs": [text], "add_special_tokens": True}
-            return self.server.post("/tokenize", question, read=lambda found: [one["id"] for one in found[0]])
+            return self.server.post(
+                "/tokenize", question, read=lambda found: [field("id")(one) for one in _only(found)]
+            )
 
         return difference(self.tokenizer, decoded, cut, clean_up_tokenization_spaces=False)
 
@@ -157,9 +159,9 @@ class TEIScores(ScoringApi):
         body = {"inputs": [[text] for text in texts], "raw_scores": True, "truncate": False}
 
         def read(answer: Any) -> list[list[float]]:
-            if not isinstance(answer, list):
+            if not isinstance(answer, list) or not all(isinstance(one, list) for one in answer):
                 raise ValueError("no list of scores")
-            return _numbers([[label["score"] for label in one] for one in answer], len(rows))
+            return _numbers([[field("score")(label) for label in one] for one in answer], len(rows))
 
         return self.server.post("/predict", body, read=read)
 
@@ -219,6 +221,12 @@ def _object(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ValueError("no object")
     return answer
+
+
+def _only(answer: Any) -> Any:
+    if not isinstance(answer, list) or len(answer) != 1:
+        raise ValueError("no list of one answer")
+    return answer[0]
 
 
 def _numbers(rows: list[Any], count: int) -> list[list[float]]:

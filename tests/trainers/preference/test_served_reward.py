@@ -104,6 +104,8 @@ def test_other_servers_are_told_apart_and_give_the_same_scores(folder, served, k
         ),
         ("tei", "/predict", [[{"score": 1.0}, {"score": 0.0}]], EngineRefused, "gives 2 scores"),
         ("tei", "/predict", {"error": "x"}, EngineLost, "no list of scores"),
+        ("tei", "/predict", [[{"label": "x"}]], EngineLost, "an answer without 'score'"),
+        ("tei", "/decode", [], EngineLost, "no list of one answer"),
         (
             "tei",
             "/info",
@@ -130,7 +132,7 @@ def test_a_server_named_as_another_is_refused(folder, served):
     with http_server(served.answer) as url:
         with pytest.raises(EngineRefused, match="has no /info. It is no text-embeddings-inference server"):
             ServedScorer(spec(folder, url, api="tei"))
-        with pytest.raises(EngineLost, match="no list of scores"):
+        with pytest.raises(EngineLost, match="an answer without 'text'"):
             ServedScorer(spec(folder, url, api="sglang"))
 
 
