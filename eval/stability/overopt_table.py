@@ -35,6 +35,7 @@ DRAWN = {
     ),
     "DPO and RPO, from the pairs themselves": ("DPO", "RPO 0.005", "RPO 0.5", "RPO 2"),
 }
+KLS = (0.2, 0.4, 0.6, 1.0, 2.0, 3.0)
 Rows = list[dict[str, float]]
 
 
@@ -81,6 +82,30 @@ def table(names: Sequence[str]) -> str:
         rows = [run["curve"][i] for run in arms[BEST_OF_N]]
         gold, proxy = (spread([row[key] for row in rows]) for key in ("gold", "proxy"))
         lines.append(f"| best of {first['n']} | | {gold} | {first['kl']:.2f} | {proxy} | | | |")
+    return "\n".join(lines)
+
+
+def at_kl(curve: Rows, kl: float, key: str = "gold") -> float | None:
+    """What a curve has where it first comes so far from the start, between two looks by a straight line."""
+    for before, after in zip(curve, curve[1:], strict=False):
+        if before["kl"] < kl <= after["kl"]:
+            share = (kl - before["kl"]) / (after["kl"] - before["kl"])
+            return before[key] + share * (after[key] - before[key])
+    return None
+
+
+def matched(names: Sequence[str]) -> str:
+    """Gold of each arm at the same KL, where all its seeds come so far."""
+    arms = by_arm()
+    lines = ["| gold at a KL of | " + " | ".join(map(str, KLS)) + " |", "|---" * (len(KLS) + 1) + "|"]
+    for name in (name for name in names if name in arms):
+        cells = []
+        for kl in KLS:
+            found = [value for run in arms[name] if (value := at_kl(run["curve"], kl)) is not None]
+            cells.append(
+                spread(found) if len(found) == len(arms[name]) else f"{len(found)} of {len(arms[name])} runs"
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -413,7 +413,7 @@ def main() -> None:
         jobs = [(name, seed) for name in args.arms for seed in args.seeds]
         with tempfile.TemporaryDirectory() as folder:
             in_processes([job for job in jobs if f"{job[0]}--seed{job[1]}" not in stored], args, Path(folder))
-    print(overopt_table.table(names))
+    print(f"{overopt_table.table(names)}\n\n{overopt_table.matched(names)}")
 
 
 if __name__ == "__main__":
