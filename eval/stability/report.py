@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
+import overopt_table  # noqa: E402  # after the path is set
 from regimes import FAMILY, REGIMES  # noqa: E402  # after the path is set
 from run import summarise  # noqa: E402
 from store import RESULTS, read_all  # noqa: E402
@@ -226,6 +227,7 @@ def page(runs: Sequence[Run]) -> str:
                 f'<div class="card wide">{table(mine, cells)}</div>',
                 all_charts(mine, cells, regime.own),
             ]
+    parts.append(overopt_table.section())
     hardware = "; ".join(sorted({f"{run['hardware']}, {run['date']}" for run in runs}))
     template = Path(run_page.__file__).with_name("report_template.html").read_text(encoding="utf-8")
     return Template(template).substitute(

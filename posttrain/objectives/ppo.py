@@ -97,6 +97,10 @@ class PPO(Objective):
         return self.ptx_coef > 0
 
     @property
+    def texts_beside(self) -> int | None:
+        return self.ptx_max_length if self.reads_texts else None
+
+    @property
     def kl_in_reward(self) -> bool:
         return self.kl == "reward" and self.baseline == "critic"
 

@@ -76,6 +76,10 @@ def replay_step(record: Record, objective: Objective, label: str) -> Replay:
     """Loss, gradient and masks of `objective` on every micro-batch found. ValueError where the record lacks
     what the objective reads."""
     notes = [*_check_needs(record, objective), *logged_in_words(record.batches)]
+    if objective.reads_texts:
+        notes.append(
+            "texts beside (PPO-ptx) are not in a record: loss and gradient are those of the responses alone"
+        )
     batches = [
         replace(batch, logprobs=batch.logprobs.detach().clone().requires_grad_())
         for batch in (_with_candidates(one, objective) for one in _with_advantages(record, objective, notes))

@@ -181,6 +181,9 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
     notes += unknown
     how = arithmetic(recipe, size, launch.device)
     step = _step(recipe, shape, how, tokens)
+    beside = recipe.objective.texts_beside
+    if beside is not None:
+        step = step.or_larger(_step(recipe, shape, how, beside, texts=True))
     weights = _base_bytes(recipe, shape, size) + (trained * trained_size if peft is not None else 0)
     found = Memory(
         weights=weights / weights_share,
@@ -192,7 +195,7 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         last_layer=step.last_layer,
         generation=max(_generation(recipe, shape, tokens, size), step.scoring),
         engine=engine_share * (launch.device_gib or 0) * GIB,
-        accumulates=train.gradient_accumulation_steps > 1,
+        accumulates=train.gradient_accumulation_steps > 1 or beside is not None,
         on_cpu=launch.device == "cpu",
         notes=notes,
         beside=_beside(recipe) * shape.parameters * 4 * _bytes_of(recipe),
@@ -229,6 +232,10 @@ class _Step:
     scoring: float
     all_layers: float
 
+    def or_larger(self, other: _Step) -> _Step:
+        """For two kinds of micro-batch, one after the other: each part as the larger has it."""
+        return _Step(**{name: max(value, vars(other)[name]) for name, value in vars(self).items()})
+
 
 def arithmetic(recipe: Recipe, size: int, device: Literal["cuda", "cpu"]) -> Arithmetic:
     """How the run computes; `size` is the bytes of a weight while training."""
@@ -249,7 +256,8 @@ def arithmetic(recipe: Recipe, size: int, device: Literal["cuda", "cpu"]) -> Ari
     )
 
 
-def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
+def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int, *, texts: bool = False) -> _Step:
+    """Of responses of `tokens` tokens with their prompts, or of as many texts, each of whose tokens is scored."""
     rows, train = _rows(recipe), recipe.train
     here = tokens_at_once(recipe, rows, tokens)
     one = here * layer_bytes(shape, how, tokens)
@@ -258,7 +266,8 @@ def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
     # A layer's input; under autocast what lies between layers stays float32.
     inputs = shape.layers * here * shape.hidden * how.weight
     masked = logits_bytes(recipe, shape, rows, tokens, how)
-    scored = recipe.rollout.max_new_tokens if recipe.rollout is not None and how.cuda else tokens - 1
+    answers = recipe.rollout is not None and how.cuda and not texts
+    scored = recipe.rollout.max_new_tokens if answers and recipe.rollout is not None else tokens - 1
     positions = here * scored // tokens
     forward = masked.forward if masked else head_forward(shape, how, positions)
     backward = masked.backward if masked else head_backward(shape, how, positions)
@@ -273,7 +282,7 @@ def _step(recipe: Recipe, shape: Shape, how: Arithmetic, tokens: int) -> _Step:
         layers=inputs if train.gradient_checkpointing else whole,
         head=head,
         last_layer=max(last, embedding),
-        scoring=one + casts + forward if _scores_without_gradient(recipe) else 0.0,
+        scoring=one + casts + forward if not texts and _scores_without_gradient(recipe) else 0.0,
         all_layers=whole,
     )
 

@@ -23,7 +23,7 @@ from posttrain.rollout.engine_options import is_address
 
 def spec_of(reward: RewardSection) -> RewardSpec:
     """Of a reward that is a function."""
-    own = ("batch_size", "max_length", "device", "model", "server", "retries", "api_key_env")
+    own = ("batch_size", "max_length", "device", "model", "server", "api", "retries", "api_key_env")
     return RewardSpec.of({name: value for name, value in reward.model_dump().items() if name not in own})
 
 
@@ -38,6 +38,7 @@ def model_of(reward: RewardSection) -> ModelReward:
         "max_length",
         "device",
         "server",
+        "api",
         "timeout_s",
         "retries",
         "api_key_env",

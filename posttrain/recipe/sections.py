@@ -131,7 +131,8 @@ class RewardSection(Section):
         None  # of a model: longer texts lose their start; None: what the model was made for
     )
     device: Text | None = None  # of a model: None is the trainer's
-    server: Text | None = None  # of a model: http://host:port of the vLLM server that runs it
+    server: Text | None = None  # of a model: http://host:port of the server that runs it
+    api: Literal["vllm", "sglang", "tei"] | None = None  # whose server; None: it is asked
     retries: Annotated[int, Ge(0), Le(1000)] = 4  # of a call to that server
     api_key_env: Text = "VLLM_API_KEY"  # variable with that server's key
 
@@ -139,7 +140,7 @@ class RewardSection(Section):
     def _function_or_model(self) -> Self:
         if (self.name is None) == (self.model is None):
             raise ValueError("give exactly one of 'name' (a function) and 'model' (a reward model)")
-        of_servers = ("retries", "api_key_env")
+        of_servers = ("api", "retries", "api_key_env")
         if self.model is None:
             what, idle = "a function", ("batch_size", "max_length", "device", "server", *of_servers)
         elif self.server is None:

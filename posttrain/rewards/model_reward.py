@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class ModelReward:
     batch_size  rows of one forward
     max_length  tokens beyond which a text loses its start; None: the model's own limit
     device      None: the trainer's
-    server      http://host:port of a vLLM server that runs it, in place of this process; `model` names its tokenizer
+    server      http://host:port of a server that runs it, in place of this process; `model` names its tokenizer
+    api         whose server it is: "vllm", "sglang" or "tei" (text-embeddings-inference); None: it is asked
     timeout_s, retries, api_key_env  of a call to that server
     """
 
@@ -27,6 +29,7 @@ class ModelReward:
     max_length: int | None = None
     device: str | None = None
     server: str | None = None
+    api: Literal["vllm", "sglang", "tei"] | None = None
     timeout_s: float = 30.0
     retries: int = 4
     api_key_env: str = "VLLM_API_KEY"

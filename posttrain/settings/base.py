@@ -182,6 +182,11 @@ class Settings:
         """Models of the policy's size that are trained beside it, each whole on every rank: a critic."""
         return 0
 
+    @property
+    def texts_beside(self) -> int | None:
+        """Tokens at which the texts are cut that are learned from beside the rollouts; None: there are none."""
+        return None
+
     def inner(self) -> Inner | None:
         """The method that this one is built on, if any; it is asked its own questions."""
         if self.built_on is None:

@@ -17,6 +17,7 @@ from posttrain.objectives.bnpo import BNPO
 from posttrain.objectives.capo import CAPO
 from posttrain.objectives.copo import COPO
 from posttrain.objectives.grpo import GRPO
+from posttrain.objectives.ppo import PPO
 from posttrain.objectives.step import step_losses
 from posttrain.observe import recorder, replay
 from posttrain.observe.recorder import load_record, record_step
@@ -198,6 +199,17 @@ def test_without_rewards_the_recorded_advantages_stand_and_are_named(tmp_path: P
     torch.testing.assert_close(grpo.advantages[0][:, :1], back.batches[0].advantages)
     with pytest.raises(ValueError, match="COPO needs rewards and answers"):
         replay_file(path, ["copo"], [])
+
+
+def test_texts_beside_are_said_to_be_left_out(tmp_path: Path) -> None:
+    found = load_record(record(tmp_path))
+    settings = {"baseline": "group", "loss_over": "responses"}
+    with_texts = replay.replay_step(found, PPO(**settings, ptx_data="texts.jsonl", ptx_coef=0.5), "ppo")
+    without = replay.replay_step(found, PPO(**settings), "ppo")
+    assert with_texts.loss == without.loss
+    assert [note for note in with_texts.notes if note not in without.notes] == [
+        "texts beside (PPO-ptx) are not in a record: loss and gradient are those of the responses alone"
+    ]
 
 
 def test_the_recorded_settings_are_those_of_the_bare_name(tmp_path: Path) -> None:

@@ -368,3 +368,24 @@ def test_a_limit_of_tokens_bounds_what_a_micro_batch_keeps(load: Load) -> None:
     one = memory_of(load, train={"max_tokens_per_micro_batch": 1})
     assert one.layers == whole.layers / 8
     assert memory_of(load, train={"max_tokens_per_micro_batch": 10_000}) == whole
+
+
+def test_texts_beside_count_where_they_are_longer_than_the_responses(load: Load) -> None:
+    """PPO-ptx: 8 rows of 7 + 9 tokens, and as many texts of 32 tokens, or of 8; their gradients wait for the policy."""
+
+    def ppo(**objective: Any) -> Memory:
+        return memory_of(load, method="ppo", objective=objective)
+
+    texts = {"ptx_data": "texts.jsonl", "ptx_coef": 0.5}
+    without, longer, shorter = ppo(), ppo(**texts, ptx_max_length=32), ppo(**texts, ptx_max_length=8)
+    assert longer.layers == 2 * without.layers
+    assert longer.head > without.head
+    assert (shorter.layers, shorter.head) == (without.layers, without.head)
+    assert (without.accumulates, shorter.accumulates) == (False, True)
+    limited = memory_of(
+        load,
+        method="ppo",
+        objective={**texts, "ptx_max_length": 32},
+        train={"max_tokens_per_micro_batch": 32},
+    )
+    assert limited.layers == longer.layers / 8

@@ -43,6 +43,7 @@ class Role:
     start    how it is started
     key, timeout, address  where the recipe has these settings
     lacking  why a route may be missing on it
+    kind     whose server it is
     """
 
     name: str
@@ -51,6 +52,7 @@ class Role:
     timeout: str
     address: str
     lacking: str
+    kind: str = "vLLM"
 
 
 ROLLOUTS = Role(
@@ -211,7 +213,7 @@ class Server:
             )
         if "NaN" in reason:
             return f"{text} Check the last losses and gradients; resume from an earlier checkpoint."
-        return f"{text} Is this the address of a vLLM server? Check {self.role.address}, {self.role.start}."
+        return f"{text} Is this the address of a {self.role.kind} server? Check {self.role.address}, {self.role.start}."
 
     def get(self, path: str, **options: Any) -> Any:
         return self.call("GET", path, **options)

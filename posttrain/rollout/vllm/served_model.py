@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from posttrain.rollout.base import EngineRefused
@@ -28,21 +29,49 @@ def served_model(server: Server, name: str) -> tuple[str, int | None]:
 
 
 def tokenizer_fault(server: Server, model: str, tokenizer: Any) -> str | None:
-    """How the server's tokenizer differs from this one; None where every id stands for the same text, and a text with
-    letters, numbers, code and other scripts falls into the same ids.
+    """How the tokenizer of a vLLM server differs from this one, as `difference` says it.
 
     Raises EngineRefused where the server cannot be asked about its tokenizer.
     """
+
+    def decoded(ids: list[int]) -> str:
+        question = {"model": model, "tokens": ids}
+        return server.post("/detokenize", question, read=field("prompt"))
+
+    def cut(text: str) -> list[int]:
+        question = {"model": model, "prompt": text, "add_special_tokens": True}
+        return server.post("/tokenize", question, read=field("tokens"))
+
+    return difference(tokenizer, decoded, cut)
+
+
+def field(name: str) -> Callable[[Any], Any]:
+    """Reads this field of an answer; ValueError for an answer without it."""
+
+    def read(answer: Any) -> Any:
+        if not isinstance(answer, dict) or name not in answer:
+            raise ValueError(f"an answer without {name!r}")
+        return answer[name]
+
+    return read
+
+
+def difference(
+    tokenizer: Any,
+    decoded: Callable[[list[int]], str],
+    cut: Callable[[str], list[int]],
+    **decoding: Any,
+) -> str | None:
+    """How another tokenizer, asked by `decoded` and `cut`, differs from this one; None where every id stands for the
+    same text, and a text with letters, numbers, code and other scripts falls into the same ids.
+
+    decoding  options of this one's `decode`, where the other joins tokens in its own way
+    """
     for start in range(0, len(tokenizer), _AT_ONCE):
         ids = list(range(start, min(start + _AT_ONCE, len(tokenizer))))
-        theirs = server.post(
-            "/detokenize", {"model": model, "tokens": ids}, read=lambda found: found["prompt"]
-        )
-        if theirs != tokenizer.decode(ids):
+        if decoded(ids) != tokenizer.decode(ids, **decoding):
             return f"its tokens {start} to {ids[-1]} are other texts"
-    question = {"model": model, "prompt": _PROBE, "add_special_tokens": True}
-    found = server.post("/tokenize", question, read=lambda answer: answer["tokens"])
-    return None if found == tokenizer(_PROBE)["input_ids"] else "it cuts a text into other tokens"
+    return None if cut(_PROBE) == tokenizer(_PROBE)["input_ids"] else "it cuts a text into other tokens"
 
 
 def _listed(answer: Any) -> Any:

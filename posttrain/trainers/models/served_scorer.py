@@ -1,27 +1,18 @@
-"""A reward model that a vLLM server runs (`vllm serve MODEL --runner pooling`): asked by tokens, over `/classify`."""
+"""A reward model that a server runs, vLLM, SGLang or text-embeddings-inference: asked about rows of tokens."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
 from posttrain.rewards.model_reward import ModelReward
 from posttrain.rollout.base import EngineRefused
-from posttrain.rollout.vllm.client import Role, Server
-from posttrain.rollout.vllm.served_model import served_model, tokenizer_fault
+from posttrain.rollout.vllm.client import Server
 from posttrain.trainers.models.reward_scorer import TextScorer
+from posttrain.trainers.models.scoring_apis import APIS, VLLMScores, recognised
 
-REWARDS = Role(
-    "reward server",
-    "start it with: vllm serve MODEL --runner pooling",
-    "rewards.api_key_env",
-    "rewards.timeout_s",
-    "rewards.server",
-    "It is no vLLM server that runs a sequence classifier",
-)
 _IN_FLIGHT = 4
 """Calls at once: the next batch is there when one is done."""
 
@@ -38,49 +29,32 @@ class ServedScorer(TextScorer):
         if spec.server is None:
             raise ValueError(f"reward model {spec.title!r}: no server")
         key = os.environ.get(spec.api_key_env)
-        self.server = Server(
-            spec.server, api_key=key, timeout_s=spec.timeout_s, retries=spec.retries, role=REWARDS
+        server = Server(
+            spec.server, api_key=key, timeout_s=spec.timeout_s, retries=spec.retries, role=VLLMScores.role
         )
-        self.model, longest = served_model(self.server, spec.model)
-        if (fault := tokenizer_fault(self.server, self.model, self.tokenizer)) is not None:
+        kind = recognised(server) if spec.api is None else APIS[spec.api]
+        self.api = kind(replace(server, role=kind.role), spec, self.tokenizer)
+        if (fault := self.api.fault()) is not None:
             raise EngineRefused(
-                f"reward server {spec.server}: the tokenizer of its model {self.model!r} is not that of "
+                f"reward server {spec.server}: the tokenizer of its model {self.api.model!r} is not that of "
                 f"{spec.model!r}: {fault}; name the model that it serves"
             )
-        limits = [limit for limit in (spec.max_length, longest) if limit is not None]
+        limits = [limit for limit in (spec.max_length, self.api.longest) if limit is not None]
         self.max_length = min(limits, default=None)
-        self.scores_of(
-            [[self.tokenizer.eos_token_id]]
-        )  # a model of several scores is refused before the first step
+        self.score(["a"], ["b"])  # a model of several scores is refused before the first step
 
     def place(self) -> str:
-        return f"{self.server.url} as {self.model}"
+        return f"{self.api.server.url} ({self.api.role.kind}) as {self.api.model}"
 
     def scores_of(self, rows: list[list[int]]) -> list[float]:
-        body = {"model": self.model, "input": rows, "use_activation": False}
-        found: list[list[float]] = self.server.post(
-            "/classify", body, read=lambda answer: _probs(answer, len(rows))
-        )
+        found = self.api.scores(rows)
         if (several := next((one for one in found if len(one) != 1), None)) is not None:
             raise EngineRefused(
-                f"reward server {self.server.url}: {self.model!r} gives {len(several)} scores, and a reward is one; "
-                "serve a model of one label"
+                f"reward server {self.api.server.url}: {self.api.model!r} gives {len(several)} scores, and a reward is "
+                "one; serve a model of one label"
             )
         return [one[0] for one in found]
 
     def _in_turn(self, batches: list[list[list[int]]]) -> Iterable[list[float]]:
         with ThreadPoolExecutor(_IN_FLIGHT) as pool:
             return list(pool.map(self.scores_of, batches))
-
-
-def _probs(answer: Any, count: int) -> list[list[float]]:
-    """The scores of each row, in the rows' order. ValueError for anything else."""
-    rows = {one["index"]: one["probs"] for one in answer["data"]} if isinstance(answer, dict) else {}
-    if sorted(rows) != list(range(count)):
-        raise ValueError(f"scores of rows {sorted(rows)}, and {count} were asked about")
-    for row in rows.values():
-        if not isinstance(row, list) or not all(
-            isinstance(one, int | float) and math.isfinite(one) for one in row
-        ):
-            raise ValueError(f"a score is no finite number: {row!r}")
-    return [rows[i] for i in range(count)]

@@ -19,9 +19,13 @@ from torch import Tensor
 from posttrain.ops.reduce import per_token
 from posttrain.rollout.base import stable_seed
 from posttrain.trainers.forward.base import Rows, Scorer
+from posttrain.trainers.forward.token_budget import split_by_tokens
 from posttrain.trainers.policy.text_rows import TokenTexts
 from posttrain.trainers.seam.finite import StepNotes
 from posttrain.trainers.seam.held_back import backward_of_a_part, gradients_held_back
+
+Text = tuple[list[int], list[bool]]
+"""Ids, and which of them are learned."""
 
 
 class TextsHost(Protocol):
@@ -97,13 +101,13 @@ class TextsBeside:
         mine = [self.texts.rows[i] for i in self.order.take(self.per_step)[rank::ranks]]
         tokens = self._all_sum(torch.tensor(float(sum(sum(learned) for _, learned in mine))))
         value = torch.zeros((), device=accelerator.device)
-        at_once = self.host.args.per_device_train_batch_size
-        for start in range(0, len(mine), at_once):
-            rows, mask = self._rows(mine[start : start + at_once])
+        for part in self._parts(mine):
+            rows, mask = self._rows(part if part else mine[:1])
             with gradients_held_back(accelerator, model):
                 logprobs = self.scorer.score(model, rows).logprobs
                 self.host.step_notes.note("the log-probs of the texts beside", logprobs, mask)
-                share = per_token(-logprobs, mask.to(logprobs), tokens) * ranks * self.coefficient
+                counted = mask.to(logprobs) * bool(part)
+                share = per_token(-logprobs, counted, tokens) * ranks * self.coefficient
                 backward_of_a_part(accelerator, share)
             value = value + share.detach()
         logged = self.host._metrics["train"]
@@ -113,7 +117,19 @@ class TextsBeside:
         logged[f"{self.name}/ptx_passes"].append(self.order.drawn / self.order.count)
         return value
 
-    def _rows(self, texts: Sequence[tuple[list[int], list[bool]]]) -> tuple[Rows, Tensor]:
+    def _parts(self, texts: list[Text]) -> list[list[Text]]:
+        """Texts of one forward each, as many parts on every rank: `per_device_train_batch_size` of them, or fewer where
+        they would hold more than `max_tokens_per_micro_batch` tokens; empty ones stand for another rank's."""
+        at_once, limit = self.host.args.per_device_train_batch_size, self.host.args.max_tokens_per_micro_batch
+        parts = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
+        if limit is None:
+            return parts
+        cut = [[part[i] for i in places] for part in parts for places in _within(part, limit)]
+        accelerator = self.host.accelerator
+        counts = torch.as_tensor(accelerator.gather(torch.tensor([len(cut)], device=accelerator.device)))
+        return cut + [[]] * (int(counts.max()) - len(cut))
+
+    def _rows(self, texts: Sequence[Text]) -> tuple[Rows, Tensor]:
         """The texts as prompts, up to the first token that is learned, and completions; and which tokens of these are
         learned (B, T)."""
         device = self.host.accelerator.device
@@ -149,3 +165,10 @@ class TextsBeside:
         for ids, learned in self.texts.rows:
             digest.update(repr((ids, learned)).encode())
         return digest.hexdigest()[:16]
+
+
+def _within(texts: Sequence[Text], limit: int) -> list[list[int]]:
+    """The texts' places in parts of at most `limit` tokens, padding among them."""
+    heads = [learned.index(True) for _, learned in texts]
+    tails = [len(ids) - head for (ids, _), head in zip(texts, heads, strict=True)]
+    return split_by_tokens(heads, tails, None, limit)

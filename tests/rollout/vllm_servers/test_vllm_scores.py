@@ -18,7 +18,8 @@ from posttrain.rollout.vllm.client import Server
 from posttrain.trainers.models.load import character_tokenizer
 from posttrain.trainers.models.reward_heads import as_reward_model
 from posttrain.trainers.models.reward_scorer import RewardScorer
-from posttrain.trainers.models.served_scorer import REWARDS, ServedScorer
+from posttrain.trainers.models.scoring_apis import VLLMScores
+from posttrain.trainers.models.served_scorer import ServedScorer
 
 pytestmark = pytest.mark.vllm
 
@@ -41,7 +42,7 @@ def test_a_pooling_server_gives_the_scores_of_the_model_here(tmp_path: Path) -> 
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
-            Server(url, role=REWARDS).wait_until_up(300.0)
+            Server(url, role=VLLMScores.role).wait_until_up(300.0)
             there = ServedScorer(ModelReward(str(tmp_path / "rm"), server=url, batch_size=4))
             found = there.score(prompts, answers)
         finally:

@@ -84,6 +84,22 @@ def test_micro_batches_move_nothing(tiny_model, tokenizer, tmp_path):
         tiny_model, tokenizer, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **run
     )
     assert_close(weights(split.model), weights(whole.model), rtol=1e-5, atol=2e-6)
+    limited = built(
+        tiny_model, tokenizer, tmp_path, per_device_train_batch_size=8, max_tokens_per_micro_batch=24, **run
+    )
+    sizes: list[tuple[int, int]] = []
+    score = limited.ptx.scorer.score
+
+    def watched(model: Any, rows: Any) -> Any:
+        sizes.append(tuple(rows.joined[0].shape))
+        return score(model, rows)
+
+    limited.ptx.scorer.score = watched
+    limited.train()
+    assert len(sizes) > 1
+    assert all(count * width <= 24 or count == 1 for count, width in sizes)
+    assert sum(count for count, _ in sizes) == PTX["ptx_batch_size"]
+    assert_close(weights(limited.model), weights(whole.model), rtol=1e-5, atol=2e-6)
 
 
 def test_a_resume_draws_on_where_it_was(tiny_model, tokenizer, tmp_path):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import string
 
 import pytest
 import torch
 from rollout_fakes import http_server
 from served_double import ServedModel
 from tiny_run import arguments, rows
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
+from posttrain.data.scratch_tokenizer import ROLES, by_characters
 from posttrain.planning.rewards import reward_lines, reward_model_faults
 from posttrain.recipe import RecipeError
 from posttrain.rewards.model_reward import ModelReward
@@ -19,6 +23,7 @@ from posttrain.trainers import GRPOConfig, GRPOTrainer
 from posttrain.trainers.models.load import character_tokenizer
 from posttrain.trainers.models.reward_heads import as_reward_model
 from posttrain.trainers.models.reward_scorer import RewardScorer
+from posttrain.trainers.models.scoring_apis import text_of
 from posttrain.trainers.models.served_scorer import ServedScorer
 
 PROMPTS, ANSWERS = [f"{i}+{i}=" for i in range(9)], ["four " * (1 + i % 4) for i in range(9)]
@@ -46,7 +51,7 @@ def test_the_scores_are_those_of_the_model_here(folder, served):
     here = RewardScorer(ModelReward(folder, max_length=20), "cpu")
     with http_server(served.answer) as url:
         there = ServedScorer(spec(folder, url, max_length=20))
-        assert there.tells(there.tokenizer).endswith(f"; on {url} as served, 4 rows per forward")
+        assert there.tells(there.tokenizer).endswith(f"; on {url} (vLLM) as served, 4 rows per forward")
         scores = here.score(PROMPTS, ANSWERS)
         assert max(scores) - min(scores) > 0.01
         assert there.score(PROMPTS, ANSWERS) == pytest.approx(scores, abs=1e-5)
@@ -56,6 +61,97 @@ def test_the_scores_are_those_of_the_model_here(folder, served):
     sizes = sorted(len(body["input"]) for path, body in served.asked if path == "/classify")
     assert sizes[:2] == [1, 1]  # a question at the start of each
     assert sorted(sizes[2:]) == [1, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "route"),
+    [("sglang", "SGLang", "/classify"), ("tei", "text-embeddings-inference", "/predict")],
+)
+def test_other_servers_are_told_apart_and_give_the_same_scores(folder, served, kind, title, route):
+    scores = RewardScorer(ModelReward(folder), "cpu").score(PROMPTS, ANSWERS)
+    served.kind = kind
+    with http_server(served.answer) as url:
+        there = ServedScorer(spec(folder, url))
+        assert there.place() == f"{url} ({title}) as served"
+        assert there.score(PROMPTS, ANSWERS) == pytest.approx(scores, abs=1e-5)
+        asked = {path for path, _ in served.asked}
+        assert route in asked
+        assert not asked & {"/v1/classify", "/rerank", "/score"}
+        served.asked.clear()
+        assert ServedScorer(spec(folder, url, api=kind)).score(PROMPTS, ANSWERS) == pytest.approx(
+            scores, abs=1e-5
+        )
+        if kind == "tei":  # named, it is not asked who it is
+            assert [path for path, _ in served.asked].count("/info") == 1
+        served.tokenizer = character_tokenizer("0123456789>")
+        with pytest.raises(EngineRefused, match="is not that of .*name the model that it serves"):
+            ServedScorer(spec(folder, url))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "answer", "error", "words"),
+    [
+        ("sglang", "/classify", [{"embedding": [1.0, 2.0]}], EngineRefused, "gives 2 scores"),
+        ("sglang", "/classify", [], EngineLost, "scores of 0 rows, and 1 were asked about"),
+        ("sglang", "/classify", [{"embedding": [float("nan")]}], EngineLost, "no finite number"),
+        ("sglang", "/classify", {"data": []}, EngineLost, "no list of scores.*address of a SGLang server"),
+        (
+            "sglang",
+            "/get_model_info",
+            {"model_path": "writer", "is_generation": True},
+            EngineRefused,
+            r"it writes text \(writer\).*--is-embedding",
+        ),
+        ("tei", "/predict", [[{"score": 1.0}, {"score": 0.0}]], EngineRefused, "gives 2 scores"),
+        ("tei", "/predict", {"error": "x"}, EngineLost, "no list of scores"),
+        ("tei", "/predict", [[{"label": "x"}]], EngineLost, "an answer without 'score'"),
+        ("tei", "/decode", [], EngineLost, "no list of one answer"),
+        (
+            "tei",
+            "/info",
+            {"model_id": "m", "model_type": {"embedding": {"pooling": "cls"}}},
+            EngineRefused,
+            "'m' is no sequence classifier",
+        ),
+        (
+            "tei",
+            "/info",
+            {"model_id": "m", "model_type": {"reranker": {}}, "max_client_batch_size": 2},
+            EngineRefused,
+            "it takes 2 rows a call, and rewards.batch_size is 4",
+        ),
+    ],
+)
+def test_what_those_servers_do_wrong_is_said_too(folder, served, kind, path, answer, error, words):
+    served.kind, served.spoiled[path] = kind, (200, json.dumps(answer).encode())
+    with http_server(served.answer) as url, pytest.raises(error, match=words):
+        ServedScorer(spec(folder, url))
+
+
+def test_a_server_named_as_another_is_refused(folder, served):
+    with http_server(served.answer) as url:
+        with pytest.raises(EngineRefused, match="has no /info. It is no text-embeddings-inference server"):
+            ServedScorer(spec(folder, url, api="tei"))
+        with pytest.raises(EngineLost, match="an answer without 'text'"):
+            ServedScorer(spec(folder, url, api="sglang"))
+
+
+def test_a_row_is_sent_as_the_text_that_falls_into_its_tokens(tokenizer):
+    with_start = PreTrainedTokenizerFast(tokenizer_object=by_characters(string.printable[:95]), **ROLES)
+    backend = with_start.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", with_start.bos_token_id)]
+    )
+    ids = with_start("one two<eos>")["input_ids"]
+    assert ids[0] == with_start.bos_token_id
+    assert text_of(with_start, ids) == "one two<eos>"
+    plain = tokenizer("one two<eos>")["input_ids"]
+    assert text_of(tokenizer, plain) == "one two<eos>"
+    assert text_of(tokenizer, plain[3:]) == " two<eos>"
+    with pytest.raises(
+        EngineRefused, match="no text falls into the tokens of 'ne two<eos>': its start was cut off"
+    ):
+        text_of(with_start, ids[1:])
 
 
 def test_a_run_logs_it_as_any_reward_model_and_ends_loudly_with_it(
