@@ -112,6 +112,8 @@ def _family_faults(recipe: Recipe, train: PolicyTrain) -> Iterator[str]:
         "tools or an environment": recipe.has_tools and "their turns are told apart by the prompt's tokens",
         "reward drift_penalty": any(one.name == "drift_penalty" for one in recipe.rewards)
         and "it reads the policy without its prefix",
+        "an 'evaluation' section": recipe.evaluation is not None
+        and "its benchmarks would be asked without a prefix; measure afterwards (posttrain eval --beta-value)",
         "method salsa": recipe.method == "salsa" and "its soup is asked with the policy's own prompts",
     }
     for what, reason in reasons.items():

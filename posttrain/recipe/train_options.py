@@ -163,8 +163,10 @@ class PolicyTrain(TrainSection):
     def _largest(cls, given: Any) -> Any:
         """A family's `beta` is its largest coefficient, and is written into the resolved recipe."""
         values = given.get("beta_family") if isinstance(given, dict) else None
-        known = isinstance(values, list) and values and all(isinstance(one, int | float) for one in values)
-        return {**given, "beta": max(values)} if known and not given.get("beta") else given
+        if not isinstance(values, list) or not values or given.get("beta"):
+            return given
+        known = all(isinstance(one, int | float) for one in values)
+        return {**given, "beta": max(values)} if known else given
 
     @property
     def window(self) -> int:
