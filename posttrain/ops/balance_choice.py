@@ -1,6 +1,7 @@
 """Which coefficient of a family each prompt gets, chosen on calibration prompts, and what a choice earns on others.
 
-The family's evaluation and its balance model: Wang et al. 2023, https://arxiv.org/abs/2310.17966, sections 4.1 and 4.2.
+That the best balance differs from state to state is the claim of Wang et al. 2023, https://arxiv.org/abs/2310.17966;
+the measure of it here, on prompts that nothing was chosen on, is this project's own.
 """
 
 from __future__ import annotations

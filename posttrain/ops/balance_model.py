@@ -1,9 +1,10 @@
 """A small model that says which KL coefficient a prompt gets: a softmax over coefficients, linear in a few numbers of
 the prompt, fitted to the reward that each coefficient earned.
 
-The balance model of Wang et al. 2023, https://arxiv.org/abs/2310.17966, eq. 9 to 11: it picks, for a state, the
-coefficient whose policy has the highest value, max E_s E_{b ~ pi_b(s)} Q(s, pi(s, b)). Here Q is the mean reward of the
-samples of a calibration prompt, and the policy pi_b is a softmax instead of a Gaussian.
+The balance model of Wang et al. 2023, https://arxiv.org/abs/2310.17966, picks for a state s the coefficient whose
+policy has the highest value: it minimises E_s E_{b ~ pi_b(s)} [ tau log pi_b(b | s) - Q(s, pi_u(s, b)) ], as their
+published code has it. Here Q is the mean reward of the samples of a calibration prompt, pi_b a softmax over the
+coefficients in place of a squashed Gaussian, the expectation over b a sum, and a decay of the weights in place of tau.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A family of policies in one model: each prompt says, by a prefix, which KL coefficient its policy was trained with.
 
-The coefficient as an input of the policy: Wang et al. 2023, https://arxiv.org/abs/2310.17966, section 4.1, where it is
-a number beside the state. Here it is a text before the prompt.
+The coefficient as an input of the policy: the universal model of Wang et al. 2023, https://arxiv.org/abs/2310.17966,
+where it is a number beside the state. Here it is a text before the prompt.
 """
 
 from __future__ import annotations
