@@ -23,6 +23,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,21 +50,21 @@ from posttrain.run.family_curves import (  # noqa: E402
 from posttrain.run.train import run as run_recipe  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results" / "balance.jsonl.gz"
-VALUES = (0.0, 0.003, 0.01, 0.03, 0.1)
+VALUES = (0.0, 0.01, 0.1, 0.3, 1.0)
 PREFIXES = ("a", "b", "c", "d", "e")
 EASY, HARD = (3, 4), (7, 8, 9)
 RIGHT = {True: 0.9, False: 0.25}
 """Of easy and hard problems: how often the warm-up's teacher is right."""
-HELD_OUT, STEPS, SAMPLES = 256, 80, 8
-BY = {"beta_low": 0.03, "beta_high": 1.0, "beta": 0.1}
-TOP = {"beta": 0.1, "beta_low": 0.0, "beta_high": 1.0}
+HELD_OUT, STEPS, SAMPLES = 256, 48, 8
+BY = {"beta": 1.0, "beta_low": 0.01, "beta_high": 1.0}
+TOP = {"beta": 1.0, "beta_low": 0.0, "beta_high": 1.0}
 ARMS: dict[str, dict[str, Any]] = {
     "family": {"beta_family": list(VALUES), "beta_prefixes": list(PREFIXES)},
     **{f"fixed {value:g}": {"beta": value} for value in VALUES},
     "by pass rate, easy held": {**BY, "beta_by": "pass_rate"},
-    "by pass rate, hard held": {**BY, "beta_by": "pass_rate", "beta_low": 1.0, "beta_high": 0.03},
+    "by pass rate, hard held": {**BY, "beta_by": "pass_rate", "beta_low": 1.0, "beta_high": 0.01},
     "by entropy, high held": {**BY, "beta_by": "reference_entropy"},
-    "by entropy, low held": {**BY, "beta_by": "reference_entropy", "beta_low": 1.0, "beta_high": 0.03},
+    "by entropy, low held": {**BY, "beta_by": "reference_entropy", "beta_low": 1.0, "beta_high": 0.01},
 }
 LEARNED = "by the learned model"
 
@@ -108,7 +109,6 @@ def rows(folder: Path) -> None:
 
 def warm_up(folder: Path) -> None:
     """Rows, and the model that every arm starts from, into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows(folder)
     recipe = {
         "method": "sft",
@@ -121,6 +121,22 @@ def warm_up(folder: Path) -> None:
         "output": {"name": "warm", "dir": str(folder), "save_steps": 300, "overwrite": True},
     }  # fmt: skip
     run(recipe, folder)
+
+
+def warmed_up(folder: Path) -> Path:
+    """The folder once its warm-up is there: made by the first of several processes, for which the others wait."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "warm" / "model" / "config.json"
+    if not model.is_file():
+        try:
+            (folder / "making").mkdir()
+        except FileExistsError:
+            while not model.is_file():
+                time.sleep(2)
+        else:
+            warm_up(folder)
+    return folder
 
 
 def run(recipe: dict[str, Any], folder: Path) -> None:
@@ -148,7 +164,7 @@ def recipe_of(start: Path, folder: Path, train: dict[str, Any], seed: int, steps
         "rewards": [reward(folder, flawed)],
         "rollout": {"group_size": 8, "max_new_tokens": 11, "eval_temperature": 1.0},
         "train": {"max_steps": steps, "per_device_train_batch_size": 64, "steps_per_generation": 2,
-                  "per_device_eval_batch_size": 256, "learning_rate": 2.0e-4, "lr_scheduler_type": "constant",
+                  "per_device_eval_batch_size": 256, "learning_rate": 3.0e-4, "lr_scheduler_type": "constant",
                   "optim": "adamw_torch", "gradient_checkpointing": False, "use_cpu": True, "seed": seed, **train},
         "output": {"name": "run", "save_steps": steps, "dir": str(folder), "logging_steps": 4},
     }  # fmt: skip
@@ -267,10 +283,11 @@ def main() -> None:
     parser.add_argument("--gather", type=Path, metavar="DIR")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if args.start is not None and not (args.start / "warm" / "model").is_dir():
-        warm_up(args.start.resolve())
+    start = None if args.start is None else warmed_up(args.start)
     if args.arm is not None:
-        for line in arm_lines(args.start.resolve(), args.arm, args.seed, args.steps, args.flawed):
+        if start is None:
+            parser.error("--arm needs --start, the folder of the warm-up")
+        for line in arm_lines(start, args.arm, args.seed, args.steps, args.flawed):
             print(json.dumps(line), flush=True)
             if args.out is not None:
                 args.out.parent.mkdir(parents=True, exist_ok=True)

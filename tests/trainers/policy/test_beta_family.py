@@ -91,9 +91,9 @@ def test_rows_are_there_once_for_each_value_and_held_out_ones_in_turn() -> None:
     assert [(one["prompt"], one["beta_value"]) for one in rows] == [
         ("x1", 0.0), ("yy1", 0.1), ("z1", 0.5), ("x2", 0.0), ("yy2", 0.1), ("z2", 0.5),
     ]  # fmt: skip
-    assert rows["answer"] == ["a"] * 3 + ["b"] * 3
+    assert list(rows["answer"]) == ["a"] * 3 + ["b"] * 3
     four = Dataset.from_list([{"prompt": str(i)} for i in range(4)])
-    assert family_rows(four, family, in_turn=True)["prompt"] == ["x0", "yy1", "z2", "x3"]
+    assert list(family_rows(four, family, in_turn=True)["prompt"]) == ["x0", "yy1", "z2", "x3"]
 
 
 def test_a_prefix_goes_before_the_last_words_of_the_user_and_comes_off_again() -> None:
