@@ -42,6 +42,7 @@ from posttrain.ops.balance_choice import earned  # noqa: E402
 from posttrain.recipe import load_recipe  # noqa: E402
 from posttrain.run.family_curves import (  # noqa: E402
     FEATURES,
+    OWN,
     FamilyAsked,
     FamilyMeasured,
     choices_of,
@@ -75,7 +76,8 @@ def is_easy(digits: str) -> bool:
 
 def problems(seed: str, count: int, avoid: set[str]) -> list[str]:
     """Half easy, half hard, in turn, none twice."""
-    rng, found = random.Random(f"balance/{seed}"), dict.fromkeys(())
+    rng = random.Random(f"balance/{seed}")
+    found: dict[str, None] = {}
     while len(found) < count:
         length = rng.choice(EASY if len(found) % 2 == 0 else HARD)
         digits = "".join(rng.choices("0123456789", k=length))
@@ -183,11 +185,15 @@ def trained(
     return measure_family(folder / "run", asked, alone="beta_family" not in train)
 
 
-def numbers(measured: FamilyMeasured, places: torch.Tensor, start: Path) -> dict[str, float]:
-    """Reward and KL on the second half of the held-out problems, all, easy and hard ones."""
+def numbers(
+    measured: FamilyMeasured, places: torch.Tensor, start: Path, *, late: bool = False
+) -> dict[str, float]:
+    """Reward and KL on the second half of the held-out problems, all, easy and hard ones; late: of the second half of
+    each one's samples, where the first has chosen."""
     lines = [json.loads(line) for line in (start / "held_out.jsonl").read_text().splitlines()]
     easy = torch.tensor([is_easy(one["answer"]) for one in lines])[HELD_OUT // 2 :]
-    rewards, kl = measured.samples.mean(2)[HELD_OUT // 2 :], measured.kl[HELD_OUT // 2 :]
+    samples = measured.samples[..., SAMPLES // 2 :] if late else measured.samples
+    rewards, kl = samples.mean(2)[HELD_OUT // 2 :], measured.kl[HELD_OUT // 2 :]
     found = {}
     for name, mask in (("", torch.ones_like(easy)), ("easy ", easy), ("hard ", ~easy)):
         one = earned(places[mask], rewards[mask], kl[mask])
@@ -214,7 +220,7 @@ def arm_lines(start: Path, arm: str, seed: int, steps: int, flawed: bool) -> Ite
                 told = way if features == FEATURES else f"{way}, without pass rate"
                 if features == FEATURES or way == "balance model":
                     yield {
-                        "arm": f"family, {told}", **kind, **numbers(measured, places, start),
+                        "arm": f"family, {told}", **kind, **numbers(measured, places, start, late=way == OWN),
                         "gain": result.choices[way].gain, "counts": result.counts[way],
                     }  # fmt: skip
         result = choices_of(measured, FamilyAsked(samples=SAMPLES, seed=seed))
