@@ -40,7 +40,9 @@ def single(rewards: Tensor) -> int:
 
 def bin_of(rates: Tensor, edges: Sequence[float] = EDGES) -> Tensor:
     """Which bin each pass rate is in, from 0; a rate that is an edge is in the upper one. (P,) -> (P,)."""
-    return torch.bucketize(rates.double(), torch.tensor(list(edges), dtype=torch.float64), right=True)
+    return torch.bucketize(
+        rates.double().contiguous(), torch.tensor(list(edges), dtype=torch.float64), right=True
+    )
 
 
 def by_bins(rates: Tensor, rewards: Tensor, edges: Sequence[float] = EDGES) -> list[int]:
