@@ -204,7 +204,7 @@ def numbers(
 def arm_lines(start: Path, arm: str, seed: int, steps: int, flawed: bool) -> Iterator[dict[str, Any]]:
     """One line an arm; the family's run gives several, and the run by its learned model."""
     half = HELD_OUT // 2
-    kind = {"seed": seed, "reward": "flawed" if flawed else "exact", "steps": steps}
+    kind = {"seed": seed, "paid": "flawed" if flawed else "exact", "steps": steps}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measured = trained(start, folder, ARMS[arm], seed, steps, flawed)
@@ -238,10 +238,10 @@ FIGURES = ("reward", "easy reward", "hard reward", "kl", "easy kl", "hard kl")
 
 def table(lines: list[dict[str, Any]]) -> str:
     found = []
-    for kind in sorted({one["reward"] for one in lines}):
-        found += [f"reward: {kind}", "", f"| arm | seeds | {' | '.join(FIGURES)} |"]
+    for kind in sorted({one["paid"] for one in lines}):
+        found += [f"paid: {kind}", "", f"| arm | seeds | {' | '.join(FIGURES)} |"]
         found.append("|---" * (len(FIGURES) + 2) + "|")
-        mine = [one for one in lines if one["reward"] == kind]
+        mine = [one for one in lines if one["paid"] == kind]
         for arm in dict.fromkeys(one["arm"] for one in sorted(mine, key=lambda one: _order(one["arm"]))):
             seeds = [one for one in mine if one["arm"] == arm]
             cells = [_spread([one[name] for one in seeds]) for name in FIGURES]
@@ -270,7 +270,7 @@ def gather(folder: Path) -> None:
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text().splitlines():
             one = json.loads(line)
-            found[one["reward"], one["arm"], one["seed"]] = one
+            found[one["paid"], one["arm"], one["seed"]] = one
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(one) + "\n" for _, one in sorted(found.items()))
     RESULTS.write_bytes(gzip.compress(text.encode(), mtime=0))
