@@ -25,7 +25,7 @@ def test_the_bias_is_where_reward_and_decay_balance() -> None:
     """Features that say nothing: with p = sigmoid(b0 - b1) and d the difference of the rewards in units of their
     spread, the gradient is p (1 - p) d - 2 decay b0 = 0 and b1 = -b0."""
     rewards = torch.tensor([[0.6, 0.2]]).expand(5, 2)
-    model = fit_balance((0.0, 0.1), ("length",), torch.ones(5, 1), rewards, decay=0.05, steps=3000)
+    model = fit_balance((0.0, 0.1), ("length",), torch.ones(5, 1), rewards, decay=0.05, steps=1200)
     d = 0.4 / float((rewards - rewards.mean(1, keepdim=True)).double().std())
     high, low = model.bias.tolist()
     p = 1 / (1 + math.exp(low - high))

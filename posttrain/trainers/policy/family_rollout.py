@@ -140,8 +140,10 @@ def family_rows(rows: Any, family: BetaFamily, *, in_turn: bool = False) -> Any:
     values = [family.values[at % count] for at in range(len(places))]
     chosen = rows.select(places)
     prompts = [family.prefixed(prompt, value) for prompt, value in zip(chosen["prompt"], values, strict=True)]
-    taken = chosen.remove_columns([name for name in ("prompt", COLUMN) if name in chosen.column_names])
-    return taken.add_column("prompt", prompts).add_column(COLUMN, values)
+    if COLUMN in chosen.column_names:
+        chosen = chosen.remove_columns(COLUMN)
+    # a data set without a column has no rows: the prompt goes when there is another
+    return chosen.add_column(COLUMN, values).remove_columns("prompt").add_column("prompt", prompts)
 
 
 def prefix_fault(tokenizer: Any, family: BetaFamily) -> str | None:
