@@ -61,6 +61,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "count test rows that share runs of words with training rows",
         "posttrain.data.overlap:main",
     ),
+    "eval balance": (
+        "measure a family over the KL coefficient, and choose the best one per prompt",
+        "posttrain.commands.eval_balance:main",
+    ),
     "eval": (
         "evaluate models: tasks, generate, grade, judge, report; drift over a conversation; guard a policy",
         "posttrain.evaluation.command:main",
@@ -70,7 +74,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "A run": ("init", "plan", "train", "launch", "report"),
-    "Its model": ("chat", "eval", "export", "merge", "soup"),
+    "Its model": ("chat", "eval", "eval balance", "export", "merge", "soup"),
     "Data": (
         "data describe",
         "data preview",

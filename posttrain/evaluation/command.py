@@ -18,7 +18,7 @@ from posttrain.evaluation.bar import bar
 from posttrain.evaluation.graders import missing_for
 from posttrain.evaluation.results import model_name
 from posttrain.observe.job import JobView
-from posttrain.planning.saved_model import DTYPES, model_of
+from posttrain.planning.saved_model import DTYPES, model_of, prefix_of
 from posttrain.process import exit_codes
 
 SAMPLING = ("samples", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
@@ -76,6 +76,12 @@ def _add_generate(parser: ArgumentParser) -> None:
         "--out", help="results go to OUT/BENCHMARK (default: runs/eval/NAME of the model or its run)"
     )
     parser.add_argument("--data", help=_DATA_HELP)
+    parser.add_argument(
+        "--beta-value",
+        type=float,
+        metavar="B",
+        help="of a model trained with beta_family: the coefficient it is asked with",
+    )
     parser.add_argument("--adapter", help="LoRA adapter to merge in")
     parser.add_argument(
         "--limit", type=_whole(1), help="the first so many problems only; not comparable with the whole"
@@ -250,12 +256,18 @@ def _generate(args: Namespace) -> int:
     named: dict[str, Any] = {"path": args.model, "weights": weights}
     if args.adapter:
         named |= {"adapter": args.adapter, "adapter_weights": engine_bridge.weights_hash(args.adapter)}
+    prefix, note = prefix_of(args.model, args.beta_value)
+    if args.beta_value is not None:
+        named["beta_value"] = args.beta_value
+    if note:
+        _console().print(note, highlight=False, soft_wrap=True, markup=False)
     batch_size = args.batch_size or (512 if args.engine == "vllm" else 16)
     for benchmark, rows, sampling in zip(benchmarks, problems, samplings, strict=True):
         with bar(f"{benchmark.name}: generating", len(rows) * sampling.samples) as progress:
             generate(
                 benchmark, rows, generator, tokenizer, out / benchmark.name, model=named, sampling=sampling,
                 seed=args.seed, batch_size=batch_size, overwrite=args.overwrite, progress=progress,
+                prefix=prefix,
             )  # fmt: skip
     judged = {b.answer.grader == "judge" for b in benchmarks}
     steps = [f"posttrain eval {'judge' if kind else 'grade'} {out}" for kind in sorted(judged)]

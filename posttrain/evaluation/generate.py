@@ -49,16 +49,17 @@ def generate(
     batch_size: int = 16,
     overwrite: bool = False,
     progress: Progress | None = None,
+    prefix: str = "",
 ) -> Path:
     """Fills `out` with run.json and generations.jsonl; returns `out`.
 
     `model` names what answers ({"path": ..., "weights": hash}); `problems` may be the first few of the
-    benchmark. ValueError where `out` holds another run, or a prompt leaves too little room for the
-    response.
+    benchmark, `prefix` stands before each question. ValueError where `out` holds another run, or a
+    prompt leaves too little room for the response.
     """
     sampling = sampling or benchmark.sampling
     chat = _uses_chat(benchmark, tokenizer)
-    requests = _requests(benchmark, problems, tokenizer, chat, sampling, seed)
+    requests = _requests(benchmark, problems, tokenizer, chat, sampling, seed, prefix)
     _check_room(requests, engine, sampling)
     run = {
         "format": 1,
@@ -120,11 +121,12 @@ def _requests(
     chat: bool,
     sampling: BenchmarkSampling,
     seed: int,
+    prefix: str,
 ) -> list[SampleRequest]:
     """Longest prompts first (an out-of-memory comes at once, batches pad little); ties in file order."""
     found = []
     for problem in problems:
-        ids = _prompt_ids(benchmark, problem, tokenizer, chat)
+        ids = _prompt_ids(benchmark, prefix + problem.prompt, tokenizer, chat)
         found += [
             SampleRequest(problem, sample, ids, sample_seed(seed, problem.id, sample))
             for sample in range(sampling.samples)
@@ -133,13 +135,13 @@ def _requests(
 
 
 def _prompt_ids(
-    benchmark: Benchmark, problem: Problem, tokenizer: PreTrainedTokenizerBase, chat: bool
+    benchmark: Benchmark, question: str, tokenizer: PreTrainedTokenizerBase, chat: bool
 ) -> list[int]:
     if not chat:
-        return list(tokenizer(problem.prompt)["input_ids"])
+        return list(tokenizer(question)["input_ids"])
     system = benchmark.prompt.system
     messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": problem.prompt})
+    messages.append({"role": "user", "content": question})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)  # not tokenized
     # the template writes the special tokens itself

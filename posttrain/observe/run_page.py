@@ -56,6 +56,7 @@ def render(s: Summary, run_dir: str | Path, benchmarks: str = "") -> str:
         _signal(s),
         _resampled(s),
         "" if s.logged is None else s.logged.html(),
+        "" if s.family is None else s.family.html(),
         _charts("Policy", charts),
         _charts("Method", charts, title=f"{s.method}'s own numbers"),
         _evaluation(s),
@@ -349,6 +350,8 @@ def print_summary(s: Summary, console: Console) -> None:
         print_reliability(s.reliability, console)
     if s.logged is not None:
         console.print(s.logged.table())
+    if s.family is not None:
+        console.print(s.family.table())
     for function, reason, count in s.failures:
         console.print(f"reward {function}: {reason}: {count:,} responses", markup=False, highlight=False)
     for note in s.notes:

@@ -13,6 +13,7 @@ from typing import Any
 from posttrain.observe import writer
 from posttrain.observe.basis import held_out_basis, steps_basis
 from posttrain.observe.curves import edges, series, width_of_edge
+from posttrain.observe.family_table import FamilyTable, family_table
 from posttrain.observe.logged_table import LoggedTable, logged_table
 from posttrain.observe.pairs import BeforeAfter, read_pairs
 from posttrain.observe.progress import clock
@@ -49,6 +50,7 @@ class Summary:
     resampled   what dynamic sampling threw away; None where the run did not sample over
     reliability how sure a reward model is of held-out pairs, and how right; None for other methods
     logged      the account of logged answers; None where every response was sampled
+    family      reward and KL of each KL coefficient; None where the policy has one
     failures    (reward function, reason, responses)
     recipe_changes  (step, change): what resumes from that step changed; `recipe` is what the last steps had
     evaluation  {"before": {metric: value}, "after": {...}}
@@ -73,6 +75,7 @@ class Summary:
     resampled: Resampled | None = None
     reliability: ReliabilityTable | None = None
     logged: LoggedTable | None = None
+    family: FamilyTable | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -148,6 +151,7 @@ def summarise(run_dir: str | Path) -> Summary:
         resampled=resampled_of(rows),
         reliability=read_reliability(run_dir),
         logged=logged_table(rows),
+        family=family_table(rows),
     )
     summary.notes.extend(_notes(summary, events))
     return summary

@@ -73,21 +73,52 @@ def method_faults(recipe: Recipe, processes: int) -> Iterator[str]:
 
 
 def _balance_faults(recipe: Recipe) -> Iterator[str]:
-    """Why the KL coefficient cannot follow the prompt (`train.beta_by`)."""
-    by = recipe.train.beta_by if isinstance(recipe.train, PolicyTrain) else None
-    if by is None or recipe.objective.masked_diffusion:
+    """Why the KL coefficient cannot follow the prompt (`train.beta_by`), or be an input (`train.beta_family`)."""
+    train = recipe.train
+    if not isinstance(train, PolicyTrain) or recipe.objective.masked_diffusion:
+        return
+    by, key = train.beta_by, "beta_by" if train.beta_by is not None else "beta_family"
+    if by is None and train.beta_family is None:
         return
     for place, settings in with_inner(recipe.objective):
         if getattr(settings, "kl_in_reward", False):
             yield (
-                f"train: 'beta_by' is of a KL penalty in the loss, and {place} takes the KL off the reward or into its "
+                f"train: '{key}' is of a KL penalty in the loss, and {place} takes the KL off the reward or into its "
                 "own loss; leave it out, or take another method or baseline"
             )
-    if by == "reference_entropy" and recipe.model.peft is not None:
+    if by in ("reference_entropy", "learned") and recipe.model.peft is not None:
         yield (
-            "train: beta_by: reference_entropy asks the reference, and an adapter's is its own base, which is not held "
+            f"train: beta_by: {by} asks the reference, and an adapter's is its own base, which is not held "
             "by itself; take beta_by: pass_rate"
         )
+    if by == "learned" and not Path(str(train.beta_model)).is_file():
+        yield (
+            f"train: beta_model: no file '{train.beta_model}'; posttrain eval balance RUN writes one into the folder "
+            "of a run with beta_family"
+        )
+    if train.beta_family is not None:
+        yield from _family_faults(recipe, train)
+
+
+def _family_faults(recipe: Recipe, train: PolicyTrain) -> Iterator[str]:
+    reasons = {
+        "model: 'peft'": recipe.model.peft is not None
+        and "the reference is asked without the prefix, and an adapter's is its own base, which is not held by itself",
+        "train: 'sync_ref_model'": train.sync_ref_model
+        and "the reference would become a policy that is only ever asked with a prefix",
+        "data: 'order'": recipe.data.order is not None and "each row is there once for each coefficient",
+        "train: 'num_train_epochs'": train.num_train_epochs is not None
+        and "each row is there once for each coefficient, so an epoch is longer; say max_steps",
+        "tools or an environment": recipe.has_tools and "their turns are told apart by the prompt's tokens",
+        "reward drift_penalty": any(one.name == "drift_penalty" for one in recipe.rewards)
+        and "it reads the policy without its prefix",
+        "an 'evaluation' section": recipe.evaluation is not None
+        and "its benchmarks would be asked without a prefix; measure afterwards (posttrain eval --beta-value)",
+        "method salsa": recipe.method == "salsa" and "its soup is asked with the policy's own prompts",
+    }
+    for what, reason in reasons.items():
+        if reason:
+            yield f"train: 'beta_family' does not go with {what}: {reason}"
 
 
 def method_warnings(recipe: Recipe, processes: int) -> Iterator[str]:

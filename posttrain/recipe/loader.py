@@ -207,10 +207,9 @@ class Loader:
                 found["environment"] = self.located_function(found["environment"])
         if objective is not None:
             found["objective"] = self.located_settings(objective)
-        if found["model"] is not None:
-            found["model"] = self.located(
-                found["model"], "path", "tokenizer", "chat_template", "response_template"
-            )
+        for section, keys in _PLACES.items():
+            if found[section] is not None:
+                found[section] = self.located(found[section], *keys)
         if found["data"] is not None:
             found["data"] = self.located_data(found["data"])
         if found["output"] is not None and not found["output"].name:
@@ -312,7 +311,7 @@ class Loader:
         return None
 
     def located(self, section: SectionT, *keys: str) -> SectionT:
-        found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__[key] is not None}
+        found = {key: self.locate(section.__dict__[key]) for key in keys if section.__dict__.get(key)}
         return section.model_copy(update=found)
 
     def located_settings(self, objective: Settings) -> Settings:
@@ -402,6 +401,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             target = target[position]
 
 
+_PLACES = {"model": ("path", "tokenizer", "chat_template", "response_template"), "train": ("beta_model",)}
 _LARGEST: dict[type, float] = {int: 10**6, float: 1e9}
 """Of a method's numbers that bound themselves nowhere: counts of passes and steps, coefficients and thresholds."""
 

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import model_validator
 
 from posttrain.recipe.sections import Count, NotNegative, Positive, Section, Seed, Text
+from posttrain.settings.beta_family import family_beta
 from posttrain.settings.run import balance_fault
 
 Momentum = Annotated[float, Ge(0), Lt(1)]
@@ -40,6 +41,9 @@ OURS = {
     "beta_by": "a KL coefficient per prompt; TRL has one",
     "beta_low": "of beta_by",
     "beta_high": "of beta_by",
+    "beta_model": "of beta_by: learned",
+    "beta_family": "one policy for several KL coefficients, with the coefficient as an input",
+    "beta_prefixes": "of beta_family",
 }
 """Options that TRL does not have, and what they are."""
 
@@ -127,9 +131,16 @@ class PolicyTrain(TrainSection):
     steps_per_generation: Batch | None = None  # None: gradient_accumulation_steps
     num_iterations: Annotated[int, Ge(1), Le(10**4)] = 1
     beta: NotNegative = 0.0
-    beta_by: Literal["pass_rate", "reference_entropy"] | None = None  # what a prompt's coefficient follows
+    beta_by: Literal["pass_rate", "reference_entropy", "learned"] | None = (
+        None  # what a prompt's coefficient follows
+    )
     beta_low: NotNegative = 1.0  # factor of beta where that is lowest
     beta_high: NotNegative = 1.0
+    beta_model: Text | None = None  # file of the balance model, for beta_by: learned
+    beta_family: list[NotNegative] | None = (
+        None  # coefficients that the policy is trained with, told by a prefix
+    )
+    beta_prefixes: list[str] | None = None  # what a prompt of each begins with
     disable_dropout: bool = False
     shuffle_dataset: bool = True
     mask_truncated_completions: bool = False
@@ -147,6 +158,16 @@ class PolicyTrain(TrainSection):
     cache_implementation: Text | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _largest(cls, given: Any) -> Any:
+        """A family's `beta` is its largest coefficient, and is written into the resolved recipe."""
+        values = given.get("beta_family") if isinstance(given, dict) else None
+        if not isinstance(values, list) or not values or given.get("beta"):
+            return given
+        known = all(isinstance(one, int | float) for one in values)
+        return {**given, "beta": max(values)} if known else given
+
     @property
     def window(self) -> int:
         """Micro-batches of one rollout: TRL's `steps_per_generation` with its default filled in."""
@@ -154,7 +175,8 @@ class PolicyTrain(TrainSection):
 
     @model_validator(mode="after")
     def _balance(self) -> Self:
-        fault = balance_fault(self.beta, self.beta_by, self.beta_low, self.beta_high)
+        family_beta(self.beta, self.beta_family, self.beta_prefixes, self.beta_by)
+        fault = balance_fault(self.beta, self.beta_by, self.beta_low, self.beta_high, self.beta_model)
         if fault is not None:
             raise ValueError(fault)
         return self

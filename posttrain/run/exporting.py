@@ -25,6 +25,7 @@ from posttrain.rollout.masked.predictor import load_mask_model
 from posttrain.rollout.model_folder import load_dense, save_merged
 from posttrain.run.run_folder import CHECKPOINTS, MODEL
 from posttrain.run.saved_weights import FSDP_SHARDS, ExportFault, SavedWeights, saved_weights
+from posttrain.settings.beta_family import CONFIG_KEY, BetaFamily
 from posttrain.trainers.masked.mask_ingredients import mask_model_and_tokenizer
 from posttrain.trainers.models.folder_copy import copy_code, copy_model, copy_tokenizer, precision_of
 from posttrain.trainers.models.ingredients import lora, model_and_tokenizer, torch_dtype
@@ -58,6 +59,7 @@ class _Described:
 
     section: ModelSection | None
     masked: bool
+    family: BetaFamily | None = None
 
     @classmethod
     def of(cls, run_dir: Path) -> _Described:
@@ -77,7 +79,10 @@ class _Described:
             near = (parent / section.path for parent in run_dir.resolve().parents)
             found = next((place for place in near if place.is_dir()), None)
             section = section if found is None else section.model_copy(update={"path": str(found)})
-        return cls(section, method is not None and method.load_settings().masked_diffusion)
+        train = recipe.get("train") or {}
+        values, prefixes = train.get("beta_family"), train.get("beta_prefixes")
+        family = None if values is None else BetaFamily.of(values, prefixes)
+        return cls(section, method is not None and method.load_settings().masked_diffusion, family)
 
     @property
     def trusted(self) -> dict[str, bool]:
@@ -92,7 +97,10 @@ class _Described:
             )
         # in full precision under an adapter in 4 bits: the base is not written
         section = self.section.model_copy(update={"quantization": None, "dtype": "auto"})
-        return (mask_model_and_tokenizer if self.masked else model_and_tokenizer)(section)
+        model, tokenizer = (mask_model_and_tokenizer if self.masked else model_and_tokenizer)(section)
+        if self.family is not None:  # as the trainer wrote it into the config of the whole model
+            setattr(model.config, CONFIG_KEY, self.family.for_config())
+        return model, tokenizer
 
 
 def export_run(

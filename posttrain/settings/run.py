@@ -79,12 +79,20 @@ def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], lis
     return [step for step, _ in found], [value for _, value in found]
 
 
-BETA_BY = ("pass_rate", "reference_entropy")
+BETA_BY = ("pass_rate", "reference_entropy", "learned")
 """What the KL coefficient of a prompt may follow."""
 
 
-def balance_fault(beta: float, by: str | None, low: float, high: float) -> str | None:
+def balance_fault(
+    beta: float, by: str | None, low: float, high: float, model: str | None = None
+) -> str | None:
     """Why a KL coefficient per prompt cannot be like that, or would do nothing; None where it can."""
+    if (by == "learned") != (model is not None):
+        return (
+            "beta_by: learned reads a balance model: name its file as beta_model (posttrain eval balance writes one)"
+            if model is None
+            else "'beta_model' does nothing without beta_by: learned; add that, or remove it"
+        )
     if by is None:
         idle = "beta_low" if low != 1 else "beta_high" if high != 1 else None
         return None if idle is None else f"'{idle}' does nothing without beta_by; add that, or remove it"

@@ -60,6 +60,7 @@ _WITHOUT_EFFECT = {
     "layout": "a canvas is one row, with its prompt",
     "max_tokens_per_micro_batch": "each Monte Carlo pass is a forward and backward of its own",
     "beta_by": "the KL penalty is of likelihood estimates, with one coefficient",
+    "beta_family": "the KL penalty is of likelihood estimates, with one coefficient",
     "record_steps": "`posttrain replay` reads token batches, which diffusion methods do not have",
 }
 

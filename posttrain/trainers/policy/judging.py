@@ -47,6 +47,7 @@ class JudgeHost(Protocol):
     environments: Any
     turns: Turns
     rollouts: Any
+    family: Any
     reward_funcs: list[Any]
     reward_func_names: list[str]
     reward_weights: Tensor
@@ -132,6 +133,7 @@ class Judge:
         """The responses of all ranks with their rewards; logs nothing and leaves `rollout` as it is."""
         host = self.host
         columns = reward_columns(inputs[0], own=("prompt", "completion", "completion_ids"))
+        prompts = host.family.plain_prompts(inputs, prompts)
         written = self.host.turns.written(completion_ids)
         given = self.host.rollouts.given(len(completions))
         local = [
@@ -215,9 +217,7 @@ class Judge:
         first = sampled(scored, rewards[:, 0])
         first = first[~first.isnan()]
         judged = self.host.reward_funcs[:1] != [no_reward]
-        if (
-            judged and first.numel() and bool(((first == 0) | (first == 1)).all())
-        ):  # right or wrong, nothing between
+        if judged and first.numel() and bool(((first == 0) | (first == 1)).all()):
             metrics["accuracy"].append(first.mean().item())
 
     def _models_among(self, positions: list[int]) -> list[int]:

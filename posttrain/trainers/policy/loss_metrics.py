@@ -7,6 +7,7 @@ is over the step's tokens however they were split, and the host waits once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from posttrain.objectives.logged_rows import samples_only
 from posttrain.observe.reasons import PREFIX
 from posttrain.observe.signal import SignalCounts
 from posttrain.rollout.logged import LOGGED
+from posttrain.settings.beta_family import METRICS
 
 _EXTREMES = ("_max", "_min")
 
@@ -42,6 +44,7 @@ class LossMetrics:
         *,
         keep: Tensor | None,
         kl: Tensor | None,
+        families: Mapping[str, Tensor] | None = None,
         entropies: Tensor,
         share: Tensor,
         first: bool,
@@ -55,6 +58,7 @@ class LossMetrics:
 
         They are of samples; logged answers have a few of their own.
 
+        families      name -> the rows (B, 1) whose mean KL it is
         share, first  this micro-batch's share () of the step's loss, and whether it is this rank's first: shares add up
         """
         whole, batch = batch, samples_only(batch)
@@ -62,6 +66,8 @@ class LossMetrics:
         self._add("entropy", *_masked(entropies, mask))
         if kl is not None:
             self._add("kl", *_masked(kl.detach(), mask))
+            for name, rows in (families or {}).items():
+                self._add(name, *_masked(kl.detach(), mask * rows))
         bounds = objective.clip_bounds(batch)
         if bounds is not None:
             ratio = objective.ratio(batch).detach()
@@ -120,11 +126,11 @@ class LossMetrics:
         totals = ranks[:, : len(pairs)].sum(0).view(-1, 2)
         means = (totals[:, 0] / totals[:, 1].clamp(min=1.0)).tolist()
         none = (totals[:, 1] == 0).tolist()
-        # a step without a logged answer has no mean of them
+        # a step without a logged answer, or a response of a value, has no mean of them
         values = {
             name: mean
             for name, mean, empty in zip(sums, means, none, strict=True)
-            if not (empty and name.startswith(LOGGED))
+            if not (empty and name.startswith((LOGGED, METRICS)))
         }
         counted = len(pairs) + len(extremes)
         for prefix, found in zip(

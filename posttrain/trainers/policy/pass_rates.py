@@ -48,15 +48,9 @@ class PassRates:
         """The rates of these rows of the trainer's data set. The seed, and the rows that are sampled together, decide
         the responses: the same of both gives the same rates. Raises what a rollout raises."""
         host: Any = self.trainer
-        begin, samples = time.perf_counter(), host.num_generations_eval
-        host.args.seed = seed
-        set_seed(seed % 2**32)
-        host.held_out = []
-        with torch.no_grad():
-            host.prediction_step(host.model, [dict(row) for row in rows for _ in range(samples)], True)
-        host._metrics["eval"].clear()  # nobody logs them
-        (scored,) = host.held_out
-        rewards = self._rewards(scored, samples)
+        begin = time.perf_counter()
+        scored = self.sampled(rows, seed=seed)
+        rewards = self.rewards(scored)
         rates = [self._rate(number, group) for number, group in zip(numbers, rewards.tolist(), strict=True)]
         ends, ids = set(host.eos_token_ids), scored.completion_ids
         return MeasuredBatch(
@@ -68,9 +62,24 @@ class PassRates:
             seconds=time.perf_counter() - begin,
         )
 
-    def _rewards(self, scored: Rollout, samples: int) -> Tensor:
+    def sampled(self, rows: Sequence[Mapping[str, Any]], *, seed: int) -> Rollout:
+        """The responses to these rows, a row's beside each other, with their rewards."""
+        host: Any = self.trainer
+        host.args.seed = seed
+        set_seed(seed % 2**32)
+        host.held_out = []
+        with torch.no_grad():
+            host.prediction_step(
+                host.model, [dict(row) for row in rows for _ in range(host.num_generations_eval)], True
+            )
+        host._metrics["eval"].clear()  # nobody logs them
+        (scored,) = host.held_out
+        return scored
+
+    def rewards(self, scored: Rollout) -> Tensor:
         """(rows, samples), NaN where a response was not judged."""
-        groups = self.trainer.judge.groups(samples, scored)
+        host: Any = self.trainer
+        groups = self.trainer.judge.groups(host.num_generations_eval, scored)
         return groups.rewards if self.reward is None else groups.rewards_per_function[..., self.reward]
 
     def _rate(self, number: int, rewards: Sequence[float]) -> RowRate:

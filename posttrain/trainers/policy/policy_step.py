@@ -124,6 +124,7 @@ class PolicyStep(StepInHand):
             batch,
             keep=share.keep,
             kl=kls[0] if kls else None,
+            families=host.family.masks(inputs) if kls else {},
             entropies=entropies.detach(),
             share=share.loss,
             first=first,

@@ -46,6 +46,7 @@ from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.critic import Critic
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
+from posttrain.trainers.policy.family_rollout import FamilyRollout
 from posttrain.trainers.policy.group_order import group_ordered
 from posttrain.trainers.policy.held_out_sampling import held_out_sampling
 from posttrain.trainers.policy.judging import Judge, reward_arguments
@@ -62,7 +63,7 @@ from posttrain.trainers.policy.step_in_hand import StepInHand
 from posttrain.trainers.policy.token_batch import token_batch
 from posttrain.trainers.policy.tool_arguments import tool_arguments, toolbox_of
 from posttrain.trainers.reporting.announced import AnnouncedSteps
-from posttrain.trainers.seam.best_metric import POLICY_EVALUATION, check_best_metric
+from posttrain.trainers.seam.best_metric import check_best_metric, policy_names
 from posttrain.trainers.seam.config import PolicyConfig, settings_from
 from posttrain.trainers.seam.finite import FiniteSteps, reward_fault
 from posttrain.trainers.seam.given_rows import require_columns, require_rewards
@@ -130,6 +131,8 @@ class PolicyTrainer(
         check_adapter(model, trl_arguments.get("peft_config"))
         if not isinstance(model, str):
             without_router_logits(model)
+        self.family = FamilyRollout(self, args)
+        train_dataset, eval_dataset = self.family.rows_of(train_dataset, eval_dataset)
         sources = reward_sources(reward_funcs, args, has_environments=environment is not None)
         self.turns = Turns(self)
         self.rollouts = Rollouts(self)
@@ -162,22 +165,17 @@ class PolicyTrainer(
             # NaN logits would end sampling in an assertion of the device; the forward that follows names them
             self.generation_config.remove_invalid_values = True
         self._set_reference(ref_model)
-        check_best_metric(self.args, self._evaluation_names())
+        check_best_metric(
+            self.args, policy_names(self.judge.runner, self.reward_func_names, self.family.metrics)
+        )
         self.layout = self.make_layout()
         self.scorer: Scorer = self.layout.scorer
         self.judge.load(sources, self.processing_class)
+        self.family.begin()
         self.step: StepInHand = self.make_step()
         self.critic = Critic(self, self.objective, self.method) if self.objective.uses_critic else None
         if self.critic is not None:
             self.add_callback(self.critic)
-
-    def _evaluation_names(self) -> set[str] | None:
-        """What an evaluation logs; None where rewards may log names of their own."""
-        signatures = [] if self.judge.runner is None else self.judge.runner.signatures
-        if any("log_metric" in one.objects or not one.known for one in signatures):
-            return None
-        each = [f"rewards/{name}/{what}" for name in self.reward_func_names for what in ("mean", "std")]
-        return {*POLICY_EVALUATION, *each}
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> PolicyTrainer:
@@ -282,8 +280,8 @@ class PolicyTrainer(
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replaces TRL's advantages by the objective's, computed on the whole groups of all ranks."""
         self.turns.begin()
-        with self.rollouts.round_for(inputs) as rows_in_hand:
-            output = super()._generate_and_score_completions(rows_in_hand)
+        with self.rollouts.round_for(inputs) as self.family.rows:
+            output = super()._generate_and_score_completions(self.family.rows)
         if not self.model.training:
             return output
         self.rollouts.mark(output)
@@ -375,6 +373,7 @@ class PolicyTrainer(
         self._prepare_inputs(inputs)
         if self.rollout is not None:
             self.held_out.append(self.rollout)
+            self.family.account("eval")
         return None, None, None
 
     def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
@@ -423,6 +422,7 @@ class PolicyTrainer(
         if model is self.model and self.rollouts.replaces_old_logprobs:
             return self.rollouts.sampled_logprobs(logits_to_keep), None, None
         rows = Rows.of_joined(input_ids, attention_mask, logits_to_keep, extras)
+        rows = self.family.for_reference(model, rows)
         scored = self.scorer.score(model, rows, Wanted(compute_entropy, compute_aux_loss, False, batch_size))
         return scored.logprobs, scored.entropy, scored.aux_loss
 

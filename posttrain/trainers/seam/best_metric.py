@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from posttrain.recipe.errors import suggest
@@ -39,6 +40,15 @@ MARKED_EVALUATION = TIMES | {
     *(f"logps/{name}" for name in ("chosen", "rejected", "chosen_per_token")),
 }
 SFT_EVALUATION = TIMES | {"loss", "entropy", "mean_token_accuracy", "num_tokens"}
+
+
+def policy_names(runner: Any, rewards: Iterable[str], more: Iterable[str]) -> set[str] | None:
+    """What an evaluation of a policy logs, `more` included; None where rewards may log names of their own."""
+    signatures = [] if runner is None else runner.signatures
+    if any("log_metric" in one.objects or not one.known for one in signatures):
+        return None
+    each = [f"rewards/{name}/{what}" for name in rewards for what in ("mean", "std")]
+    return {*POLICY_EVALUATION, *each, *more}
 
 
 def check_best_metric(args: Any, names: set[str] | frozenset[str] | None) -> None:

@@ -19,6 +19,7 @@ from trl import GRPOConfig
 
 from posttrain.recipe.errors import suggest
 from posttrain.settings.base import REQUIRED, checked, list_settings
+from posttrain.settings.beta_family import family_beta
 from posttrain.settings.run import balance_fault
 from posttrain.settings.spelling import spell_type
 from posttrain.trainers.seam.taken_over import refuse_changed
@@ -74,8 +75,11 @@ class PolicyConfig(GRPOConfig):
     max_tokens_per_micro_batch  most tokens of one forward and backward; micro-batches that hold more are split into
                        groups of prompts, with the same loss and gradient. None: no limit
     beta_by            what the KL coefficient of a prompt follows: "pass_rate", the mean reward of its samples, or
-                       "reference_entropy", its place among the prompts of the rollout; None: beta for all
+                       "reference_entropy", its place among the prompts of the rollout, or "learned"; None: beta for all
     beta_low, beta_high  factors of beta where that is lowest and highest
+    beta_model         file of the balance model that `beta_by="learned"` reads
+    beta_family        KL coefficients that one policy is trained with, told by a prefix; beta is the largest
+    beta_prefixes      what a prompt of each begins with; None: "[beta 0.1] " and the like
     """
 
     reward_timeout_s: float = field(default=30.0, metadata={"help": "Seconds one reward call may take."})
@@ -94,9 +98,16 @@ class PolicyConfig(GRPOConfig):
     max_tokens_per_micro_batch: int | None = field(
         default=None, metadata={"help": "Most tokens of one forward and backward."}
     )
-    beta_by: str | None = field(default=None, metadata={"help": "'pass_rate' or 'reference_entropy'."})
+    beta_by: str | None = field(
+        default=None, metadata={"help": "'pass_rate', 'reference_entropy' or 'learned'."}
+    )
     beta_low: float = field(default=1.0, metadata={"help": "Factor of beta where that is lowest."})
     beta_high: float = field(default=1.0, metadata={"help": "Factor of beta where that is highest."})
+    beta_model: str | None = field(default=None, metadata={"help": "File of the balance model."})
+    beta_family: list[float] | None = field(
+        default=None, metadata={"help": "KL coefficients of a family of policies."}
+    )
+    beta_prefixes: list[str] | None = field(default=None, metadata={"help": "A prompt's prefix for each."})
 
     def check_carried(self) -> None:
         """ValueError for an argument that only TRL's own loss body reads."""
@@ -122,7 +133,9 @@ class PolicyConfig(GRPOConfig):
             raise ValueError(f"reward_workers is 1 or more, or None, not {self.reward_workers}")
         if self.eval_temperature is not None and not 0 <= self.eval_temperature <= 100:
             raise ValueError(f"eval_temperature lies between 0 (greedy) and 100, not {self.eval_temperature}")
-        if (fault := balance_fault(self.beta, self.beta_by, self.beta_low, self.beta_high)) is not None:
+        self.beta = family_beta(self.beta, self.beta_family, self.beta_prefixes, self.beta_by)
+        fault = balance_fault(self.beta, self.beta_by, self.beta_low, self.beta_high, self.beta_model)
+        if fault is not None:
             raise ValueError(fault)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, not {self.layout!r}")
