@@ -67,6 +67,33 @@ FAMILY = {
     "copo": Cell("copo"),
     "capo": Cell("capo", CALIBRATED),
 }
+# Departures from the published forms, looked for beside GRPO (docs/stability.md, "Variants")
+BALANCE = {"counted": "gradient", "low": [0.8, 0.98, 0.02], "high": [1.2, 2.0, 0.05]}
+BAPO_VARIANTS = {
+    "bapo_gradient_50": Cell("bapo", {**BALANCE, "target": 0.5}),
+    "bapo_gradient_55": Cell("bapo", {**BALANCE, "target": 0.55}),
+    "bapo_gradient_60": Cell("bapo", {**BALANCE, "target": 0.6}),
+    "bapo_gradient_70": Cell("bapo", {**BALANCE, "target": 0.7}),
+    "bapo_lower_first_55": Cell("bapo", {**BALANCE, "target": 0.55, "order": "lower_first"}),
+    "fixed_low": Cell("dapo", {"clip_low": 0.1, "clip_high": 0.2}),
+    "fixed_high": Cell("dapo", {"clip_low": 0.2, "clip_high": 1.0}),
+    "fixed_narrow_low": Cell("dapo", {"clip_low": 0.04, "clip_high": 1.0}),
+}
+CAPO_VARIANTS = {
+    "capo_scale_5": Cell("capo", {**FOLLOWING, "excess": "scale"}),
+    "capo_scale_20": Cell("capo", {**FOLLOWING, "excess": "scale", "target_rejection": 0.2}),
+    "capo_scale_50": Cell("capo", {**FOLLOWING, "excess": "scale", "target_rejection": 0.5}),
+    "capo_off": Cell("capo", {"objective_threshold": 0.0, "policy_threshold": 0.0}),  # GRPO, metered
+}
+BNPO_VARIANTS = {
+    "bnpo_matched": Cell("bnpo", {"aggregate": "per_response", "match_scale": True}),
+    **{
+        f"bnpo_{a}_{b}": Cell(
+            "bnpo", {"aggregate": "per_response", "match_scale": True, "fixed_shape": [a, b]}
+        )
+        for a, b in ((1.0, 1.0), (2.0, 2.0), (1.0, 2.0), (2.0, 1.0))
+    },
+}
 CAPO_FORMS = {"capo_follows": Cell("capo", FOLLOWING), "capo_1_percent": Cell("capo", SPARING)}
 CLIPPED = {
     **FAMILY,
@@ -97,13 +124,15 @@ REGIMES: dict[str, Regime] = {
             **CAPO_FORMS,
             # GRPO's divisor, so that gradients compare
             "bnpo_per_response": Cell("bnpo", {"aggregate": "per_response"}),
+            **BNPO_VARIANTS,
+            **CAPO_VARIANTS,
         },
         ("reinforce", "bnpo", "bnpo_per_response", "capo_follows"),
     ),
     "reuse8_1e-4": Regime(
         "eight updates per rollout, learning rate 1e-4",
         {"train.num_iterations": 8, "train.max_steps": 240, "train.eval_steps": 16},
-        {**CLIPPED, **CAPO_FORMS},
+        {**CLIPPED, **CAPO_FORMS, **BAPO_VARIANTS, **CAPO_VARIANTS},
         CLIP,
     ),
     "reuse8_3e-4": Regime(
@@ -120,7 +149,7 @@ REGIMES: dict[str, Regime] = {
     "stale": Regime(
         "a rollout of 1024 responses trained on in eight steps, learning rate 1e-4",
         {"train.steps_per_generation": 8, "train.max_steps": 120},
-        CLIPPED,
+        {**CLIPPED, **BAPO_VARIANTS},
         CLIP,
     ),
     "long_wrong": Regime(
@@ -131,7 +160,7 @@ REGIMES: dict[str, Regime] = {
             "train.eval_steps": 16,
             "rollout.max_new_tokens": 16,
         },
-        CLIPPED,
+        {**CLIPPED, **BAPO_VARIANTS},
         CLIP,
         warmup="long_wrong",
     ),
@@ -144,7 +173,7 @@ REGIMES: dict[str, Regime] = {
     "aggressive_adamw_5e-4": Regime(
         "one update per rollout, learning rate 5e-4, AdamW: plain GRPO learns, and loses some of it again",
         {"train.max_steps": 120, "train.learning_rate": 5e-4},
-        {"grpo": FAMILY["grpo"], "capo": FAMILY["capo"], **CAPO_FORMS, **AGGRESSIVE},
+        {"grpo": FAMILY["grpo"], "capo": FAMILY["capo"], **CAPO_FORMS, **AGGRESSIVE, **CAPO_VARIANTS},
         ("capo", "capo_follows", "capo_random", "capo_sgd_model", "grpo_clip_0.2"),
     ),
     "plain_sgd": Regime(
@@ -160,6 +189,15 @@ REGIMES: dict[str, Regime] = {
             "capo": Cell("capo", SGD),
             "capo_random": Cell("capo", SGD, random_rejection=True),
             "grpo_clip_1.4": Cell("grpo", train={"max_grad_norm": 1.4}),
+            **{
+                f"capo_scale_{share}": Cell(
+                    "capo", {**SGD, "excess": "scale", "target_rejection": share / 100}
+                )
+                for share in (5, 20, 50)
+            },
+            "capo_off": Cell(
+                "capo", {"optimizer_model": "sgd", "objective_threshold": 0.0, "policy_threshold": 0.0}
+            ),
         },
         ("capo", "capo_random", "grpo_clip_1.4"),
     ),
@@ -170,8 +208,20 @@ REGIMES: dict[str, Regime] = {
             **FAMILY,
             "copo_sized": Cell("copo", SIZED),
             "copo_fill_in": Cell("copo", FILL_IN),
+            **BNPO_VARIANTS,
         },
         ("copo", "copo_sized", "copo_fill_in"),
+    ),
+    "degenerate_2": Regime(
+        "64 prompts x 2: nearly all groups have equal rewards; learning rate 1e-4",
+        {"train.max_steps": 120, "rollout.group_size": 2},
+        {
+            "grpo": FAMILY["grpo"],
+            "copo": FAMILY["copo"],
+            "copo_fill_in": Cell("copo", FILL_IN),
+            "reinforce": FAMILY["reinforce"],
+        },
+        ("copo", "copo_fill_in"),
     ),
     "real": Regime(
         "SmolLM2-135M-Instruct on instructions, all weights, four updates per rollout, learning rate 2e-5",
