@@ -51,6 +51,7 @@ CURVES = (
         "kept_share",
     ),
     *("signal/carried", "signal/equal_rewards", "completions/mean_length", "kl", "rewards/repetition/mean"),
+    "resample/groups",
 )
 OWN = ("bapo/", "bnpo/", "copo/", "capo/", "lab/")
 
@@ -67,6 +68,7 @@ def overrides(
         "output.name": name,
         "output.dir": str(folder),
         **{f"train.{key}": value for key, value in cell.train.items()},
+        **{f"rollout.{key}": value for key, value in cell.rollout.items()},
         **({"train.use_cpu": False, "train.bf16": True} if cuda else {}),
     }
     if cell.objective:
