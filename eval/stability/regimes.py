@@ -76,7 +76,8 @@ BAPO_VARIANTS = {
     "bapo_lower_first_55": Cell("bapo", {**BALANCE, "target": 0.55, "order": "lower_first"}),
     "fixed_low": Cell("dapo", {"clip_low": 0.1, "clip_high": 0.2}),
     "fixed_high": Cell("dapo", {"clip_low": 0.2, "clip_high": 1.0}),
-    "fixed_narrow_low": Cell("dapo", {"clip_low": 0.04, "clip_high": 1.0}),
+    # where bapo_gradient_60's bounds lie on average
+    "fixed_narrow_low": Cell("dapo", {"clip_low": 0.03, "clip_high": 1.0}),
 }
 CAPO_VARIANTS = {
     "capo_scale_5": Cell("capo", {**FOLLOWING, "excess": "scale"}),
