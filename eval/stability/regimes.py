@@ -36,6 +36,7 @@ class Regime:
               model of recipes/real/make_model.py
     base      the recipe whose keys it overrides
     held_out  what its evaluations on held-out prompts measure
+    family    whether it stands in the table of the family on the sort task
     """
 
     about: str
@@ -45,6 +46,7 @@ class Regime:
     warmup: Literal["plain", "long_wrong", "real"] = "plain"
     base: str = "base.yaml"
     held_out: Literal["eval_accuracy", "eval_reward"] = "eval_accuracy"
+    family: bool = True
 
 
 ADAPTIVE = {"low": [0.8, 0.9, 0.02], "high": [1.2, 2.0, 0.05], "target": 0.5}
@@ -273,6 +275,7 @@ REGIMES: dict[str, Regime] = {
             "reinforce": FAMILY["reinforce"],
         },
         ("copo", "copo_fill_in"),
+        family=False,
     ),
     "real": Regime(
         "SmolLM2-135M-Instruct on instructions, all weights, four updates per rollout, learning rate 2e-5",
@@ -282,6 +285,7 @@ REGIMES: dict[str, Regime] = {
         warmup="real",
         base="real.yaml",
         held_out="eval_reward",
+        family=False,
     ),
     "real_lora": Regime(
         "SmolLM2-135M-Instruct on instructions, LoRA of rank 16, four updates per rollout, learning rate 2e-4",
@@ -291,5 +295,6 @@ REGIMES: dict[str, Regime] = {
         warmup="real",
         base="real.yaml",
         held_out="eval_reward",
+        family=False,
     ),
 }

@@ -156,7 +156,8 @@ def all_charts(runs: Sequence[Run], cells: Sequence[str], own: Sequence[str]) ->
 
 def family(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Regimes, and for each method t5 there: the mean of the seeds, lowest and highest in brackets."""
-    regimes = [name for name in REGIMES if any(run["regime"] == name for run in runs)]
+    stored = {run["regime"] for run in runs}
+    regimes = [name for name, regime in REGIMES.items() if regime.family and name in stored]
     methods = [cell for cell in REGIMES["on_policy"].cells if cell in FAMILY]
     rows = []
     for method in methods:
@@ -249,7 +250,7 @@ def page(runs: Sequence[Run]) -> str:
         "instructions, 135 million (the regimes real); equal samples for all methods of a regime; mean over seeds, "
         "each seed below</p></header>",
         f'<div class="card"><dl class="glossary">{glossary}</dl></div>',
-        "<h2>The family in every regime: mean of the seeds, lowest and highest in brackets</h2>",
+        "<h2>The family in every regime of the sort task: mean of the seeds, lowest and highest in brackets</h2>",
         f'<div class="card wide">{family_table(runs)}</div>',
     ]
     for name, regime in REGIMES.items():
