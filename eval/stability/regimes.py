@@ -308,5 +308,6 @@ REGIMES: dict[str, Regime] = {
         warmup="real_sums",
         base="real_sums.yaml",
         held_out="eval_reward",
+        family=False,
     ),
 }
