@@ -123,7 +123,7 @@ CHOOSING_SEEDS = (10, 11)
 # Departures and what they are held against, by regime; the first is the reference.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "reuse8_1e-4": (
-        *("grpo", "bapo", "fixed_wide", "fixed_low", "fixed_high", "fixed_narrow_low"),
+        *("grpo", "bapo", "fixed_wide", "gspo", "fixed_low", "fixed_high", "fixed_narrow_low"),
         *(
             "bapo_gradient_55",
             "bapo_gradient_60",
@@ -143,7 +143,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("capo_scale_5", "capo_scale_20", "capo_scale_50"),
     ),
     "plain_sgd": (
-        *("grpo", "capo", "capo_random", "grpo_clip_1.4"),
+        *("grpo", "capo", "capo_random", "grpo_clip_1.4", "grpo_clip_0.2", "dr_grpo"),
         *("capo_scale_5", "capo_scale_20", "capo_scale_50"),
     ),
     "degenerate": ("grpo", "copo", "copo_sized", "copo_fill_in", "bnpo", "bnpo_matched"),
@@ -236,6 +236,7 @@ REGIMES: dict[str, Regime] = {
             "capo": Cell("capo", SGD),
             "capo_random": Cell("capo", SGD, random_rejection=True),
             "grpo_clip_1.4": Cell("grpo", train={"max_grad_norm": 1.4}),
+            "grpo_clip_0.2": Cell("grpo", train={"max_grad_norm": 0.2}),  # the mean norm under capo_scale_50
             **{
                 f"capo_scale_{share}": Cell(
                     "capo", {**SGD, "excess": "scale", "target_rejection": share / 100}
