@@ -71,9 +71,10 @@ def watch_coverage(trainer: Any) -> None:
 class ShiftMeter(TrainerCallback):
     """Every few steps: CAPO's predicted policy shift against the exact KL of the update that followed.
 
-    Logs lab/spearman (rank correlation over loss tokens), lab/kl_rejected_over_kept (ratio of mean KLs), and what
-    rejected tokens hold of the summed push, A (1 - p): lab/rejected_push of its absolute value, lab/rejected_push_down
-    of the part with A < 0, lab/rejected_push_up of the rest. One micro-batch a step.
+    Logs lab/kl_update (that KL, mean over loss tokens, nats), lab/spearman (rank correlation over loss tokens),
+    lab/kl_rejected_over_kept (ratio of mean KLs), and what rejected tokens hold of the summed push, A (1 - p):
+    lab/rejected_push of its absolute value, lab/rejected_push_down of the part with A < 0, lab/rejected_push_up of the
+    rest. One micro-batch a step.
     """
 
     def __init__(self, trainer: Any, every: int = 4) -> None:
@@ -102,6 +103,7 @@ class ShiftMeter(TrainerCallback):
         log = self.trainer._metrics["train"]
         log["lab/spearman"].append(spearman(shift[tokens], kl[tokens]))
         rejected = tokens & ~kept
+        log["lab/kl_update"].append(kl[tokens].mean().item())
         if rejected.any():
             log["lab/kl_rejected_over_kept"].append((kl[rejected].mean() / kl[tokens & kept].mean()).item())
         parts = {"": push.abs(), "_down": (-push).clamp(min=0), "_up": push.clamp(min=0)}

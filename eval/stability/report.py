@@ -2,9 +2,11 @@
 
     python eval/stability/report.py --markdown REGIME [--columns t5 best]      the regime's table, for a method's card
     python eval/stability/report.py --family                                   t5 of all methods in all regimes
+    python eval/stability/report.py --variants                                 departures beside GRPO, all seeds
 
 Reads the stored curves only; the summaries are computed anew from them. Runs of other lengths than their regime's
-are grouped apart and say their number of steps. Steps at which a calibration holds the policy are left out.
+are grouped apart and say their number of steps. The seeds that departures were chosen on stand in the last table alone.
+Steps at which a calibration holds the policy are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 import overopt_table  # noqa: E402  # after the path is set
-from regimes import FAMILY, REGIMES  # noqa: E402  # after the path is set
+from regimes import CHOOSING_SEEDS, FAMILY, REGIMES, VARIANTS  # noqa: E402  # after the path is set
 from run import summarise  # noqa: E402
 from store import RESULTS, read_all  # noqa: E402
 
@@ -155,7 +157,8 @@ def all_charts(runs: Sequence[Run], cells: Sequence[str], own: Sequence[str]) ->
 
 def family(runs: Sequence[Run]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Regimes, and for each method t5 there: the mean of the seeds, lowest and highest in brackets."""
-    regimes = [name for name in REGIMES if any(run["regime"] == name for run in runs)]
+    stored = {run["regime"] for run in runs}
+    regimes = [name for name, regime in REGIMES.items() if regime.family and name in stored]
     methods = [cell for cell in REGIMES["on_policy"].cells if cell in FAMILY]
     rows = []
     for method in methods:
@@ -197,6 +200,42 @@ def family_markdown(runs: Sequence[Run]) -> str:
     return "\n".join([*lines, *(f"| {method} | " + " | ".join(cells) + " |" for method, cells in rows)])
 
 
+def over_reference(t5: dict[int, float], reference: dict[int, float]) -> str:
+    """Mean difference over the seeds both have, its standard error, and how many seeds."""
+    both = [t5[seed] - reference[seed] for seed in sorted(t5.keys() & reference.keys())]
+    if len(both) < 2:
+        return ""
+    error = statistics.stdev(both) / len(both) ** 0.5
+    mean = statistics.fmean(both)
+    return f"{'-' if mean < 0 else '+'}{number(abs(mean))} +- {number(error)} ({len(both)})"
+
+
+def variants_markdown(runs: Sequence[Run]) -> str:
+    """t5 by seed, those that departures were chosen on first, and the difference to the reference of that seed."""
+    tables = []
+    for regime, cells in VARIANTS.items():
+        found: dict[str, dict[int, float]] = {}
+        for run in runs:
+            if run["regime"] == regime and run["cell"] in cells and run["steps"] == full_length(regime):
+                found.setdefault(run["cell"], {})[run["seed"]] = run["summary"]["t5"]
+        lines = [
+            f"| `{regime}` | {' '.join(map(str, CHOOSING_SEEDS))} | 0 1 2 | over {cells[0]} | on all seeds |",
+            "|---|---|---|---|---|",
+        ]
+        for cell in (cell for cell in cells if cell in found):
+            mine = found[cell]
+            chosen, judged = (
+                " ".join(number(mine[seed]) for seed in sorted(mine) if (seed in CHOOSING_SEEDS) == choosing)
+                for choosing in (True, False)
+            )
+            reference = found.get(cells[0], {}) if cell != cells[0] else {}
+            judges = {seed: value for seed, value in mine.items() if seed not in CHOOSING_SEEDS}
+            differences = f"{over_reference(judges, reference)} | {over_reference(mine, reference)}"
+            lines.append(f"| {cell} | {chosen} | {judged} | {differences} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def moving(run: Run, metric: str) -> dict[float, float]:
     """{step: value} of the steps at which the policy was not held."""
     held = {step for step, kept in run["curves"].get("kept_share", []) if kept == 0}
@@ -212,7 +251,7 @@ def page(runs: Sequence[Run]) -> str:
         "instructions, 135 million (the regimes real); equal samples for all methods of a regime; mean over seeds, "
         "each seed below</p></header>",
         f'<div class="card"><dl class="glossary">{glossary}</dl></div>',
-        "<h2>The family in every regime: mean of the seeds, lowest and highest in brackets</h2>",
+        "<h2>The family in every regime of the sort task: mean of the seeds, lowest and highest in brackets</h2>",
         f'<div class="card wide">{family_table(runs)}</div>',
     ]
     for name, regime in REGIMES.items():
@@ -257,10 +296,15 @@ def main() -> None:
     parser.add_argument("--markdown", metavar="REGIME", choices=list(REGIMES))
     parser.add_argument("--columns", nargs="*", choices=list(COLUMNS), default=["t5", "best", "entropy_last"])
     parser.add_argument("--family", action="store_true")
+    parser.add_argument("--variants", action="store_true")
     args = parser.parse_args()
     runs = load()
     if not runs:
         sys.exit(f"no runs in {RESULTS}; make some with eval/stability/run.py")
+    if args.variants:
+        print(variants_markdown(runs))
+        return
+    runs = [run for run in runs if run["seed"] not in CHOOSING_SEEDS]
     if args.markdown:
         print(markdown(runs, args.markdown, args.columns))
         return

@@ -1,12 +1,13 @@
 """The stability lab: methods x regimes x seeds on the sort task, through the product's own recipe and trainer.
 
     python eval/stability/run.py [--only REGIME ...] [--methods NAME ...] [--seeds 0 1 2] [--steps N] [--start FOLDER]
-                                 [--cuda] [--jobs N]
+                                 [--cuda] [--jobs N] [--out FOLDER]
 
 Every run leaves its curves and summary in its regime's file (store.py); a run that is stored is skipped, so that the
 command can be stopped and repeated. Without --start each seed gets a warm-up of its own
 (runs/lab-warmup-...); the regimes on a real model start from runs/real/start. `--jobs` trains so many cells at once,
-each in a process of its own. eval/stability/report.py makes the page.
+each in a process of its own. `--out` stores elsewhere (and skips what is stored there), for another machine;
+`store.py --merge` brings it home. eval/stability/report.py makes the page.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ CURVES = (
         "kept_share",
     ),
     *("signal/carried", "signal/equal_rewards", "completions/mean_length", "kl", "rewards/repetition/mean"),
+    "resample/groups",
 )
 OWN = ("bapo/", "bnpo/", "copo/", "capo/", "lab/")
 
@@ -66,6 +68,7 @@ def overrides(
         "output.name": name,
         "output.dir": str(folder),
         **{f"train.{key}": value for key, value in cell.train.items()},
+        **{f"rollout.{key}": value for key, value in cell.rollout.items()},
         **({"train.use_cpu": False, "train.bf16": True} if cuda else {}),
     }
     if cell.objective:
@@ -208,7 +211,7 @@ def write_sums(folder: Path) -> None:
 def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespace) -> None:
     suffix = f"-{args.steps}steps" if args.steps else ""
     name = f"{cell_name}--seed{seed}{suffix}"
-    if name in store.read(regime_name):
+    if name in store.read(regime_name, args.out):
         return
     regime = REGIMES[regime_name]
     cell = regime.cells[cell_name]
@@ -241,7 +244,7 @@ def run_cell(regime_name: str, cell_name: str, seed: int, args: argparse.Namespa
         "summary": summarise(curves, regime.held_out),
         "curves": curves,
     }
-    store.add([found])
+    store.add([found], args.out)
     print(f"{regime_name} {name}: " + json.dumps(found["summary"]), flush=True)
 
 
@@ -263,6 +266,7 @@ def in_processes(cells: Sequence[tuple[str, str, int]], args: argparse.Namespace
             command += ["--steps", str(args.steps)] if args.steps else []
             command += ["--start", str(args.start)] if args.start else []
             command += ["--cuda"] if args.cuda else []
+            command += ["--out", str(args.out)]
             running[subprocess.Popen(command)] = f"{regime} {cell} seed {seed}"
         for process in [one for one in running if one.poll() is not None]:
             name = running.pop(process)
@@ -283,6 +287,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="shorter or longer than the regime says")
     parser.add_argument("--start", type=lambda text: Path(text).resolve(), help="one model for all seeds")
     parser.add_argument("--cuda", action="store_true", help="on a GPU")
+    parser.add_argument("--out", type=Path, default=store.RESULTS, help="folder to store the runs in")
     parser.add_argument("--jobs", type=int, default=1, help="cells trained at once")
     args = parser.parse_args()
     known = {name for regime in args.only for name in REGIMES[regime].cells}

@@ -2,6 +2,7 @@
 
     python eval/stability/store.py [REGIME]          what is stored: cell, seed, steps, date, t5
     python eval/stability/store.py REGIME --out DIR  each run as a JSON file of its own, to look into
+    python eval/stability/store.py --merge DIR       stores the runs found in DIR: such files, or files of regimes
 
 A run's name is CELL--seedN, with -Ssteps behind it where it is not of its regime's length; a run that is stored again
 takes the place of the old one. The same runs give the same bytes.
@@ -49,6 +50,12 @@ def add(runs: list[Run], folder: Path = RESULTS) -> None:
             _write(folder / f"{regime}{ENDING}", [known[name] for name in sorted(known)])
 
 
+def found_in(folder: Path) -> list[Run]:
+    """Runs that lie in a folder, in files of regimes or one by one as JSON."""
+    single = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [*read_all(folder), *(run for run in single if {"regime", "name", "curves"} <= run.keys())]
+
+
 def _write(path: Path, runs: list[Run]) -> None:
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="") as file:
@@ -66,7 +73,17 @@ def main() -> None:
     stored = sorted(path.name.removesuffix(ENDING) for path in RESULTS.glob(f"*{ENDING}"))
     parser.add_argument("regime", nargs="?", choices=stored)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--merge", type=Path, metavar="DIR")
     args = parser.parse_args()
+    if args.merge is not None:
+        runs = found_in(args.merge)
+        if not runs:
+            parser.error(
+                f"{args.merge} holds no runs: neither *{ENDING} nor *.json as run.py and --out write them"
+            )
+        add(runs)
+        print(f"{len(runs)} runs stored in {RESULTS}")
+        return
     for regime in [args.regime] if args.regime else stored:
         for name, run in read(regime).items():
             if args.out is not None:

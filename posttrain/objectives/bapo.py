@@ -3,7 +3,8 @@
 Against DAPO: the clip bounds are found anew at every update. They are loosened until tokens with positive
 advantage make up a target share of the surrogate's sum (eq. 8, algorithm 1), instead of being fixed.
 Departures: none by default. Paper and released code disagree on order, metric and values; `preset` names the
-two. The search is one pass over the grid instead of a loop, with the same result: see `search_bounds`.
+two. `counted: gradient` is ours. The search is one pass over the grid instead of a loop, with the same result: see
+`search_bounds`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from posttrain.settings import WINDOW, Note, RunCurves, Triple
 
 Order = Literal["upper_first", "lower_first"]
 Metric = Literal["share", "ratio"]
+Counted = Literal["value", "gradient"]
 Range = tuple[float, float, float]
 """(start, end, step) of a bound, as absolute ratios."""
 
@@ -74,6 +76,7 @@ def search_bounds(
     high: Range = (1.2, 3.0, 0.05),
     order: Order = "upper_first",
     metric: Metric = "share",
+    counted: Counted = "value",
     all_sum: AllSum | None = None,
 ) -> ClipBounds:
     """The tightest bounds of the search path whose positive share reaches `target`, or its end (algorithm 1).
@@ -83,14 +86,17 @@ def search_bounds(
     order   "upper_first", the paper's: the upper bound moves until exhausted, then the lower; whole steps
             only. "lower_first", the released code's: the lower, then the upper; the last step is cut to the
             end.
+    counted "value", both sources': a clipped token stays in its sum, at the bound. "gradient", ours: it leaves it,
+            as it leaves the gradient
 
     pos = sum over A > 0 of min(r, high) A;  neg = sum over A < 0 of max(r, low) |A|. Raising `low` raises
     neg: the token loses its gradient but not its place in the sum. So no step of the lower bound can ever
     reach the target. In either order it moves to its end if the search needs it at all, and only the upper
-    bound is searched. Nothing with an advantage in the mask counts as reached (share 1, ratio inf), and so
+    bound is searched. Where gradients are counted, raising either bound raises the share, and both are searched.
+    Nothing with an advantage in the mask counts as reached (share 1, ratio inf), and so
     does a batch without negatives. NaN in an unmasked log-ratio gives a NaN share and the loosest bounds.
     """
-    search = _Search(target, tuple(low), tuple(high), order, metric)
+    search = _Search(target, tuple(low), tuple(high), order, metric, counted)
     sums = search.sums(log_ratio, advantages, mask)
     return search.choose(sums if all_sum is None else all_sum(sums))
 
@@ -104,19 +110,24 @@ class _Search:
     high: tuple[float, ...]
     order: Order
     metric: Metric
+    counted: Counted = "value"
+
+    @property
+    def lowers(self) -> list[float]:
+        return _grid(self.low, truncate=self.order == "lower_first")
 
     @property
     def ends(self) -> tuple[float, float]:
         """First and last value of the lower bound on the search path."""
-        grid = _grid(self.low, truncate=self.order == "lower_first")
-        return grid[0], grid[-1]
+        return self.lowers[0], self.lowers[-1]
 
     @property
     def uppers(self) -> list[float]:
         return _grid(self.high, truncate=self.order == "lower_first")
 
     def sums(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """pos at each upper bound, then neg at the lower bound's start and at its end. (len(uppers) + 2,)."""
+        """pos at each upper bound, (len(uppers) + 2,) with neg at the lower bound's start and at its end; where
+        gradients are counted, (len(uppers) + len(lowers),) with neg at each lower bound."""
         # float64: sums over 1e5 tokens decide a comparison, which float32 could decide otherwise from rank to rank
         counted = mask.detach() > 0
         ratio = log_ratio.detach().double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
@@ -125,6 +136,10 @@ class _Search:
         weights = (weights.unsqueeze(1) if weights.dim() == 1 else weights).expand_as(ratio)
         weights = torch.where(counted, weights * mask.detach(), 0.0)
         gains, costs = weights.clamp(min=0), (-weights).clamp(min=0)
+        if self.counted == "gradient":
+            positive = [(ratio * gains)[ratio <= bound].sum() for bound in self.uppers]
+            negative = [(ratio * costs)[ratio >= bound].sum() for bound in self.lowers]
+            return torch.stack(positive + negative)
         # a loop, not one (grid, B, T) tensor: that would be 37 times the batch
         positive = [(ratio.clamp(max=bound) * gains).sum() for bound in self.uppers]
         negative = [(ratio.clamp(min=bound) * costs).sum() for bound in self.ends]
@@ -138,9 +153,11 @@ class _Search:
 
     def before(self, sums: Tensor) -> Tensor:
         """The measure at the start of both bounds. ()."""
-        return self.measure(sums[0], sums[-2])
+        return self.measure(sums[0], sums[len(self.uppers)])
 
     def choose(self, sums: Tensor) -> ClipBounds:
+        if self.counted == "gradient":
+            return self._choose_on_path(sums)
         first, last = self.ends
         uppers = sums.new_tensor(self.uppers)
         at_first = self.measure(sums[:-2], sums[-2])
@@ -158,6 +175,21 @@ class _Search:
         low = torch.where(at_start, first, sums.new_tensor(last))
         share = torch.where(at_start, at_first[index], at_last[index])
         return ClipBounds(low, uppers[index], share)
+
+    def _choose_on_path(self, sums: Tensor) -> ClipBounds:
+        """The first point that reaches the target, of all: one bound's grid, then the other's."""
+        lows, highs = len(self.lowers), len(self.uppers)
+        if self.order == "upper_first":
+            path = [(0, high) for high in range(highs)] + [(low, highs - 1) for low in range(1, lows)]
+        else:
+            path = [(low, 0) for low in range(lows)] + [(lows - 1, high) for high in range(1, highs)]
+        low, high = torch.tensor(path, device=sums.device).unbind(dim=1)
+        shares = self.measure(sums[:highs][high], sums[highs:][low])
+        reached = shares >= self.target
+        # argmax finds the first True; where there is none, the path's end
+        index = torch.where(reached.any(), reached.int().argmax(), len(path) - 1)
+        lowers, uppers = sums.new_tensor(self.lowers), sums.new_tensor(self.uppers)
+        return ClipBounds(lowers[low[index]], uppers[high[index]], shares[index])
 
 
 def _grid(bound: tuple[float, ...], *, truncate: bool) -> list[float]:
@@ -211,6 +243,8 @@ class BAPO(Objective):
     """pos / (pos + neg), or pos / neg"""
     scope: Literal["step", "microbatch"] | None = None
     """what the sums run over, always over all ranks"""
+    counted: Literal["value", "gradient"] = "value"
+    """whether clipped tokens stay in the sums; "gradient" is ours"""
     dual_clip: Annotated[float, Gt(1)] | None = None
     """c of dual-clip PPO, a bound; for A < 0"""
     scale: Scale = "group"
@@ -284,7 +318,7 @@ class BAPO(Objective):
     def _search(self) -> _Search:
         filled = vars(self)  # __post_init__ left no None in these
         low, high = tuple(filled["low"]), tuple(filled["high"])
-        return _Search(filled["target"], low, high, filled["order"], filled["metric"])
+        return _Search(filled["target"], low, high, filled["order"], filled["metric"], self.counted)
 
     def _observed(self, batch: TokenBatch, name: str) -> Tensor:
         if name not in batch.step:

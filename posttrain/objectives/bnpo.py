@@ -4,7 +4,8 @@ Against GRPO: the centred reward is divided by a Beta density of the prompt's su
 rates of the whole rollout batch, instead of by the group's standard deviation. Among such divisors it gives
 the smallest variance of the estimator; REINFORCE with a group baseline is Beta(1, 1), GRPO up to a constant
 Beta(3/2, 3/2). Not TRL's `loss_type: bnpo`, which is a token mean and knows no Beta distribution.
-Departures: none by default. Cases in which the released code fails (see `fit_beta`) fall back to Beta(1, 1).
+Departures: none by default; `match_scale` is ours. Cases in which the released code fails (see `fit_beta`) fall
+back to Beta(1, 1).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from posttrain.objectives.base import Groups, Objective, StepTotals, TokenBatch
+from posttrain.ops.groups import group_zscore
 from posttrain.ops.ratio import token_ratio
 from posttrain.ops.reduce import per_response, per_response_sum, per_token
 from posttrain.ops.surrogate import clipped_surrogate, dual_clip
@@ -103,6 +105,17 @@ def beta_normalized_advantages(
     return torch.where(informative, weights * centred, 0.0).to(kind)
 
 
+def match_scale(advantages: Tensor, rewards: Tensor) -> Tensor:
+    """Advantages times the one factor that makes their root mean square that of GRPO's. (P, G), (P, G) -> (P, G).
+
+    So a learning rate, a KL coefficient and a gradient clip mean for them what they mean for GRPO, and what is left
+    of the method is how groups weigh against each other. Zeros stay.
+    """
+    wanted, found = (values.double().square().sum().sqrt() for values in (group_zscore(rewards), advantages))
+    factor = torch.where(found > 0, wanted / torch.where(found > 0, found, 1.0), 1.0)
+    return (advantages * factor).to(advantages.dtype)
+
+
 def _check(rewards: Tensor, reward_range: Range) -> None:
     lowest, highest = reward_range
     if not lowest < highest:
@@ -132,6 +145,8 @@ class BNPO(Objective):
     """(alpha, beta) instead of the fit"""
     aggregate: Literal["per_response_sum", "per_response", "per_token"] = "per_response_sum"
     """as released"""
+    match_scale: bool = False
+    """one factor a rollout makes the advantages' root mean square GRPO's; ours"""
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2
     """epsilon below 1"""
     clip_high: Annotated[float, Ge(0)] = 0.28
@@ -162,8 +177,8 @@ class BNPO(Objective):
 
     def advantages(self, groups: Groups) -> dict[str, Tensor]:
         parts = [self._normalized(rewards) for rewards in self._sources(groups)]
-        advantages = torch.stack(parts).mean(dim=0)
-        return {"advantages": torch.where(groups.rewards.isnan(), 0.0, advantages)}
+        advantages = torch.where(groups.rewards.isnan(), 0.0, torch.stack(parts).mean(dim=0))
+        return {"advantages": match_scale(advantages, groups.rewards) if self.match_scale else advantages}
 
     def rollout_metrics(self, groups: Groups) -> dict[str, Tensor]:
         """The fit and what it does; with `decompose`, means over the reward functions.

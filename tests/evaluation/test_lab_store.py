@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_runs_that_end_at_once_are_all_stored(store, tmp_path) -> None:
     for thread in threads:
         thread.join()
     assert len(store.read("calm", tmp_path)) == 8
+
+
+def test_runs_of_another_machine_are_brought_home(store, tmp_path) -> None:
+    away = tmp_path / "away"
+    store.add([run("grpo--seed3"), run("bapo--seed3")], away)
+    (away / "one.json").write_text(json.dumps(run("capo--seed3", "wild")))
+    (away / "other.json").write_text(json.dumps({"no": "run"}))
+    found = store.found_in(away)
+    assert sorted(one["name"] for one in found) == ["bapo--seed3", "capo--seed3", "grpo--seed3"]
+    store.add([run("grpo--seed0")], tmp_path)
+    store.add(found, tmp_path)
+    assert list(store.read("calm", tmp_path)) == ["bapo--seed3", "grpo--seed0", "grpo--seed3"]
 
 
 def test_the_repositorys_own_runs_can_be_read(store) -> None:

@@ -261,6 +261,56 @@ def test_two_ranks_agree_with_one():
     assert_close(torch.stack(found[1]), torch.stack(expected))
 
 
+# Counting gradients, our departure
+
+
+def carried_share(case, low: float, high: float) -> float:
+    """Of the summed |r A| of the tokens whose surrogate still has a gradient, the part with A > 0."""
+    batch = batch_of(*case)
+    losses = clipped_surrogate((batch.logprobs - batch.old_logprobs).exp(), batch.advantages, low, high)
+    (losses * batch.mask).sum().backward()  # d/d log r = -r A where nothing clips, else 0
+    pushes = -batch.logprobs.grad
+    return float(pushes.clamp(min=0).sum() / pushes.abs().sum())
+
+
+@pytest.mark.parametrize("order", ["upper_first", "lower_first"])
+def test_counted_gradients_are_autograds_and_the_first_point_of_the_path_is_chosen(order):
+    low, high = (0.6, 0.9, 0.1), (1.2, 2.0, 0.2)
+    lows, highs = [0.6, 0.7, 0.8, 0.9], [1.2, 1.4, 1.6, 1.8, 2.0]
+    first = [(0.6, b) for b in highs] if order == "upper_first" else [(a, 1.2) for a in lows]
+    then = [(a, 2.0) for a in lows[1:]] if order == "upper_first" else [(0.9, b) for b in highs[1:]]
+    chosen = set()
+    for seed in range(40):
+        case = random_case(seed)
+        shares = [carried_share(case, *point) for point in first + then]
+        assert all(b >= a - 1e-12 for a, b in zip(shares, shares[1:], strict=False))  # each step helps
+        target = shares[0] + (seed % 10) / 9 * (shares[-1] - shares[0]) + (0.01 if seed % 10 == 9 else -1e-9)
+        place = next((i for i, share in enumerate(shares) if share >= target), len(shares) - 1)
+        found = search_bounds(*case, target=target, low=low, high=high, order=order, counted="gradient")
+        expected = [*(first + then)[place], shares[place]]
+        assert [float(v) for v in found] == pytest.approx(expected, abs=1e-9)
+        chosen.add(place)
+    assert len(chosen) > 5
+
+
+def test_counted_gradients_answer_to_the_lower_bound_where_values_do_not():
+    """Half of the push down is at .85: a bound above takes it out of the gradient, and raises its value."""
+    ratio = tensor([[1.1, 1.1], [0.85, 1.0]], dtype=torch.float64)
+    advantages = tensor([1.0, -1.5], dtype=torch.float64)
+    ranges = {"low": (0.8, 0.9, 0.1), "high": (1.2, 1.2, 0.0), "target": 0.55}
+    mask = torch.ones(2, 2, dtype=torch.float64)
+    found = search_bounds(ratio.log(), advantages, mask, counted="gradient", **ranges)
+    assert [float(v) for v in found] == pytest.approx([0.9, 1.2, 2.2 / (2.2 + 1.5)])
+    assert float(search_bounds(ratio.log(), advantages, mask, **ranges).share) == pytest.approx(
+        2.2 / (2.2 + 1.5 * 1.9)
+    )
+    objective = BAPO(counted="gradient", low=(0.8, 0.9, 0.1), high=(1.2, 1.2, 0.0), target=0.55)
+    result = step_losses(objective, [batch_of(ratio.log(), advantages, mask)], max_completion_length=2)
+    step = result.batches[0].step
+    assert float(step["clip_low"]) == pytest.approx(0.9)
+    assert float(step["positive_share_before"]) == pytest.approx(2.2 / (2.2 + 1.5 * 1.85))
+
+
 # The objective
 
 

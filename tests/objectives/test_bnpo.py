@@ -18,6 +18,7 @@ from posttrain.objectives.bnpo import (
     fit_beta,
     success_rates,
 )
+from posttrain.objectives.grpo import GRPO
 from posttrain.objectives.reinforce import REINFORCE
 
 NAN = float("nan")
@@ -213,6 +214,28 @@ def test_decomposition_is_the_plain_mean_of_each_functions_own_fit():
     groups = groups_of(10 * R1 + other, R1, other)  # the weighted sum lies outside the range and is not read
     expected = (beta_normalized_advantages(R1) + beta_normalized_advantages(other)) / 2
     assert_close(BNPO(decompose=True).advantages(groups), {"advantages": expected})
+
+
+def test_a_matched_scale_is_grpos_and_leaves_the_weights_between_groups():
+    rewards = torch.cat([R1, torch.ones(1, 4, dtype=torch.float64)])
+    rewards[2, 0] = NAN
+    found = BNPO(match_scale=True).advantages(groups_of(rewards))["advantages"]
+    plain = BNPO().advantages(groups_of(rewards))["advantages"]
+    grpo = GRPO().advantages(groups_of(rewards))["advantages"]
+    assert float(found.square().mean()) == pytest.approx(float(grpo.square().mean()))
+    assert found[2, 0] == 0
+    assert (found[4] == 0).all()
+    factors = found[plain != 0] / plain[plain != 0]
+    assert factors.max() - factors.min() < 1e-12
+    assert not torch.isclose(factors[0], torch.ones_like(factors[0]), atol=0.1)
+    nothing = BNPO(match_scale=True).advantages(groups_of(torch.ones(2, 4)))["advantages"]
+    assert (nothing == 0).all()
+
+
+def test_grpos_shape_with_a_matched_scale_is_grpo():
+    """But for what epsilon and the sample's divisor are among groups of one size: one factor."""
+    found = BNPO(fixed_shape=(1.5, 1.5), match_scale=True).advantages(groups_of(R1))
+    assert_close(found, GRPO().advantages(groups_of(R1)), rtol=2e-4, atol=0)
 
 
 def test_a_function_that_could_not_judge_a_group_leaves_it_to_the_others():

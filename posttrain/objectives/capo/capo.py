@@ -6,7 +6,7 @@ prediction is a second-order model of the LM head alone (eq. 7 to 10).
 Departures from the released code, which pairs a token's logits with the next position's hidden state: here
 both are those of the position that predicts the token. Logits are after sampling temperature, the sampled id
 is always a candidate, and moments are updated once an optimizer step over all micro-batches. `calibrate` and the
-settings that begin with calibration, and bases other than the paper's three, are ours.
+settings that begin with calibration, `excess: scale`, and bases other than the paper's three, are ours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from posttrain.objectives.capo.calibration import Calibration
 from posttrain.objectives.capo.histogram import joint_counts
 from posttrain.objectives.capo.moments import Moments, RowGradients
 from posttrain.objectives.capo.notes import run_notes
-from posttrain.objectives.capo.shifts import candidate_scores, candidate_shifts, keep_tokens
+from posttrain.objectives.capo.shifts import candidate_scores, candidate_shifts, keep_tokens, step_weights
 from posttrain.recipe.methods import bases_of, inner_class
 from posttrain.settings import BuiltOn, Note, Pair, RunCurves, RunView
 
@@ -60,6 +60,8 @@ class CAPO(Objective):
     """tau_F (delta_F); 0 = test off"""
     symmetric: bool = True
     """-tau_H < m_H; false: 0 <= m_H"""
+    excess: Literal["reject", "scale"] = "reject"
+    """a token over a threshold is left out, or scaled down to it (ours)"""
     num_candidates: Annotated[int, Ge(2)] = 50
     """K, the candidate ids per token; one alone never moves"""
     optimizer_model: Literal["adam", "sgd"] = "adam"
@@ -90,6 +92,8 @@ class CAPO(Objective):
             )
         if self.calibrate and not self.symmetric:
             raise ValueError("CAPO: calibrate proposes thresholds for |m_H|; it needs symmetric: true")
+        if self.excess == "scale" and not self.symmetric:
+            raise ValueError("CAPO: excess: scale has no lower test of its own; it needs symmetric: true")
         for name in ("calibration_holds", "calibration_follows"):
             if getattr(self, name) and not self.calibrate:
                 raise ValueError(f"CAPO: {name} has no effect without calibrate; leave it out")
@@ -215,7 +219,8 @@ class CAPO(Objective):
         return self.base_objective.clip_bounds(batch)
 
     def token_loss(self, batch: TokenBatch) -> Tensor:  # (B, T)
-        return self.base_objective.token_loss(batch)
+        losses = self.base_objective.token_loss(batch)
+        return losses if self.excess == "reject" else losses * self._weights(batch)
 
     def reduce(self, losses: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:  # ()
         return self.base_objective.reduce(losses, mask, totals)
@@ -257,6 +262,8 @@ class CAPO(Objective):
     def keep(self, batch: TokenBatch) -> Tensor:  # (B, T)
         if self.calibrating and self.calibration_holds:
             return torch.zeros_like(batch.mask, dtype=torch.bool)
+        if self.excess == "scale":
+            return torch.ones_like(batch.mask, dtype=torch.bool)
         objective_threshold, policy_threshold = self.thresholds
         return keep_tokens(
             *self._shifts(batch),
@@ -301,7 +308,8 @@ class CAPO(Objective):
 
     def metrics(self, batch: TokenBatch) -> dict[str, Tensor]:
         """rejected_share (of the loss tokens), rejected_by_{objective,policy} (the same by test), mean and 99
-        % quantile of both shifts, uncovered_share (sampled id not among the candidates); and the base's."""
+        % quantile of both shifts, uncovered_share (sampled id not among the candidates); and the base's. With
+        excess: scale, scaled_... in place of rejected_..., and step_weight_mean."""
         batch = self.prepare(batch)
         loss_tokens = batch.mask > 0
         m_h, m_f = (shift[loss_tokens] for shift in self._shifts(batch))
@@ -311,14 +319,17 @@ class CAPO(Objective):
         )
         by_policy = ~keep_tokens(m_h, m_f, objective_threshold=0.0, policy_threshold=policy_threshold)
         covered = (batch.forward["candidate_ids"] == batch.forward["actions"].unsqueeze(-1)).any(dim=-1)
+        done = "rejected" if self.excess == "reject" else "scaled"
         shares = {
-            "rejected_share": by_objective | by_policy,
-            "rejected_by_objective": by_objective,
-            "rejected_by_policy": by_policy,
+            f"{done}_share": by_objective | by_policy,
+            f"{done}_by_objective": by_objective,
+            f"{done}_by_policy": by_policy,
             "uncovered_share": ~covered[loss_tokens],
             "objective_shift_abs_mean": m_h.abs(),
             "policy_shift_mean": m_f,
         }
+        if self.excess == "scale":
+            shares["step_weight_mean"] = self._weights(batch)[loss_tokens]
         found = {name: _mean(values) for name, values in shares.items()}
         found |= {
             "objective_shift_abs_q99": _quantile(m_h.abs(), 0.99),
@@ -352,6 +363,14 @@ class CAPO(Objective):
         return batch if self.calibrating else replace(batch, mask=batch.mask * self.keep(batch))
 
     @torch.no_grad()
+    def _weights(self, batch: TokenBatch) -> Tensor:
+        """How much of each loss token's step fits the thresholds, 1 while they are looked for. (B, T)."""
+        objective_threshold, policy_threshold = self.thresholds
+        return step_weights(
+            *self._shifts(batch), objective_threshold=objective_threshold, policy_threshold=policy_threshold
+        )
+
+    @torch.no_grad()
     def _shifts(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Both shifts of every loss token, 0 elsewhere. (B, T) each."""
         if "policy_shift" in batch.forward:
@@ -381,6 +400,8 @@ class CAPO(Objective):
         )
         advantages = self.effective_advantages(batch).expand_as(batch.mask).reshape(-1, 1)
         work = torch.promote_types(forward["candidate_logits"].dtype, torch.float32)
+        if self.excess == "scale":
+            advantages = advantages * self._weights(batch).reshape(-1, 1)
         coefficients = (advantages * score).to(work)
         hidden = forward["hidden"].flatten(0, 1)
         # one NaN would stay in the moments for the rest of the run

@@ -45,8 +45,8 @@ def _outgrown(curves: RunCurves) -> Iterator[Note]:
 
 
 def _never_met(curves: RunCurves) -> Iterator[Note]:
-    """Thresholds that never rejected a token: the method was the objective it is built on."""
-    shares = curves.of("rejected_share")[1]
+    """Thresholds that no token ever met: the method was the objective it is built on."""
+    shares = curves.of("rejected_share")[1] or curves.of("scaled_share")[1]
     if len(shares) >= WINDOW and not any(shares):
         yield Note(
             "never met",

@@ -117,3 +117,19 @@ def keep_tokens(
     if policy_threshold > 0:
         keep = keep & (policy_shift < policy_threshold)
     return keep
+
+
+def step_weights(
+    objective_shift: Tensor, policy_shift: Tensor, *, objective_threshold: float, policy_threshold: float
+) -> Tensor:
+    """How much of a token's step fits the thresholds: min(1, tau_H / |m_H|, sqrt(tau_F / m_F)). Any shape. Ours.
+
+    A step of w times the length shifts the policy by w^2 m_F and, to first order, the objective by w m_H: so a token
+    over a threshold comes to lie on it. A threshold of 0 asks for nothing; a shift that is NaN gets weight 0.
+    """
+    weights = torch.ones_like(objective_shift)
+    if objective_threshold > 0:
+        weights = torch.minimum(weights, objective_threshold / objective_shift.abs())
+    if policy_threshold > 0:
+        weights = torch.minimum(weights, (policy_threshold / policy_shift).sqrt())
+    return weights.nan_to_num(0.0)

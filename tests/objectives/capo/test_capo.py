@@ -15,6 +15,7 @@ from posttrain.objectives.bapo import search_bounds
 from posttrain.objectives.base import Groups, TokenBatch
 from posttrain.objectives.capo import CAPO, candidate_scores, candidate_shifts, keep_tokens, predicted_shifts
 from posttrain.objectives.capo.moments import Moments, RowGradients
+from posttrain.objectives.capo.shifts import step_weights
 from posttrain.objectives.step import StepResult, step_losses
 from posttrain.ops.logprobs import top_candidates
 from posttrain.recipe.methods import bases_of
@@ -458,6 +459,7 @@ def test_sizes_that_would_broadcast_are_refused():
     [
         ({"calibrate": True, "policy_threshold": 1e-3}, "leave"),
         ({"calibrate": True, "symmetric": False}, "symmetric"),
+        ({"excess": "scale", "symmetric": False}, "symmetric"),
         ({"calibration_holds": True}, "without calibrate"),
         ({"calibration_follows": True}, "without calibrate"),
         ({"optimizer_model": "sgd", "cold_start": "adam"}, "no effect"),
@@ -541,6 +543,67 @@ def test_masked_tokens_are_not_predicted_and_may_hold_anything():
     result = run(objective, [replace(batch, forward=broken)])
     assert torch.equal(result.masks[0], run(objective, [batch]).masks[0])
     assert torch.isfinite(result.batches[0].forward["policy_shift"]).all()
+
+
+def test_weights_by_hand():
+    """Over the objective's threshold by 2: half a step; over the policy's by 9: a third; the smaller of both counts."""
+    objective_shift = tensor([0.1, -0.4, 0.1, 0.4, 0.0, math.nan])
+    policy_shift = tensor([0.01, 0.01, 0.9, 0.9, 0.0, 0.01])
+    found = step_weights(objective_shift, policy_shift, objective_threshold=0.2, policy_threshold=0.1)
+    assert_close(found, tensor([1, 1 / 2, 1 / 3, 1 / 3, 1, 0]))
+    off = step_weights(objective_shift[:5], policy_shift[:5], objective_threshold=0, policy_threshold=0)
+    assert (off == 1).all()
+
+
+def test_a_scaled_token_comes_to_lie_on_its_threshold():
+    """Under SGD exactly for the policy's shift: a gradient of w times the length moves by w."""
+    logits, hidden, actions, advantages = random_tokens(7)
+    _, policy_shift = predicted_shifts(logits, hidden, actions, advantages, lr=0.1, top_k=20)
+    weights = step_weights(
+        torch.zeros_like(policy_shift), policy_shift, objective_threshold=0, policy_threshold=0.01
+    )
+    assert 0 < (weights < 1).sum() < len(weights)
+    _, after = predicted_shifts(logits, hidden, actions, weights * advantages, lr=0.1, top_k=20)
+    assert_close(after, policy_shift.clamp(max=0.01))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_scaled_tokens_keep_their_place_in_the_divisor(base):
+    batches = [make_batch(0), make_batch(1)]
+    objective, rejecting = tight(base, excess="scale"), tight(base)
+    found = run(objective, batches)
+    for share, mask, batch in zip(found.batches, found.masks, batches, strict=True):
+        assert torch.equal(mask, batch.mask)
+        kept = rejecting.keep(share)
+        expected = objective.base_objective.token_loss(share)
+        weights = objective.token_loss(share) / expected
+        assert_close(weights[kept & (expected != 0)], torch.ones_like(weights[kept & (expected != 0)]))
+        over = ~kept & (share.mask > 0) & (expected != 0)
+        assert over.any()
+        assert ((weights[over] > 0) & (weights[over] < 1)).all()
+    numbers = objective.metrics(found.batches[0])
+    assert numbers["scaled_share"] == rejecting.metrics(found.batches[0])["rejected_share"]
+    assert "rejected_share" not in numbers
+    assert 0 < numbers["step_weight_mean"] < 1
+
+
+def test_scaled_tokens_move_the_adam_model_by_what_they_are_scaled_to():
+    batch = make_batch(3)
+    objective = tight("grpo", excess="scale")
+    result = run(objective, [batch])
+    objective.finish_step(result.batches, one_rank)
+    shifts = result.batches[0].forward
+    weights = step_weights(
+        shifts["objective_shift"], shifts["policy_shift"], objective_threshold=0.2, policy_threshold=0.03
+    )
+    tokens = random_tokens(3, n=20)
+    tokens[3] = (batch.advantages * weights).reshape(-1)
+    moments = Moments()
+    moments.update([row_gradients(tokens, 6, batch.mask.reshape(-1))], one_rank)
+    first, second = objective.moments.state_dict(), moments.state_dict()
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        assert_close(values, second[name])
 
 
 def test_calibration_measures_with_the_tests_off_and_proposes():
