@@ -151,8 +151,9 @@ class Session:
             self._socket.close()
 
     def _ask(self, kind: str, data: Mapping[str, Any]) -> Step:
-        try:
+        with contextlib.suppress(*self._broken):  # a server that hangs up may have said why: that is read
             self._socket.send(json.dumps({"type": kind, "data": data}))
+        try:
             answer = self._socket.recv(timeout=self._timeout_s)
         except TimeoutError:
             raise ServerFault(f"{self.url} did not answer within {self._timeout_s:g} s") from None

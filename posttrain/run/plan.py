@@ -235,7 +235,9 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
     plan.batch += diffusion_lines(plan.recipe)
     plan.batch += flow_lines(plan.recipe, rollout)
     plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
-    plan.warnings += order_warnings(plan.recipe, rollout, steps_of(plan.recipe, processes, rows), rows)
+    plan.warnings += order_warnings(
+        plan.recipe, processes, rollout, steps_of(plan.recipe, processes, rows), rows
+    )
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
     shared = {
         0: ", gradients and optimizer states",

@@ -42,7 +42,9 @@ class CalculatorWorld(Environment[Asks, Says, State]):
         super().__init__()
         self._state = State()
 
-    def reset(self, seed: int | None = None, episode_id: str | None = None, answer: str = "", **_: Any) -> Says:
+    def reset(
+        self, seed: int | None = None, episode_id: str | None = None, answer: str = "", **_: Any
+    ) -> Says:
         self._answer, self._state = answer, State(episode_id=episode_id)
         return Says()
 
