@@ -168,7 +168,7 @@ class Toolbox:
         hears = scorer is not None and "messages" in inspect.signature(scorer).parameters
 
         def begin(self: Any, place: int) -> None:
-            self._heard: Any = None
+            self._heard = None
             self._slot = f"environment {place}"
             self._place = place
 

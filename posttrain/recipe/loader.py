@@ -328,9 +328,8 @@ class Loader:
 
     def located_data(self, data: DataSection) -> DataSection:
         if data.eval is not None:
-            data = data.model_copy(update={"eval": self.located(data.eval, "path")})
-            if data.eval.path is None:
-                data = data.model_copy(update={"eval": self.located_taskset(data.eval)})
+            held_out = self.located_taskset(self.located(data.eval, "path"))
+            data = data.model_copy(update={"eval": held_out})
         return self.located(self.located_taskset(data), "path")
 
     def located_taskset(self, section: SectionT) -> SectionT:
