@@ -5,50 +5,29 @@ from __future__ import annotations
 import contextlib
 import http
 import json
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from openenv_servers import free_port, served
+from places import ROOT
 
 from posttrain.environments.openenv import observation_text, openenv_settings, seed_of
 from posttrain.environments.openenv_client import ActionRefused, ServerFault
 from posttrain.environments.tool_specs import EnvironmentFault, EnvironmentSpec, ToolFault
 from posttrain.environments.toolbox import Toolbox, ToolCallFailed
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "recipes" / "smoke" / "calculator" / "openenv_server.py"
 needs_it = pytest.mark.openenv
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @contextlib.contextmanager
 def server(*options: str) -> Iterator[str]:
     """The calculator's server, of the package itself, in a process."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, str(SERVER), "--port", str(port), *options])
-    try:
-        until = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert process.poll() is None, "the server did not start"
-            assert time.monotonic() < until, "the server takes too long"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    with served(str(SERVER), "--port", str(port), *options, port=port) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
