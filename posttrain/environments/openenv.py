@@ -171,7 +171,7 @@ def observation_text(observation: Mapping[str, Any], show: str | None) -> str:
             raise ActionRefused(str(error.get("message", error)) if isinstance(error, dict) else str(error))
         result = observation["result"]
         return _plain(result["data"] if isinstance(result, dict) and "data" in result else result)
-    said = {key: value for key, value in observation.items() if value is not None}
+    said = {key: value for key, value in observation.items() if value is not None and key != "metadata"}
     if len(said) == 1:
         return _plain(next(iter(said.values())))
     return "\n".join(f"{key}: {_plain(value)}" for key, value in said.items())

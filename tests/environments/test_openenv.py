@@ -65,7 +65,8 @@ def test_an_episode_begins_alike_for_all_responses_to_a_row() -> None:
     ("observation", "show", "text"),
     [
         ({"value": "4"}, None, "4"),
-        ({"value": "4", "left": None}, None, "4"),
+        ({"value": "4", "left": None, "metadata": {}}, None, "4"),
+        ({"metadata": {}}, None, ""),
         ({"board": [[1, 2]], "turn": 3}, None, "board: [[1, 2]]\nturn: 3"),
         ({"board": "x", "turn": 3}, "turn", "3"),
         ({"tool_name": "calc", "result": {"data": 4, "content": []}, "error": None}, None, "4"),
