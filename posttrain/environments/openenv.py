@@ -16,7 +16,13 @@ from annotated_types import Gt
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from posttrain.environments.openenv_client import ActionRefused, Described, ServerFault, Session, describe
+from posttrain.environments.openenv_client import (
+    ActionRefused,
+    Described,
+    ServerFault,
+    ServerSession,
+    describe,
+)
 from posttrain.environments.schema_tools import described
 from posttrain.environments.tool_specs import ToolFault
 from posttrain.recipe.errors import explain, suggest
@@ -103,7 +109,7 @@ class OpenEnvEpisode:
     _unjudged_on_error = True
 
     def __init__(self) -> None:
-        self._session: Session | None = None
+        self._session: ServerSession | None = None
 
     def reset(self, **row: Any) -> str | None:
         """Begins an episode; what its first observation says."""
@@ -113,7 +119,7 @@ class OpenEnvEpisode:
         wanted = self._settings.columns
         if missing := [name for name in wanted if name not in row]:
             raise KeyError(f"the row has no column {missing[0]!r}, which the environment's args name")
-        self._session = Session(self._settings.url, self._settings.connect_s)
+        self._session = ServerSession(self._settings.url, self._settings.connect_s)
         begun = self._session.reset(seed=seed_of(row), **{name: row[name] for name in wanted})
         self.done = begun.done
         return observation_text(begun.observation, self._settings.show) or None

@@ -57,7 +57,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Step:
+class EpisodeStep:
     """What an environment answers. reward: a finite number, or None where the server gave none."""
 
     observation: Mapping[str, Any]
@@ -86,7 +86,7 @@ def _calls_tools(action: Mapping[str, Any]) -> bool:
 
 
 def _tools(url: str, timeout_s: float) -> tuple[ServerTool, ...]:
-    with contextlib.closing(Session(url, timeout_s)) as session:
+    with contextlib.closing(ServerSession(url, timeout_s)) as session:
         found = session.step({"type": "list_tools"}).observation.get("tools")
     try:
         return tuple(ServerTool(one["name"], one["description"], one["input_schema"]) for one in found or ())
@@ -114,7 +114,7 @@ def _is_here(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-class Session:
+class ServerSession:
     """One environment on a server, as long as the connection lasts. Raises ServerFault."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -137,10 +137,10 @@ class Session:
         except (*self._broken, ValueError) as error:
             raise ServerFault(f"no OpenEnv server answers at {address}: {error}") from None
 
-    def reset(self, **arguments: Any) -> Step:
+    def reset(self, **arguments: Any) -> EpisodeStep:
         return self._ask("reset", arguments)
 
-    def step(self, action: Mapping[str, Any]) -> Step:
+    def step(self, action: Mapping[str, Any]) -> EpisodeStep:
         """Raises ActionRefused where the server says that the action is at fault, else ServerFault."""
         return self._ask("step", action)
 
@@ -150,7 +150,7 @@ class Session:
         with contextlib.suppress(Exception):
             self._socket.close()
 
-    def _ask(self, kind: str, data: Mapping[str, Any]) -> Step:
+    def _ask(self, kind: str, data: Mapping[str, Any]) -> EpisodeStep:
         with contextlib.suppress(*self._broken):  # a server that hangs up may have said why: that is read
             self._socket.send(json.dumps({"type": kind, "data": data}))
         try:
@@ -161,7 +161,7 @@ class Session:
             raise ServerFault(f"{self.url} closed the session: {error}") from None
         return self._read(answer)
 
-    def _read(self, answer: str | bytes) -> Step:
+    def _read(self, answer: str | bytes) -> EpisodeStep:
         try:
             found = json.loads(answer)
             kind, data = found["type"], found["data"]
@@ -190,7 +190,7 @@ class Session:
             raise self._nonsense(answer)
         if reward is not None and (not isinstance(reward, int | float) or not math.isfinite(reward)):
             raise ServerFault(f"{self.url} gave a reward that is no number: {reward!r}")
-        return Step(observation, None if reward is None else float(reward), done)
+        return EpisodeStep(observation, None if reward is None else float(reward), done)
 
     def _nonsense(self, answer: str | bytes) -> ServerFault:
         return ServerFault(f"{self.url} answered what is no answer of an OpenEnv server: {answer[:200]!r}")
