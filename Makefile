@@ -49,13 +49,14 @@ real: $(BIN)/.real
 test: $(BIN)/.core
 	$(BIN)/python -m pytest -m 'not real' -n 2 --dist loadfile --no-loadscope-reorder
 
-NEED := --need vllm --need deepspeed --need evaluation --need bnb --need flow --need search
+NEED := --need vllm --need deepspeed --need evaluation --need bnb --need flow --need search \
+	--need reasoning_gym --need openenv --need verifiers
 
 test-all: $(BIN)/.all
 	$(BIN)/python -m pytest $(NEED) -m 'not real' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-optional: $(BIN)/.all
-	$(BIN)/python -m pytest $(NEED) -m '(vllm or deepspeed or evaluation or bnb or flow or search) and not real'
+	$(BIN)/python -m pytest $(NEED) -m '(vllm or deepspeed or evaluation or bnb or flow or search or reasoning_gym or openenv or verifiers) and not real'
 
 test-real: $(BIN)/.real
 	$(BIN)/python -m pytest --need real -m real

@@ -74,6 +74,8 @@ EXTRAS = {
     "real": (("gguf", "lm_eval"), "pip install -e '.[real]'"),
     "search": (("bm25s",), "pip install -e '.[search]'"),
     "reasoning_gym": (("reasoning_gym",), "pip install -e '.[reasoning-gym]'"),
+    "openenv": (("websockets", "openenv"), "pip install -e '.[openenv]' openenv-core"),
+    "verifiers": (("verifiers",), "pip install -e '.[verifiers]'"),
 }
 """Marker -> (modules it needs, how to get them)."""
 ABSENT = {name for name, (modules, _) in EXTRAS.items() if not all(find_spec(one) for one in modules)}

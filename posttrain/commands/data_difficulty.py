@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from rich.console import Console
 
+from posttrain.commands.train import LATER_S
 from posttrain.data import DataError
-from posttrain.data.measured_rows import COLUMNS, SUFFIXES, PartFile
+from posttrain.data.measured_rows import COLUMNS, SUFFIXES, part_files
 from posttrain.data.rows import settle
 from posttrain.environments.tool_specs import EnvironmentFault
 from posttrain.observe.difficulty_tables import print_difficulty
 from posttrain.observe.progress import ProgressView
-from posttrain.planning.launcher import launch_fault, started
+from posttrain.planning.launcher import launch_fault
 from posttrain.process import exit_codes
+from posttrain.process.dealt import Place, place_alone
 from posttrain.process.phases import PHASES
 from posttrain.process.stop_requests import REQUESTS
 from posttrain.recipe import Recipe, RecipeError, load_recipe
@@ -76,22 +80,29 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     """Measure the start model's pass rate on each row of a recipe's training data, sampled and judged as the recipe
-    says, and write the rows with it. Ctrl-C keeps what is done; --resume goes on."""
+    says, and write the rows with it. Ctrl-C keeps what is done; --resume goes on. Of several processes (torchrun) each
+    measures its share."""
     before = REQUESTS.listen()
+    place = Place(int(os.environ.get("RANK", "0")))
     try:
-        code, line = _measured(args)
+        code, line = _measured(args, place)
     finally:
         REQUESTS.forget(before)
     if line:
-        print(line, file=sys.stderr)
+        print(f"process {place.rank}: {line}" if place.rank else line, file=sys.stderr, flush=True)
+    if code != exit_codes.DONE and place.rank:
+        time.sleep(
+            LATER_S
+        )  # a launcher ends all processes as soon as one of them has ended; the first says why
     return code
 
 
-def _measured(args: Namespace) -> tuple[int, str]:
+def _measured(args: Namespace, place: Place) -> tuple[int, str]:
     """The exit code, and the line that says why; "" where all is said."""
-    part = PartFile(_out(args))
     try:
-        return _run(args)
+        if (fault := launch_fault()) is not None:
+            raise _Refused(fault)
+        return _run(args, _alone())
     except RecipeError as error:
         return exit_codes.REFUSED, str(error)
     except DataError as error:
@@ -99,29 +110,50 @@ def _measured(args: Namespace) -> tuple[int, str]:
     except _Refused as error:
         return exit_codes.REFUSED, f"posttrain data difficulty: {error}"
     except KeyboardInterrupt as error:
-        return exit_codes.STOPPED, f"stopped ({str(error) or 'Ctrl-C'}){_go_on(args, part)}"
+        told = _go_on(args) if place.rank == 0 else ""
+        return exit_codes.STOPPED, f"stopped ({str(error) or 'Ctrl-C'}){told}"
     except tuple(_CODES) as error:
         code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
-        return code, f"{args.recipe}: {error}{_go_on(args, part)}"
+        return code, f"{args.recipe}: {error}{_go_on(args)}"
 
 
-def _run(args: Namespace) -> tuple[int, str]:
+def _alone() -> Place:
+    try:
+        return place_alone()
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+
+
+def _run(args: Namespace, place: Place) -> tuple[int, str]:
     out = _out(args)
-    if out.exists() and args.resume and not PartFile(out).exists():
-        print(f"{out} is whole: nothing is left to measure")
+    if out.exists() and args.resume and not part_files(out):
+        if place.rank == 0:
+            print(f"{out} is whole: nothing is left to measure")
         return exit_codes.DONE, ""
-    _check(args, out)
+    _check(args, out, place)
     given = load_recipe(args.recipe, args.set)
     PHASES.say("loading libraries")
-    with ProgressView(f"difficulty of {given.path}") as view:
+    with ProgressView(f"difficulty of {given.path}", enabled=place.rank == 0) as view:
         from posttrain.run.difficulty import Asked, measure, measured_recipe
 
         recipe = measured_recipe(given, args.samples)
         make_plan(recipe).require()
+        if place.world > 1 and vars(recipe.rollout)["engine"] == "vllm_server":
+            raise _Refused(
+                f"{place.world} processes were started, and servers are asked by one, all at once; start one process"
+            )
         asked = Asked(args.samples, max(1, args.batch_size // args.samples), args.pass_at, args.reward)
         outcome = measure(
-            recipe, asked, out, resume=args.resume, replace_columns=args.replace, say=view.message
+            recipe,
+            asked,
+            out,
+            resume=args.resume,
+            replace_columns=args.replace,
+            say=view.message,
+            place=place,
         )
+    if outcome is None:
+        return exit_codes.DONE, ""
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=100)
     print_difficulty(outcome.batches, console)
@@ -136,7 +168,7 @@ def _out(args: Namespace) -> Path:
     return Path(args.out or f"{Path(args.recipe).stem}.difficulty.jsonl")
 
 
-def _check(args: Namespace, out: Path) -> None:
+def _check(args: Namespace, out: Path, place: Place) -> None:
     if args.samples < 1:
         raise _Refused(f"--samples {args.samples}: at least 1")
     if args.batch_size < 1:
@@ -147,25 +179,19 @@ def _check(args: Namespace, out: Path) -> None:
         raise _Refused(f"--out {out}: write a name that ends in {' or '.join(SUFFIXES)}")
     if not out.resolve().parent.is_dir():
         raise _Refused(f"--out {out}: no folder {out.resolve().parent}; make it first")
+    if place.rank:
+        return  # what lies there may be the first process's already, which looks at it
     if out.exists():
         raise _Refused(f"--out {out} exists; name another file, or remove it")
-    part = PartFile(out)
-    if part.exists() and not args.resume:
-        raise _Refused(f"{part.path} holds rows that are measured; --resume goes on, or remove it")
-    fault = launch_fault()
-    if fault is not None:
-        raise _Refused(fault)
-    if started() > 1:
-        raise _Refused(
-            f"{started()} processes were started, and this takes one; for several GPUs take rollout.engine: "
-            "vllm_server with a server on each"
-        )
+    if (parts := part_files(out)) and not args.resume:
+        raise _Refused(f"{parts[0].path} holds rows that are measured; --resume goes on, or remove it")
 
 
-def _go_on(args: Namespace, part: PartFile) -> str:
-    if not part.exists():
+def _go_on(args: Namespace) -> str:
+    parts = part_files(_out(args))
+    if not parts:
         return ""
-    _, batches = part.read()
+    batches = [batch for part in parts for batch in part.read(mend=False)[1]]
     words = ["posttrain", "data", "difficulty", args.recipe]
     words += [word for change in args.set for word in ("--set", change)]
     for name, default in _DEFAULTS.items():

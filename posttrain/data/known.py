@@ -9,10 +9,12 @@ TASKS: dict[str, str] = {
     "calculator": "posttrain.data.calculator:Calculations",
     "countdown": "posttrain.data.countdown:Countdown",
     "digits": "posttrain.data.digits:Digits",
+    "episodes": "posttrain.data.episodes:Episodes",
     "instructions": "posttrain.data.instructions:Instructions",
     "reasoning_gym": "posttrain.data.reasoning_gym:GymTask",
     "sort": "posttrain.data.sort:Sort",
     "sudoku": "posttrain.data.sudoku:Sudoku",
+    "verifiers": "posttrain.data.verifiers_tasks:VerifiersTasks",
 }
 """name -> settings class of a generated task. Its fields are `data.args`; `rows(split, completions=)` yields
 {"prompt", "answer"} and, where asked for, "completion"."""

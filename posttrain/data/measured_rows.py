@@ -1,12 +1,14 @@
 """Rows with their pass rates: what is kept while they are measured, and the file that comes of it. No torch.
 
 While rows are measured, OUT.part holds a line for what was asked and one for each batch that is done; a line is written
-and synced as a whole, and one that a kill cut short is taken away. When all are measured, OUT is written beside it and
-renamed.
+and synced as a whole, and one that a kill cut short is taken away. Of several processes the first writes that file, and
+each of the others one of its own beside it, OUT.part-1 and so on. When all rows are measured, OUT is written beside
+them and renamed.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -58,10 +60,11 @@ class MeasuredBatch:
 
 
 class PartFile:
-    """What was measured so far. `asked` is what decides the numbers; a file of other questions is not continued."""
+    """What a process has measured so far. `asked` is what decides the numbers; a file of other questions is not
+    continued."""
 
-    def __init__(self, out: Path) -> None:
-        self.path = out.with_name(f"{out.name}.part")
+    def __init__(self, out: Path, rank: int = 0) -> None:
+        self.path = out.with_name(f"{out.name}.part-{rank}" if rank else f"{out.name}.part")
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -76,9 +79,9 @@ class PartFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def read(self) -> tuple[dict[str, Any], list[MeasuredBatch]]:
-        """What was asked, and the batches that are whole; the rest of a line is cut off the file. DataError where it
-        is no such file."""
+    def read(self, *, mend: bool = True) -> tuple[dict[str, Any], list[MeasuredBatch]]:
+        """What was asked, and the batches that are whole; the rest of a line is cut off the file where it is to be gone
+        on with (`mend`: no other process writes it). DataError where it is no such file."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode(errors="replace").splitlines()
@@ -92,12 +95,18 @@ class PartFile:
             ]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{self.path} holds no measured rows; remove it, or name another --out") from None
-        if len(whole) != len(content):
+        if mend and len(whole) != len(content):
             os.truncate(self.path, len(whole))
         return asked, found
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def part_files(out: Path) -> list[PartFile]:
+    """Those of all processes that measured for `out`, the first process's before the others'."""
+    ranks = [int(path.name.rpartition("-")[2]) for path in out.parent.glob(f"{glob.escape(out.name)}.part-*")]
+    return [part for rank in (0, *sorted(ranks)) if (part := PartFile(out, rank)).exists()]
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

@@ -20,6 +20,13 @@ PREPARED = {"search": "posttrain.environments.search_tool:prepare"}
 processes that answer share."""
 
 
+BUILT_IN_ENVIRONMENTS = {
+    "openenv": "posttrain.environments.openenv:openenv_environment",
+    "verifiers": "posttrain.environments.verifiers:verifiers_environment",
+}
+"""Name in a recipe -> what makes the class of an environment out of the recipe's args."""
+
+
 class ToolFault(ValueError):
     """A tool or an environment that cannot be found or cannot be shown to a model."""
 
@@ -45,7 +52,7 @@ class ToolSpec:
 
 @dataclass(frozen=True)
 class EnvironmentSpec(ToolSpec):
-    """The same of a class; `args` are its constructor's."""
+    """The same of a class; `args` are its constructor's, or the settings of a built-in one."""
 
 
 def load_tool(name: str, base_dir: str | Path = ".") -> Callable[..., Any]:
@@ -59,8 +66,14 @@ def prepare_tool(spec: ToolSpec) -> None:
         _load(PREPARED[spec.name], "tool", ".")(**spec.args)
 
 
-def load_environment(name: str, base_dir: str | Path = ".") -> type:
-    """The class itself; its module is imported. Raises ToolFault."""
+def load_environment(spec: EnvironmentSpec, base_dir: str | Path = ".") -> type:
+    """The class itself; its module is imported, a built-in one is made of its args. Raises ToolFault."""
+    name = spec.name
+    if name in BUILT_IN_ENVIRONMENTS:
+        try:
+            return _load(BUILT_IN_ENVIRONMENTS[name], "environment", ".")(**spec.args)
+        except ToolFault as error:
+            raise ToolFault(f"environment {name}: {error}") from None
     found = _load(name, "environment", base_dir)
     if not isinstance(found, type):
         raise ToolFault(f"environment {name!r} is a {type(found).__name__}, not a class")
@@ -69,8 +82,11 @@ def load_environment(name: str, base_dir: str | Path = ".") -> type:
 
 def _load(name: str, kind: str, base_dir: str | Path) -> Any:
     if ":" not in name:
-        own = f"; the built-in ones are {', '.join(BUILT_IN_TOOLS)}" if kind == "tool" else ""
-        raise ToolFault(f"there is no {kind} {name!r}{own}; one of your own is named path/file.py:NAME")
+        own = BUILT_IN_TOOLS if kind == "tool" else BUILT_IN_ENVIRONMENTS
+        raise ToolFault(
+            f"there is no {kind} {name!r}; the built-in ones are {', '.join(own)}; one of your own is named "
+            "path/file.py:NAME"
+        )
     try:
         return load_function(name, base_dir)
     except RewardSpecError as error:  # found as rewards are; the sentence is about this kind

@@ -13,7 +13,7 @@ FAILURES = {
     "gone": "gone",
 }
 """How a call ended -> the name it is counted under."""
-COUNTS = ("calls", *FAILURES.values(), "cut", "lost_environments")
+COUNTS = ("calls", *FAILURES.values(), "cut", "lost_environments", "begun_again")
 
 
 class ToolUse:
@@ -22,6 +22,7 @@ class ToolUse:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._seconds = 0.0
+        self._unscored = 0
 
     def note(self, reply: Reply, seconds: float, *, of_environment: bool) -> None:
         self._counts["calls"] += 1
@@ -32,6 +33,19 @@ class ToolUse:
             self._counts[FAILURES[reply.end]] += 1
         if of_environment and reply.end in ("timeout", "crash"):
             self._counts["lost_environments"] += 1
+
+    def note_begun_again(self) -> None:
+        """An episode did not begin, and is tried once more."""
+        self._counts["begun_again"] += 1
+
+    def note_unscored(self) -> None:
+        """An episode was not judged: its scorer raised, or took too long, or its environment was ended before."""
+        self._unscored += 1
+
+    def take_unscored(self) -> float:
+        """How many there were of those; the count begins anew."""
+        found, self._unscored = self._unscored, 0
+        return float(found)
 
     def take(self) -> dict[str, float]:
         """The counts, in the order of `COUNTS`, and the seconds; they begin anew."""

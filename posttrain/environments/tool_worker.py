@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from posttrain.environments.orders import Order, Reply, shortened
 from posttrain.environments.tool_specs import (
+    BUILT_IN_ENVIRONMENTS,
     EnvironmentSpec,
     ToolSpec,
     load_environment,
@@ -40,9 +41,11 @@ def slots(
         function = load_tool(spec.name, base_dir)
         functions[function.__name__] = partial(function, **spec.args)
         prepare_tool(spec)
-    make = None
+    make: Callable[[], Any] | None = None
     if environment is not None:
-        make = partial(load_environment(environment.name, base_dir), **environment.args)
+        make = load_environment(environment, base_dir)
+        if environment.name not in BUILT_IN_ENVIRONMENTS:
+            make = partial(make, **environment.args)
     return _Slots(functions, make)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,7 +29,12 @@ from posttrain.rewards.worker_pool import Outcome, WorkerPool, WorkerStartError,
 
 _GRACE_S = 60.0
 """Beyond the longest call: by then the worker itself is stuck."""
+_WAIT_S = 0.5
+"""Before an episode is begun once more; the next time four times as long."""
+_MOST_TOLD = 3
+"""Responses that were not judged of which the log tells why; the others are counted."""
 _NO_TOOLS = ("reset", "get_reward")
+logger = logging.getLogger(__name__)
 
 
 class ToolCallFailed(Exception):
@@ -63,6 +69,7 @@ class Toolbox:
             startup_timeout_s=startup_timeout_s,
         )
         self.use = ToolUse()
+        self._told = 0
         self.episode_seed = 0
         self.functions = [self._function(spec, base_dir) for spec in tools]
         self.environment_factory: Callable[[], Any] | None = None
@@ -112,6 +119,30 @@ class Toolbox:
             raise ToolCallFailed(reply.said)
         return reply.value
 
+    def _begun(self, order: Order, tries: int) -> Reply:
+        """The reply to an order that begins an episode, asked up to `tries` times."""
+        reply = self.ask(order)
+        for attempt in range(1, tries):
+            if reply.end == "done":
+                break
+            logger.warning("%s did not begin (%s); once more", order.slot, reply.said)
+            self.use.note_begun_again()
+            time.sleep(_WAIT_S * 4 ** (attempt - 1))
+            reply = self.ask(order)
+        return reply
+
+    def _note_unscored(self, name: str, reply: Reply) -> None:
+        self.use.note_unscored()
+        if self._told < _MOST_TOLD:
+            self._told += 1
+            logger.warning("environment %r: a response is not judged: %s\n%s", name, reply.said, reply.detail)
+
+    @staticmethod
+    def hear(environments: Sequence[Any] | None, responses: Sequence[Any]) -> None:
+        """Tells each environment the messages of its response, for a `get_reward(self, messages)`."""
+        for one, messages in zip(environments or (), responses, strict=False):
+            one._heard = messages
+
     # ---- tools
 
     def _function(self, spec: ToolSpec, base_dir: str | Path) -> Callable[..., str]:
@@ -128,27 +159,36 @@ class Toolbox:
 
     def _environment_class(self, spec: EnvironmentSpec, base_dir: str | Path) -> type:
         """A class that looks like the environment's to TRL and to the model, and asks the worker."""
-        original, toolbox = load_environment(spec.name, base_dir), self
+        original, toolbox = load_environment(spec, base_dir), self
         limits = {"timeout_s": spec.timeout_s, "max_characters": spec.max_characters}
         if not callable(vars_of(original).get("reset")):
             raise ToolFault(f"environment {spec.name!r} has no method reset(self, **row)")
 
+        scorer = vars_of(original).get("get_reward")
+        hears = scorer is not None and "messages" in inspect.signature(scorer).parameters
+
         def begin(self: Any, place: int) -> None:
+            self._heard = None
             self._slot = f"environment {place}"
             self._place = place
 
         def reset(self: Any, **row: Any) -> str | None:
+            self._heard = None
             seed = (toolbox.episode_seed + self._place) % 2**63
-            reply = toolbox.ask(Order(self._slot, "open", "reset", row, seed=seed, **limits))
+            order = Order(self._slot, "open", "reset", row, seed=seed, **limits)
+            reply = toolbox._begun(order, getattr(original, "_begin_tries", 1))
             if reply.end != "done":
                 raise EnvironmentFault(f"environment {spec.name!r}: reset: {reply.said}\n{reply.detail}")
             return reply.value
 
         def get_reward(self: Any) -> float | None:
-            reply = toolbox.ask(Order(self._slot, "score", "get_reward", **limits))
-            if reply.end == "error":
+            heard = {"messages": self._heard} if hears else {}
+            reply = toolbox.ask(Order(self._slot, "score", "get_reward", heard, **limits))
+            if reply.end == "error" and not getattr(original, "_unjudged_on_error", False):
                 raise EnvironmentFault(f"environment {spec.name!r}: get_reward: {reply.said}\n{reply.detail}")
-            return reply.value  # None where it was ended: it cannot be judged
+            if reply.end != "done":  # it cannot be judged
+                toolbox._note_unscored(spec.name, reply)
+            return reply.value
 
         def read(self: Any, name: str) -> Any:
             if name.startswith("_"):

@@ -170,21 +170,25 @@ def _prompts_per_step(rollout: RolloutSize) -> float:
 
 
 def order_warnings(
-    recipe: Recipe, rollout: RolloutSize | None, steps: int | None, rows: int | None
+    recipe: Recipe, processes: int, rollout: RolloutSize | None, steps: int | None, rows: int | None
 ) -> list[str]:
     """A curriculum that ends before its rows do. With dynamic sampling how far it comes is not known beforehand."""
     order = recipe.data.order
-    if order is None or rollout is None or not steps or not rows:
+    if order is None or not steps or not rows:
         return []
-    if recipe.rollout is None or recipe.rollout.resample is not None:
+    if rollout is None:
+        unit, seen, whole = "pairs", float(steps * texts_of(recipe, processes).rows_per_step), rows
+    elif recipe.rollout is None or recipe.rollout.resample is not None:
         return []
-    seen = steps * _prompts_per_step(rollout)
-    if seen >= rows // rollout.prompts * rollout.prompts:  # prompts that fill no rollout are never taken
+    else:
+        unit, seen = "prompts", steps * _prompts_per_step(rollout)
+        whole = rows // rollout.prompts * rollout.prompts  # prompts that fill no rollout are never taken
+    if seen >= whole:
         return []
     band = ceil(seen / rows * order.bands)
     other = "lowest" if order.first == "highest" else "highest"
     return [
-        f"data.order: the run takes {seen:.10g} of {rows} prompts, so it ends in band {band} of "
+        f"data.order: the run takes {seen:.10g} of {rows} {unit}, so it ends in band {band} of "
         f"{order.bands} and never sees the {other}; raise train.max_steps, or lower data.limit"
     ]
 

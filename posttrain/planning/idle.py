@@ -149,7 +149,7 @@ def _idle_data(data: DataSection, place: str, recipe: Recipe) -> Iterator[str]:
     marked = recipe.objective.marked_answers
     for key, families in _DATA_KEYS.items():
         if key in data.changed() and recipe.spec.family not in families and place == "data":
-            if marked and key in ("completion", "label"):
+            if (marked and key in ("completion", "label")) or (key == "order" and _pairs_in_order(recipe)):
                 continue
             yield f"{place}: '{key}' does nothing with method '{recipe.method}'; remove it"
     if "on_long" in data.changed() and data.max_prompt_tokens is None:
@@ -157,6 +157,14 @@ def _idle_data(data: DataSection, place: str, recipe: Recipe) -> Iterator[str]:
     if recipe.spec.family != "sft" and not recipe.objective.makes_images:
         for key in {"teacher_accuracy", "demonstrations"} & data.args.keys():
             yield f"{place}: args: '{key}' is about a teacher's completions, which only sft reads; remove it"
+
+
+def _pairs_in_order(recipe: Recipe) -> bool:
+    """Whether the method reads pairs of texts once through: staged loops make rounds of theirs, and marked answers are
+    mixed for their reference point."""
+    objective = recipe.objective
+    mixed = objective.in_stages or objective.marked_answers or objective.makes_images
+    return recipe.spec.family == "preference" and not mixed
 
 
 def _lacking_in_engine(recipe: Recipe) -> Iterator[str]:

@@ -180,7 +180,9 @@ def machine_reports(recipe: Recipe) -> tuple[list[str], list[str], list[str]]:
 def reward_lines(recipe: Recipe) -> list[str]:
     """One line a reward: its name, weight, and the columns it reads."""
     lines = []
-    if not recipe.rewards and recipe.spec.family == "policy":
+    if not recipe.rewards and recipe.environment is not None:
+        lines.append("none of the recipe's; the environment's own decides (below)")
+    elif not recipe.rewards and recipe.spec.family == "policy":
         lines.append(
             f"none, and method '{recipe.method}' needs none as it is set; 'no_reward' stands for them in the logs"
         )

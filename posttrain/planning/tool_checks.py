@@ -17,6 +17,8 @@ from posttrain.recipe.sections import EnvironmentSection, ToolSection
 from posttrain.rewards.code_reward import NoSandbox, require_protection
 
 BUILT_IN = ("python", "search")
+BUILT_IN_ENVIRONMENTS = ("openenv", "verifiers")
+"""Looked at by environments/adapter_checks.py, which asks their package or their server."""
 _NO_TOOLS = ("reset", "get_reward")
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SEEN_IN_A_CALL = ("tool_name_q7", "tool_argument_q7", "tool_value_q7", "tool_answer_q7")
@@ -84,6 +86,8 @@ def _search_faults(place: str, tool: ToolSection) -> Iterator[str]:
 
 def _environment_faults(recipe: Recipe, section: EnvironmentSection) -> Iterator[str]:
     """Also returns the names of its tools."""
+    if section.name in BUILT_IN_ENVIRONMENTS:
+        return []
     found = _definition(section, "class")
     if isinstance(found, str):
         yield f"environment: {found}"
@@ -135,8 +139,9 @@ def _definition(section: ToolSection | EnvironmentSection, kind: str) -> ast.AST
     """The function or class; a sentence where there is none; None where only loading it would tell."""
     file, colon, target = section.name.rpartition(":")
     if not colon or not file or not target:
-        own = f"; the built-in ones are {', '.join(BUILT_IN)}" if kind == "function" else ""
-        near = suggest(section.name, BUILT_IN) if kind == "function" else ""
+        known = BUILT_IN if kind == "function" else BUILT_IN_ENVIRONMENTS
+        own = f"; the built-in ones are {', '.join(known)}"
+        near = suggest(section.name, known)
         return f"there is no {section.name!r}{near or own}; one of your own is named path/file.py:NAME"
     if not file.endswith(".py"):
         first = file.partition(".")[0]
@@ -245,7 +250,10 @@ def tool_lines(recipe: Recipe) -> Iterator[str]:
     """One line a tool, one for the environment, one for the turns."""
     for tool in recipe.tools:
         yield f"{tool.name}: {tool.timeout_s:g} s and {tool.max_characters} characters a call"
-    if (one := recipe.environment) is not None:
+    if (one := recipe.environment) is not None and one.name in BUILT_IN_ENVIRONMENTS:
+        limits = f"{one.timeout_s:g} s and {one.max_characters} characters a call"
+        yield f"environment {one.name}: {limits}, an object and a process a response"
+    elif one is not None:
         found = _definition(one, "class")
         methods = (
             [node.name for node in found.body if isinstance(node, _FUNCTION)]

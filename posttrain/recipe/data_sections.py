@@ -31,7 +31,7 @@ class AnswerSection(Section):
 
 
 class OrderSection(Section):
-    """A curriculum of methods that learn from rewards; data/row_order.py says what the keys decide."""
+    """A curriculum of methods that learn from rewards or from pairs; data/row_order.py says what the keys decide."""
 
     by: Text  # a column, or an expression over columns that is a number
     first: Literal["highest", "lowest"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from posttrain.recipe.data_sections import INHERITED, DataSection
 from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, suggest
 from posttrain.recipe.methods import METHODS, Family, Method, bases_of, not_here
+from posttrain.recipe.overrides import apply_override
 from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
     EnvironmentSection,
@@ -25,7 +25,7 @@ from posttrain.recipe.sections import (
     ToolSection,
     run_name_fault,
 )
-from posttrain.recipe.strict_yaml import YAMLFault, parse, read_text
+from posttrain.recipe.strict_yaml import parse, read_text
 from posttrain.recipe.train_options import ELSEWHERE, OWNED
 from posttrain.settings import Settings
 
@@ -204,7 +204,7 @@ class Loader:
             found["tools"] = self.tools(raw.get("tools"))
             found["environment"] = self.validate("environment", raw.get("environment"), EnvironmentSection)
             if found["environment"] is not None:
-                found["environment"] = self.located_function(found["environment"])
+                found["environment"] = self.located_taskset(self.located_function(found["environment"]))
         if objective is not None:
             found["objective"] = self.located_settings(objective)
         for section, keys in _PLACES.items():
@@ -212,6 +212,7 @@ class Loader:
                 found[section] = self.located(found[section], *keys)
         if found["data"] is not None:
             found["data"] = self.located_data(found["data"])
+            found["environment"] = _with_tasks(found.get("environment"), found["data"])
         if found["output"] is not None and not found["output"].name:
             stem = Path(self.file).stem
             if (fault := run_name_fault(stem)) is not None:
@@ -326,8 +327,19 @@ class Loader:
 
     def located_data(self, data: DataSection) -> DataSection:
         if data.eval is not None:
-            data = data.model_copy(update={"eval": self.located(data.eval, "path")})
-        return self.located(data, "path")
+            held_out = self.located_taskset(self.located(data.eval, "path"))
+            data = data.model_copy(update={"eval": held_out})
+        return self.located(self.located_taskset(data), "path")
+
+    def located_taskset(self, section: SectionT) -> SectionT:
+        """Tasks of verifiers out of path/file.py:NAME, with the place found."""
+        given = vars(section)
+        file, colon, target = str(given["args"].get("taskset", "")).rpartition(":")
+        if given["name"] != "verifiers" or not file.endswith(".py"):
+            return section
+        return section.model_copy(
+            update={"args": {**given["args"], "taskset": f"{self.locate(file)}{colon}{target}"}}
+        )
 
     def located_reward(self, reward: RewardSection) -> RewardSection:
         if reward.name is None:
@@ -354,6 +366,14 @@ class Loader:
             return path
 
 
+def _with_tasks(environment: EnvironmentSection | None, data: DataSection) -> EnvironmentSection | None:
+    """An environment of verifiers without args is that of the data's tasks."""
+    if environment is None or environment.name != "verifiers" or environment.args or data.name != "verifiers":
+        return environment
+    args = {key: data.args[key] for key in ("taskset", "config") if key in data.args}
+    return environment.model_copy(update={"args": args})
+
+
 def _is_there(path: Path) -> bool:
     """Whether the path, or a file that it matches as a pattern (train-*.parquet), exists."""
     return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
@@ -370,35 +390,6 @@ def inherit_eval(raw: dict[str, Any]) -> None:
     if "name" in data and not {"name", "path"} & own.keys():
         shared |= {key: data[key] for key in ("name", "config", "args") if key in data} | {"split": "test"}
     data["eval"] = shared | own
-
-
-_DOTTED = re.compile(r"[^.\[\]=\s]+(?:\.[^.\[\]=\s]+|\[[0-9]+\])*")
-
-
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` (YAML) or `rewards.0.weight=2` into the raw recipe, making mappings on the way."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not _DOTTED.fullmatch(dotted):
-        raise RecipeError(f"--set {override}: write it as section.key=value")
-    keys = re.findall(r"[^.\[\]]+", dotted)
-    try:
-        value = parse(text)
-    except YAMLFault as error:
-        raise RecipeError(f"--set {override}: the value cannot be read: {error.problem}") from None
-    target: Any = raw
-    for depth, key in enumerate(keys):
-        position = int(key) if isinstance(target, list) and re.fullmatch("[0-9]{1,9}", key) else key
-        last = depth == len(keys) - 1
-        if isinstance(target, list) and not (isinstance(position, int) and position < len(target)):
-            raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} has no item {key}")
-        if not isinstance(target, list | dict):
-            raise RecipeError(f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section")
-        if last:
-            target[position] = value
-        else:
-            if isinstance(target, dict) and target.get(key) is None:
-                target[key] = {}
-            target = target[position]
 
 
 _PLACES = {"model": ("path", "tokenizer", "chat_template", "response_template"), "train": ("beta_model",)}

@@ -2,12 +2,15 @@
 
 The trainer is made as `train` makes it, with plain GRPO in place of the method: what a method adds (a critic, a
 teacher, a reference) has no say in what the first policy answers. Rows go through it in batches, each with a seed of
-its own, so that a measurement that was interrupted goes on to the same numbers.
+its own, so that a measurement that was interrupted goes on to the same numbers, and several processes, to whom the
+batches are dealt, come to those of one. They do not speak to each other: each keeps what it has measured in a file, and
+the first, when its own batches are done, waits until the files hold all.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +24,12 @@ from posttrain.data.measured_rows import (
     MeasuredBatch,
     PartFile,
     check_writable,
+    part_files,
     source_rows,
     write_measured,
 )
 from posttrain.planning.row_needs import needs_of
+from posttrain.process.dealt import ALONE, Place
 from posttrain.process.phases import PHASES
 from posttrain.recipe import Recipe, RecipeError
 from posttrain.recipe.methods import METHODS
@@ -58,6 +63,8 @@ _OF_TRAINING = (
     "importance_clip_min",
 )
 """Keys of `rollout` that have none."""
+_LOOK_S = 0.2
+"""Between two looks at what other processes have measured."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +130,16 @@ def measure(
     resume: bool = False,
     replace_columns: bool = False,
     say: Callable[[str], None] = print,
-) -> Difficulty:
-    """Measures the rows of a recipe made by `measured_recipe` and writes `out`. Raises RecipeError or DataError, what a
-    rollout raises, and KeyboardInterrupt; batches that were done by then are kept for a resume."""
-    part = PartFile(out)
+    place: Place = ALONE,
+) -> Difficulty | None:
+    """Measures this process's share of the rows of a recipe made by `measured_recipe`; the first process writes `out`,
+    the others return None. Raises RecipeError or DataError, what a rollout raises, and KeyboardInterrupt; batches that
+    were done by then are kept for a resume."""
+    part = PartFile(out, place.rank)
     questions: dict[str, Any] = {"asked": flat(vars(asked)), "recipe": _of_samples(recipe)}
-    before: tuple[dict[str, Any], list[MeasuredBatch]] | None = None
-    if resume and part.exists():
-        before = part.read()
-        _same_questions(recipe, before[0], questions, part)
+    before = [(one, one.read(mend=one.path == part.path)) for one in part_files(out)] if resume else []
+    for one, (old, _) in before:
+        _same_questions(recipe, old, questions, one)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     PHASES.say("loading the trainer")
@@ -142,43 +150,72 @@ def measure(
         rows = source_rows(recipe.data, last)
         check_writable(rows, out, replace=replace_columns)
         questions["rows"] = rows_fingerprint(trainer.train_dataset)
-        if before is None:
+        for one, (old, _) in before:
+            if old.get("rows") != questions["rows"]:
+                raise RecipeError(_other(recipe, one, "the rows", old.get("rows"), questions["rows"]))
+        if place.rank:
+            _await_first(recipe, out, questions)
+        if not part.exists():
             part.begin(questions)
-        elif before[0].get("rows") != questions["rows"]:
-            raise RecipeError(_other(recipe, part, "the rows", before[0].get("rows"), questions["rows"]))
         say(f"data: {counts.in_words()}")
-        done = [] if before is None else before[1]
-        batches = _measured(recipe, trainer, asked, numbers, done, part)
+        done = {batch.rates[0].number for _, (_, batches) in before for batch in batches}
+        _measure_own(recipe, trainer, asked, numbers, done, part, place)
+    if place.rank:
+        return None
+    batches = _all_batches(out, numbers[:: asked.at_once])
     write_measured(rows, {rate.number: rate for one in batches for rate in one.rates}, out)
-    part.remove()
+    for one in reversed(part_files(out)):
+        one.remove()
     return Difficulty(batches, counts)
 
 
-def _measured(
+def _measure_own(
     recipe: Recipe,
     trainer: Any,
     asked: Asked,
     numbers: Sequence[int],
-    done: list[MeasuredBatch],
+    done: set[int],
     part: PartFile,
-) -> list[MeasuredBatch]:
+    place: Place,
+) -> None:
+    """Measures the batches that are dealt to this process, but for those whose first row is among `done`."""
     try:
         rates = PassRates(trainer, pass_at=asked.pass_at, reward=asked.reward)
     except ValueError as error:
         raise RecipeError(f"{recipe.path}: --reward: {error}") from None
-    batches = list(done)
     with PHASES.within("rows", len(numbers)) as phase:
-        for start in range(len(done) * asked.at_once, len(numbers), asked.at_once):
+        for turn, start in enumerate(range(0, len(numbers), asked.at_once)):
+            if numbers[start] in done or not place.takes(turn):
+                continue
             phase.at(start)
-            places = range(start, min(start + asked.at_once, len(numbers)))
+            rows = range(start, min(start + asked.at_once, len(numbers)))
             batch = rates.measure(
-                [trainer.train_dataset[place] for place in places],
-                [numbers[place] for place in places],
+                [trainer.train_dataset[row] for row in rows],
+                [numbers[row] for row in rows],
                 seed=stable_seed(recipe.train.seed, "difficulty", start),
             )
             part.add(batch)
-            batches.append(batch)
-    return batches
+
+
+def _await_first(recipe: Recipe, out: Path, questions: Mapping[str, Any]) -> None:
+    """Until the first process has found nothing against the measurement and has begun it. Where it has, it refuses by
+    ending, and its launcher ends this process too."""
+    first = PartFile(out)
+    while not first.exists() or not first.path.stat().st_size:
+        time.sleep(_LOOK_S)
+    _same_questions(recipe, first.read(mend=False)[0], questions, first)
+
+
+def _all_batches(out: Path, firsts: Sequence[int]) -> list[MeasuredBatch]:
+    """All processes' batches, in the rows' order, as soon as they are there; firsts: the first row of each."""
+    with PHASES.within("batches of all processes", len(firsts)) as phase:
+        while True:
+            files = [part.read(mend=False)[1] for part in part_files(out)]
+            found = {batch.rates[0].number: batch for batches in files for batch in batches}
+            if found.keys() >= set(firsts):
+                return [found[number] for number in firsts]
+            phase.at(len(found))
+            time.sleep(_LOOK_S)
 
 
 def _trainer(recipe: Recipe, samples: int, folder: str) -> Any:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from posttrain.data import Survey
 from posttrain.data.known import TASKS
+from posttrain.environments.adapter_checks import built_in_environment
 from posttrain.evaluation.in_training import benchmark_faults, overlaps
 from posttrain.planning import checks
 from posttrain.planning.adapter import adapter_faults
@@ -111,7 +112,9 @@ def make_plan(
         *method_faults(recipe, plan.launch.processes),
         *[*idle_options(recipe), *tool_faults(recipe)],
     ]
-    plan.tools = list(tool_lines(recipe))
+    lines, refused = built_in_environment(recipe)
+    plan.refusals += refused
+    plan.tools = [*tool_lines(recipe), *lines]
     plan.refusals += benchmark_faults(recipe.evaluation) if recipe.evaluation is not None else []
     plan.warnings += [*checks.precision_warnings(recipe), *checks.determinism_warnings(recipe)]
     plan.warnings += method_warnings(recipe, plan.launch.processes)
@@ -232,7 +235,9 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
     plan.batch += diffusion_lines(plan.recipe)
     plan.batch += flow_lines(plan.recipe, rollout)
     plan.batch.append(f"the run: {run_in_words(plan.recipe, processes, rows)}")
-    plan.warnings += order_warnings(plan.recipe, rollout, steps_of(plan.recipe, processes, rows), rows)
+    plan.warnings += order_warnings(
+        plan.recipe, processes, rollout, steps_of(plan.recipe, processes, rows), rows
+    )
     trained = "the weights" if plan.recipe.model.peft is None else "the frozen weights and its adapter"
     shared = {
         0: ", gradients and optimizer states",

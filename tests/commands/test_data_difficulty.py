@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from places import ROOT
 
 from posttrain.cli import main
 from posttrain.data.files import DataError, iter_rows
 from posttrain.data.measured_rows import MeasuredBatch, PartFile, RowRate, check_writable
 from posttrain.observe.difficulty_tables import histogram
+from posttrain.process.dealt import Place, place_alone
 from posttrain.trainers.policy.pass_rates import PassRates
 
 REWARD = '''
@@ -145,6 +150,61 @@ def test_interrupted_it_goes_on_to_the_same_file(
     assert "is whole" in capsys.readouterr().out
     assert run() == 2
     assert "exists; name another file" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_several_processes_come_to_the_file_of_one(here: Path, whole: Path) -> None:
+    """Each is dealt batches in turn, and its log has the responses to its own."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "posttrain"]
+    command += ["data", "difficulty", "r.yaml", "--samples", str(SAMPLES), "--batch-size", "12"]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rows measured") == 1
+    assert (here / "r.difficulty.jsonl").read_bytes() == (whole / "r.difficulty.jsonl").read_bytes()
+    logs = [sorted((folder / "log.jsonl").read_text().splitlines()) for folder in (here, whole)]
+    assert logs[0] == logs[1]
+    assert not list(here.glob("*.part*"))
+
+
+def test_what_several_processes_began_one_ends(
+    here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setattr("posttrain.run.difficulty._all_batches", interrupted)
+        patch.setenv("RANK", "0")
+        assert run() == 130
+    assert "4 rows are measured and kept" in capsys.readouterr().err  # the first and third batch of four
+    part = PartFile(here / "r.difficulty.jsonl")
+    numbers = [batch.rates[0].number for batch in part.read()[1]]
+    assert len(numbers) == 2
+    second = PartFile(here / "r.difficulty.jsonl", 1)  # of a process that was killed before its first batch
+    second.path.write_bytes(part.path.read_bytes().splitlines(keepends=True)[0])
+    assert run() == 2
+    assert "--resume goes on" in capsys.readouterr().err
+    assert run("--resume") == 0
+    assert (here / "r.difficulty.jsonl").read_bytes() == (whole / "r.difficulty.jsonl").read_bytes()
+    assert (
+        len((here / "log.jsonl").read_text().splitlines()) == len(KINDS) * SAMPLES
+    )  # none was measured twice
+    assert not list(here.glob("*.part*"))
+
+
+def test_a_process_knows_its_place_and_is_alone() -> None:
+    set_by_launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "HOME": "/h"}
+    place = place_alone(set_by_launcher)
+    assert (place, set_by_launcher) == (Place(3, 4, 1), {"HOME": "/h"})
+    assert [number for number in range(10) if place.takes(number)] == [3, 7]
+    assert place_alone({}) == Place(0, 1, 0)
+    with pytest.raises(ValueError, match="ACCELERATE_USE_FSDP"):
+        place_alone({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
 
 
 def test_what_it_found_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

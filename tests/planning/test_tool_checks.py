@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from small_recipe import POLICY, SFT, Load, Refused, merged
 
+from posttrain.environments import adapter_checks, tool_specs
 from posttrain.environments.tool_specs import BUILT_IN_TOOLS
-from posttrain.planning.tool_checks import BUILT_IN
+from posttrain.planning.tool_checks import BUILT_IN, BUILT_IN_ENVIRONMENTS
 from posttrain.run.continuing import flat, verdict
 from posttrain.run.plan import make_plan
 
@@ -170,6 +171,14 @@ def test_a_recipe_with_tools_is_read_and_told(load: Load, refusals: Any) -> None
 def test_what_cannot_be_is_refused(changes: dict[str, Any], words: str, refusals: Any) -> None:
     found = refusals(**changes)
     assert any(words in line for line in found), found
+
+
+def test_the_plan_knows_every_built_in_environment(refusals: Any) -> None:
+    assert set(BUILT_IN_ENVIRONMENTS) == set(tool_specs.BUILT_IN_ENVIRONMENTS) == set(adapter_checks._LINES)
+    said = refusals(environment={"name": "openenvs", "args": {}})
+    assert any("there is no 'openenvs'; did you mean 'openenv'?" in line for line in said)
+    said = refusals(environment={"name": "openenv", "args": {"url": "http://127.0.0.1:9"}})
+    assert any("no OpenEnv server answers at http://127.0.0.1:9/schema" in line for line in said)
 
 
 def test_the_plan_knows_every_built_in_tool() -> None:

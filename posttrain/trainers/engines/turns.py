@@ -150,6 +150,18 @@ class Turns:
             for name in (*COUNTS[1:], "seconds"):
                 logged[f"tools/{name}"].append(sum(part[5][name] for part in parts))
 
+    def tell(self, environments: Sequence[Any] | None, completions: Sequence[Any]) -> None:
+        """Before they are asked for a reward: to each environment the messages of its response."""
+        if self.toolbox is not None:
+            self.toolbox.hear(environments, completions)
+
+    def note_unscored(self) -> None:
+        """After that: how many responses of all ranks their environments did not judge. Logs it."""
+        if self.toolbox is not None and self.toolbox.environment_factory is not None:
+            mode = "train" if self.host.model.training else "eval"
+            counted = sum(gather_object([self.toolbox.use.take_unscored()]))
+            self.host._metrics[mode]["tools/unscored"].append(counted)
+
     def written(self, completion_ids: Sequence[Sequence[int]]) -> list[int]:
         """Tokens of each response that the model wrote."""
         if not self.taken:

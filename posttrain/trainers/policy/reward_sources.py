@@ -131,14 +131,18 @@ def judged_by_trl(functions: Sequence[Any]) -> list[int]:
 def judge_as_trl(
     trainer: Any, scored_by_trl: Callable[..., Tensor], positions: list[int], *batch: list[Any]
 ) -> Tensor:
-    """TRL's own way for some of the trainer's rewards. (B, len(positions)) over all ranks."""
+    """TRL's own way for some of the trainer's rewards. (B, len(positions)) over all ranks. Environments are told their
+    responses before, for a `get_reward(self, messages)`."""
+    trainer.turns.tell(trainer.environments, batch[2])
     whole = trainer.reward_funcs, trainer.reward_processing_classes, trainer.reward_func_names
     # One that judges everything keeps TRL from calling a response unjudged that the runner has judged.
     trainer.reward_funcs = [*(whole[0][k] for k in positions), _zeros]
     trainer.reward_processing_classes = [*(whole[1][k] for k in positions), None]
     trainer.reward_func_names = [*(whole[2][k] for k in positions), "zeros"]
     try:
-        return scored_by_trl(*batch)[:, :-1]
+        found = scored_by_trl(*batch)[:, :-1]
+        trainer.turns.note_unscored()
+        return found
     finally:
         trainer.reward_funcs, trainer.reward_processing_classes, trainer.reward_func_names = whole
 

@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig
 
+from posttrain.data.row_order import Curriculum
 from posttrain.data.tokens import learned_ids
 from posttrain.observe.reliability import write_reliability
 from posttrain.preferences.reward_model import RewardModel, centring, correct, ranking_loss, reliability
@@ -48,6 +49,7 @@ from posttrain.trainers.seam.best_metric import TIMES, check_best_metric
 from posttrain.trainers.seam.config import flat_config, settings_from
 from posttrain.trainers.seam.finite import FiniteSteps
 from posttrain.trainers.seam.given_rows import require_columns
+from posttrain.trainers.seam.ordered_rows import ORDER_KEY, order_of, sampler_in_order, with_order_keys
 from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments, refuse_changed
@@ -120,6 +122,7 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
             )
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
+        self.curriculum: Curriculum | None = None
         self._margins: list[Tensor] = []
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **named
@@ -146,12 +149,13 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
         trainer = cls(
             parts.model,
             training_arguments(recipe, cls.config_class, **{**recipe.objective.values(), **changes}),
-            parts.train_rows,
+            with_order_keys(parts.train_rows, parts.curriculum),
             parts.eval_rows,
             processing_class=parts.tokenizer,
             peft_config=parts.peft_config,
         )
         trainer.row_counts = trainer.row_counts.after(parts.train_counts.read, parts.train_counts.dropped)
+        trainer.curriculum = order_of(trainer.train_dataset, parts.curriculum)
         return trainer
 
     def _head_of(self, model: Any) -> Tensor | None:
@@ -169,6 +173,10 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
 
     # Rows
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """A curriculum's, where there is one."""
+        return sampler_in_order(self) or super()._get_train_sampler(train_dataset)
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Replaces TRL's: rows are counted, and the answer's place is kept for the language model's loss."""
         if not isinstance(dataset, Dataset):
@@ -182,7 +190,7 @@ class RewardModelTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
         dataset = join_conversations(dataset, counts)
         tokenised = dataset.map(
             lambda row: _tokens_of(row, processing_class),
-            remove_columns=[name for name in dataset.column_names if name != "margin"],
+            remove_columns=[name for name in dataset.column_names if name not in ("margin", ORDER_KEY)],
             desc="Tokenizing pairs",
         )
         kept = tokenised.filter(lambda row: row["answer_length"] > 0)

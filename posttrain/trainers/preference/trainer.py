@@ -21,6 +21,7 @@ from trl.data_utils import extract_prompt
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
+from posttrain.data.row_order import Curriculum
 from posttrain.preferences.base import PairBatch, PairLoss
 from posttrain.recipe import Recipe
 from posttrain.rollout.base import Sampling
@@ -45,6 +46,7 @@ from posttrain.trainers.seam.best_metric import PAIR_EVALUATION, check_best_metr
 from posttrain.trainers.seam.config import settings_from
 from posttrain.trainers.seam.finite import FiniteSteps
 from posttrain.trainers.seam.given_rows import require_columns
+from posttrain.trainers.seam.ordered_rows import order_of, sampler_in_order, with_order_keys
 from posttrain.trainers.seam.recipe_arguments import training_arguments
 from posttrain.trainers.seam.resume import ExactResume
 from posttrain.trainers.seam.taken_over import own_arguments, refuse_changed
@@ -146,6 +148,7 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         )
         self.row_counts = PairCounts()
         self._pairs_in_step: Tensor | None = None
+        self.curriculum: Curriculum | None = None
         if ref_model is None and not isinstance(model, str) and needs_a_copy(model, config, trl_arguments):
             ref_model = frozen_copy(model)
         if ref_model is not None:
@@ -180,13 +183,14 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         trainer = cls(
             parts.model,
             args=args,
-            train_dataset=parts.train_rows,
+            train_dataset=with_order_keys(parts.train_rows, parts.curriculum),
             eval_dataset=parts.eval_rows,
             processing_class=parts.tokenizer,
             peft_config=parts.peft_config,
             **cls.recipe_options(recipe, parts.tokenizer, args),
         )
         trainer.row_counts = trainer.row_counts.after(parts.train_counts.read, parts.train_counts.dropped)
+        trainer.curriculum = order_of(trainer.train_dataset, parts.curriculum)
         return trainer
 
     @classmethod
@@ -227,6 +231,10 @@ class PreferenceTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResum
         if dataset_name == "train":
             self.row_counts = counts
         return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """A curriculum's, where there is one."""
+        return sampler_in_order(self) or super()._get_train_sampler(train_dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
