@@ -68,7 +68,13 @@ def flow_model(section: FlowModelSection) -> tuple[Any, ImageFrame]:
     if section.path is None:
         raise ValueError("model: give 'path' or 'scratch'")
     dtype = None if section.dtype == "auto" else torch_dtype(section.dtype)
-    return load_flow(section.path, dtype=dtype, revision=section.revision, image_size=section.image_size)
+    return load_flow(
+        section.path,
+        dtype=dtype,
+        revision=section.revision,
+        image_size=section.image_size,
+        embedded_guidance=section.embedded_guidance,
+    )
 
 
 def flow_lora(section: PeftSection) -> LoraConfig:
@@ -82,6 +88,15 @@ def flow_lora(section: PeftSection) -> LoraConfig:
         use_rslora=section.rslora,
         use_dora=section.dora,
     )
+
+
+def require_flow(trainer: type, frame: ImageFrame) -> None:
+    """ValueError where the model is one of noise, which has no steps of a flow."""
+    if frame.line_times is not None:
+        raise ValueError(
+            f"{trainer.__name__} trains flow models, and this is a model of noise with a DDPM's scheduler, whose steps "
+            "are none of a flow; train it with diffusion_dpo or seppo_diffusion"
+        )
 
 
 def _check_prompts(recipe: Recipe, frame: ImageFrame, place: str, rows: Dataset | None) -> None:

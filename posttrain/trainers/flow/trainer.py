@@ -33,7 +33,7 @@ from posttrain.rollout.flow.flow_sampler import FlowSampler, FlowSampling, Veloc
 from posttrain.rollout.flow.image_frame import ImageFrame, on_device
 from posttrain.trainers.engines.scored_images import ScoredImages
 from posttrain.trainers.flow.flow_config import FlowConfig
-from posttrain.trainers.flow.flow_ingredients import flow_ingredients
+from posttrain.trainers.flow.flow_ingredients import flow_ingredients, require_flow
 from posttrain.trainers.flow.flow_metrics import FlowMetrics
 from posttrain.trainers.flow.flow_step_in_hand import CONDITION, FlowStep
 from posttrain.trainers.flow.image_judge import ImageJudge, image_runner
@@ -92,6 +92,7 @@ class FlowTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, Tra
         self.objective = settings_from(args, learner) if objective is None else objective
         sampling = settings_from(args, FlowSampling)
         _check_together(self.objective, sampling)
+        require_flow(type(self), frame)
         require_rewards(type(self), reward_funcs, None)
         for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             require_columns(type(self), rows, ["prompt"], name=name)
