@@ -334,6 +334,8 @@ class Loader:
         if reward.name is None:
             return self.located(reward, "model")
         reward = self.located_args(reward, "drift_penalty", "reference")
+        for name in ("clip_score", "pickscore"):
+            reward = self.located_args(reward, name, "folder", "processor")
         return self.located_function(self.located_args(reward, "policy_precedents", "policy", "precedents"))
 
     def located_function(self, section: SectionT) -> SectionT:

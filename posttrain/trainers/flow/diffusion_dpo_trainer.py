@@ -25,7 +25,6 @@ from posttrain.rollout.flow.row_noise import row_noise, row_uniform
 from posttrain.trainers.flow.given_images import GivenImagesTrainer
 from posttrain.trainers.flow.swapped_weights import SwappedWeights
 from posttrain.trainers.seam.config import flat_config
-from posttrain.trainers.seam.faults import NotUnderThisEngine
 
 DiffusionDPOConfig = flat_config("DiffusionDPOConfig", TrainingArguments, DiffusionDPO, __name__)
 
@@ -47,11 +46,6 @@ class DiffusionDPOTrainer(GivenImagesTrainer):
 
     def __init__(self, model: Any, args: Any, *rows: Any, **named: Any) -> None:
         super().__init__(model, args, *rows, **named)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise NotUnderThisEngine(
-                f"{type(self).__name__}: the reference takes the place of the policy's weights, which DeepSpeed and "
-                "FSDP keep in parts; train on one process or under DDP"
-            )
         fault = noise_model_fault(self.settings) if self.frame.line_times is not None else None
         if fault is not None:
             raise ValueError(f"{type(self).__name__}: {fault}")

@@ -21,6 +21,7 @@ from posttrain.rollout.flow.flow_folder import load_flow
 from posttrain.rollout.flow.image_frame import ImageFrame
 from posttrain.rollout.flow.small_flow import ClassFrame, scratch_flow
 from posttrain.trainers.models.ingredients import torch_dtype
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,15 @@ def require_flow(trainer: type, frame: ImageFrame) -> None:
         raise ValueError(
             f"{trainer.__name__} trains flow models, and this is a model of noise with a DDPM's scheduler, whose steps "
             "are none of a flow; train it with diffusion_dpo or seppo_diffusion"
+        )
+
+
+def require_whole_weights(trainer: Any) -> None:
+    """NotUnderThisEngine under DeepSpeed and FSDP, which keep in parts what image methods read whole."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise NotUnderThisEngine(
+            f"{type(trainer).__name__}: samplers and references read the policy's weights whole, which DeepSpeed and "
+            "FSDP keep in parts; train on one process or under DDP"
         )
 
 
