@@ -119,7 +119,13 @@ def _sd3(config: Mapping[str, Any], tokens: int) -> Iterator[Block]:
         image = _stream(d, IMAGE, ends=False, norms=norms)
         linears = _joint_linears(d, IMAGE, "ff")
         if number in twice:
-            again = [Kept(d, of=SECOND[:3]), Kept(3 * d), Kept(d), Kept(d, of=SECOND[3:]), Kept(d, whole=True)]
+            again = [
+                Kept(d, of=SECOND[:3]),
+                Kept(3 * d),
+                Kept(d),
+                Kept(d, of=SECOND[3:]),
+                Kept(d, whole=True),
+            ]
             image += again + ([Kept(2 * d), Kept(2 * d, whole=True)] if norms else [])
             linears |= _joint_linears(d, SECOND, None)
         yield Block(tokens, tuple(image), linears, d)
@@ -135,7 +141,9 @@ def _sd3(config: Mapping[str, Any], tokens: int) -> Iterator[Block]:
 def _flux(config: Mapping[str, Any], tokens: int) -> Iterator[Block]:
     d = config["num_attention_heads"] * config["attention_head_dim"]
     for _ in range(config["num_layers"]):
-        yield Block(tokens, tuple(_stream(d, IMAGE, ends=False, norms=True)), _joint_linears(d, IMAGE, "ff"), d)
+        yield Block(
+            tokens, tuple(_stream(d, IMAGE, ends=False, norms=True)), _joint_linears(d, IMAGE, "ff"), d
+        )
         text = tuple(_stream(d, TEXT, ends=False, norms=True))
         yield Block(FLUX_TOKENS, text, _joint_linears(d, TEXT, "ff_context"), d)
     single = (
@@ -156,7 +164,11 @@ def _flux(config: Mapping[str, Any], tokens: int) -> Iterator[Block]:
 
 def _unet(config: Mapping[str, Any], side: int) -> Iterator[Block]:
     """Down, middle and up, as UNet2DConditionModel nests them."""
-    widths, layers, cross = config["block_out_channels"], config["layers_per_block"], config["cross_attention_dim"]
+    widths, layers, cross = (
+        config["block_out_channels"],
+        config["layers_per_block"],
+        config["cross_attention_dim"],
+    )
     sides = [side >> level for level in range(len(widths))]
     attends = ["CrossAttn" in name for name in config["down_block_types"]]
     before = widths[0]
@@ -203,7 +215,10 @@ def _convolved(side: int, width: int) -> Block:
 
 def _attention(side: int, width: int, cross: int) -> Block:
     c, inner = width, "transformer_blocks.0"
-    one, two = (tuple(f"{inner}.{attn}.{m}" for m in ("to_q", "to_k", "to_v", "to_out.0")) for attn in ("attn1", "attn2"))
+    one, two = (
+        tuple(f"{inner}.{attn}.{m}" for m in ("to_q", "to_k", "to_v", "to_out.0"))
+        for attn in ("attn1", "attn2")
+    )
     kept = (
         Kept(c, wide=True),
         Kept(c, of=("proj_in",)),

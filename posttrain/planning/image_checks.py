@@ -65,12 +65,12 @@ def _noise_faults(recipe: Recipe) -> Iterator[str]:
     if recipe.objective.trains_noise_models and times != "ddpm":
         yield (
             f"objective: times: {times} are of a flow, and {recipe.model.path} is a model of noise, which knows the "
-            "steps of its own schedule alone; write times: ddpm and error: epsilon (v_prediction for one that says v)"
+            "steps of its own schedule alone; write times: ddpm and error: epsilon (of one that says v v_prediction)"
         )
 
 
 def sharding_faults(recipe: Recipe, zero: int) -> Iterator[str]:
-    """Launches that keep weights or optimizer states in parts: `posttrain plan --zero`, or as accelerate launched it."""
+    """Launches that keep weights or optimizer states in parts: asked for by `plan --zero`, or as accelerate began it."""
     if zero or engine_asked() not in ("ddp", "one process"):
         yield (
             f"launch: method '{recipe.method}' trains on one process or under DDP; ZeRO and FSDP keep in parts what its "

@@ -17,12 +17,15 @@ from posttrain.recipe import Recipe
 from posttrain.recipe.image_sections import FlowRolloutSection
 from posttrain.recipe.train_options import FlowTrain
 
+
 def estimate_images(recipe: Recipe, shape: ImageShape, launch: Launch) -> Memory:
     """The estimate for one process."""
     train, peft = recipe.train, recipe.model.peft
     size = 2 if recipe.model.dtype in ("bfloat16", "float16") else 4  # auto: float32, as it is loaded
     targets = None if peft is None else _targets(peft, shape)
-    trained = shape.parameters if peft is None or targets is None else shape.adapter_parameters(peft.r, targets)
+    trained = (
+        shape.parameters if peft is None or targets is None else shape.adapter_parameters(peft.r, targets)
+    )
     trained_size = size if peft is None else 4
     states = STATE_BYTES[train.optim] * (trained_size / 4 if train.optim in FOLLOWS_PARAMETER else 1.0)
     step = _step(recipe, shape, targets, size)

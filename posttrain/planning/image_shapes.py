@@ -83,8 +83,8 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-"""Configs and counts of pipelines that recipes name, so that a machine without them can plan: parameters of diffusers' and
-transformers' classes with these configs; of SD3.5-M with the table of positions that its checkpoint holds."""
+"""Configs and counts of pipelines that recipes name, so that a machine without them can plan: parameters of diffusers'
+and transformers' classes with these configs; of SD3.5-M with the table of positions that its checkpoint holds."""
 _PUBLISHED["runwayml/stable-diffusion-v1-5"] = _PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
 _PUBLISHED["CompVis/stable-diffusion-v1-4"] = _PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
 

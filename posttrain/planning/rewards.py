@@ -116,7 +116,8 @@ def _kind_faults(recipe: Recipe, signature: RewardSignature) -> Iterator[str]:
         if signature.says_which and not images:
             yield (
                 f"rewards: {signature.name!r} judges texts, and method '{recipe.method}' makes images; take jpeg_size, "
-                "image_statistic, image_class, clip_score, pickscore, ocr_match, or a function of yours with completions: list[Image.Image]"
+                "image_statistic, image_class, clip_score, pickscore, ocr_match, or a function of yours with "
+                "completions: list[Image.Image]"
             )
         for name in {"completion_ids", "completion_tokens"} & {*signature.runtime}:
             yield f"rewards: {signature.name!r} reads {name!r}, and an image has no tokens; take another reward"
@@ -214,8 +215,8 @@ def reward_lines(recipe: Recipe) -> list[str]:
             continue
         if scored_beside(spec_of(reward)):
             text += (
-                f"; scored by the trainer with the model {reward.args.get('folder')}, whose memory is not in the estimate; "
-                "timeout_s and on_error have no effect"
+                f"; scored by the trainer with the model {reward.args.get('folder')}, whose memory is not in the "
+                "estimate; timeout_s and on_error have no effect"
             )
             lines.append(text)
             continue

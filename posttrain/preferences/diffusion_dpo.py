@@ -12,8 +12,8 @@ All kinds of error are of one model, a velocity v(x, t) on the straight line x =
     epsilon       |(x + (1 - t) v) - noise|^2             of the noise that v says: (1 - t)^2 times the first
     v_prediction  of sqrt(a) noise - sqrt(1 - a) image    ((1 - t)^2 + t^2) times the first
 With `times: ddpm` the epsilon form is the paper's: a DDPM's point sqrt(a) image + sqrt(1 - a) noise is the line's at
-t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a)), but for its scale (ops/noise_line.py), and t follows from an evenly drawn step
-of the model's own schedule; of a flow model, of the schedule that Stable Diffusion 1.5 was trained with.
+t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a)), but for its scale (ops/noise_line.py), and t follows from an evenly drawn
+step of the model's own schedule; of a flow model, of the schedule that Stable Diffusion 1.5 was trained with.
 Departures: no prompt is left out, where the release drops some; an image's latent is the mode of the autoencoder's
 Gaussian, where the release draws from it.
 """
@@ -141,8 +141,8 @@ class DiffusionDPO(Settings):
     def faults(self, run: RunView) -> Iterator[str]:
         if self.times == "ddpm" and self.error == "velocity":
             yield (
-                f"{run.place}: times: ddpm are those of a model of noise, whose error is epsilon or v_prediction; write "
-                "error: epsilon, or other times"
+                f"{run.place}: times: ddpm are those of a model of noise, whose error is epsilon or v_prediction; "
+                "write error: epsilon, or other times"
             )
 
     def pair_loss(self, batch: ErrorBatch) -> Tensor:

@@ -17,6 +17,7 @@ from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, su
 from posttrain.recipe.methods import METHODS, Family, Method, bases_of, not_here
 from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
+    REWARD_FILES,
     EnvironmentSection,
     EvaluationSection,
     OutputSection,
@@ -333,10 +334,9 @@ class Loader:
     def located_reward(self, reward: RewardSection) -> RewardSection:
         if reward.name is None:
             return self.located(reward, "model")
-        reward = self.located_args(reward, "drift_penalty", "reference")
-        for name in ("clip_score", "pickscore"):
-            reward = self.located_args(reward, name, "folder", "processor")
-        return self.located_function(self.located_args(reward, "policy_precedents", "policy", "precedents"))
+        for name, keys in REWARD_FILES.items():
+            reward = self.located_args(reward, name, *keys)
+        return self.located_function(reward)
 
     def located_function(self, section: SectionT) -> SectionT:
         """A section whose name is path/file.py:NAME, with the place found."""

@@ -115,6 +115,15 @@ class ModelSection(Section):
 # -------------------------------------------------------------------------------------------------- rewards
 
 
+REWARD_FILES = {
+    "drift_penalty": ("reference",),
+    "clip_score": ("folder", "processor"),
+    "pickscore": ("folder", "processor"),
+    "policy_precedents": ("policy", "precedents"),
+}
+"""Built-in rewards -> those of their args that name files or folders."""
+
+
 class RewardSection(Section):
     name: Text | None = None  # math_answer | package.module:function | path/file.py:function
     model: Text | None = None  # folder or hub name of a reward model, in place of a function

@@ -48,7 +48,9 @@ class ImageModelReward:
         args = dict(spec.args)
         folder = args.get("folder")
         if not isinstance(folder, str):
-            raise RewardSpecError(f"reward {spec.name!r} needs args.folder, the folder or hub name of its CLIP model")
+            raise RewardSpecError(
+                f"reward {spec.name!r} needs args.folder, the folder or hub name of its CLIP model"
+            )
         kind: Any = spec.name
         scale = args.get("scale", 2.5 if kind == CLIP_SCORE else 1.0)
         return cls(
@@ -116,6 +118,6 @@ def pickscore(
     device: str | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """scale * exp(logit_scale) * cos(image, prompt) of a CLIP model trained on preferences (PickScore, arXiv 2305.01569,
-    eq. 1); Flow-GRPO's release divides it by 26 (scale: 0.03846)."""
+    """scale * exp(logit_scale) * cos(image, prompt) of a CLIP model trained on preferences (PickScore, arXiv
+    2305.01569, eq. 1); Flow-GRPO's release divides it by 26 (scale: 0.03846)."""
     raise _elsewhere(PICKSCORE)

@@ -46,7 +46,9 @@ def ocr_match(
     The text is the column `text`, else what stands between quotation marks in the prompt; None where there is none.
     page  tesseract's page segmentation mode; 6: one block of text
     """
-    wanted = text if text is not None else [_quoted(prompt) for prompt in prompts or [None] * len(completions)]
+    wanted = (
+        text if text is not None else [_quoted(prompt) for prompt in prompts or [None] * len(completions)]
+    )
     scores: list[float | None] = []
     for image, asked in zip(completions, wanted, strict=True):
         plain = _plain("" if asked is None else str(asked))

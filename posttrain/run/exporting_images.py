@@ -26,7 +26,9 @@ def write_images_model(source: Path, out: Path, *, merge: bool, dtype: str) -> s
         raise ExportFault(f"--merge: {source} is no adapter; leave it out")
     if not _of_a_pipeline(source):
         if merge:
-            raise ExportFault("--merge: the small model of classes is no pipeline; `model.path` takes its adapter as it is")
+            raise ExportFault(
+                "--merge: the small model of classes is no pipeline; `model.path` takes its adapter as it is"
+            )
         copy_model(source, out, None if dtype == "auto" else torch_dtype(dtype))
         return "a model of classes, which `model.path` takes"
     if adapter and not merge:

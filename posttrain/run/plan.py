@@ -33,7 +33,12 @@ from posttrain.planning.batch import (
     texts_of,
 )
 from posttrain.planning.idle import beyond_the_run, idle_options
-from posttrain.planning.image_checks import flow_lines, flow_model_faults, flow_rollout_faults, sharding_faults
+from posttrain.planning.image_checks import (
+    flow_lines,
+    flow_model_faults,
+    flow_rollout_faults,
+    sharding_faults,
+)
 from posttrain.planning.image_memory import estimate_images
 from posttrain.planning.image_shapes import read_image_shape
 from posttrain.planning.launcher import attention_fault, started

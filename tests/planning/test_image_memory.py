@@ -58,10 +58,14 @@ SIZES: dict[str, tuple[str, dict[str, Any], int]] = {
         48,
     ),
     "flux small": (
-        "flux", {**FLUX, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)}, 32
+        "flux",
+        {**FLUX, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)},
+        32,
     ),
     "flux larger": (
-        "flux", {**FLUX, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 64, "axes_dims_rope": (16, 24, 24)}, 48
+        "flux",
+        {**FLUX, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 64, "axes_dims_rope": (16, 24, 24)},
+        48,
     ),
     "unet small": ("unet", {**UNET, "sample_size": 16, "block_out_channels": [16, 32, 32], "layers_per_block": 1}, 16),
     "unet larger": ("unet", {**UNET, "sample_size": 32, "block_out_channels": [32, 64, 64], "layers_per_block": 2}, 32),
@@ -83,9 +87,16 @@ def forward_of(kind: str, model: Any, config: dict[str, Any], side: int, rows: i
         return lambda: model(torch.randn(rows, 16, side, side), words, pooled, times).sample
     if kind == "flux":
         words, pooled, patches = torch.randn(rows, FLUX_TOKENS, 32), torch.randn(rows, 16), (side // 2) ** 2
-        return lambda: model(
-            torch.randn(rows, patches, 64), words, pooled, times, torch.zeros(patches, 3), torch.zeros(FLUX_TOKENS, 3)
-        ).sample
+        return lambda: (
+            model(
+                torch.randn(rows, patches, 64),
+                words,
+                pooled,
+                times,
+                torch.zeros(patches, 3),
+                torch.zeros(FLUX_TOKENS, 3),
+            ).sample
+        )
     return lambda: model(torch.randn(rows, 4, side, side), times, torch.randn(rows, 77, 32)).sample
 
 
@@ -129,7 +140,10 @@ GRPO: dict[str, Any] = {
 def memory_of(tmp_path: Path, **changes: Any) -> Any:
     import yaml
 
-    sections = {name: {**value, **changes.pop(name, {})} if isinstance(value, dict) else value for name, value in GRPO.items()}
+    sections = {
+        name: {**value, **changes.pop(name, {})} if isinstance(value, dict) else value
+        for name, value in GRPO.items()
+    }
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({**sections, **changes}))
     recipe: Any = load_recipe(path)
@@ -178,7 +192,17 @@ def test_a_folder_says_its_parameters(tmp_path):
 
     folder = unet(tmp_path)
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(json.dumps({**GRPO, "method": "diffusion_dpo", "model": {"path": str(folder)}, "rewards": [], "rollout": None}))
+    recipe.write_text(
+        json.dumps(
+            {
+                **GRPO,
+                "method": "diffusion_dpo",
+                "model": {"path": str(folder)},
+                "rewards": [],
+                "rollout": None,
+            }
+        )
+    )
     section: Any = load_recipe(recipe).model
     shape, (model, frame) = read_image_shape(section), load_pipeline(str(folder))
     assert shape is not None

@@ -1,4 +1,4 @@
-"""Tiny pipelines of diffusers with random weights: text encoders of a vocabulary of letters, an autoencoder, a network."""
+"""Tiny pipelines of diffusers with random weights: text encoders that read letters, an autoencoder, a network."""
 
 from __future__ import annotations
 

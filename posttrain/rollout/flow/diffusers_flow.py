@@ -51,7 +51,9 @@ class SD3Frame(PipelineFrame):
 
     def __init__(self, pipeline: Any, path: str, image_size: int | None = None) -> None:
         if getattr(pipeline.scheduler.config, "use_dynamic_shifting", False):
-            raise ModelFault(f"{path}: its scheduler shifts times by the image's size, which SD3's does not do")
+            raise ModelFault(
+                f"{path}: its scheduler shifts times by the image's size, which SD3's does not do"
+            )
         self.shift = float(pipeline.scheduler.config.shift)
         config, factor = pipeline.transformer.config, pipeline.vae_scale_factor
         size = image_size or config.sample_size * factor
@@ -102,7 +104,9 @@ def load_pipeline(
             raise ModelFault(fault)
         name = str(index["_class_name"])
         model_class, frame_class = READERS[name]
-        left_out = {part: None for part, kind in index.items() if kind == [None, None] or part in frame_class.without}
+        left_out = {
+            part: None for part, kind in index.items() if kind == [None, None] or part in frame_class.without
+        }
         pipeline: Any = getattr(diffusers, name).from_pretrained(
             path, torch_dtype=dtype or torch.float32, revision=revision, **left_out
         )

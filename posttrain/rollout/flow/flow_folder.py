@@ -98,8 +98,8 @@ def index_fault(path: str, index: Mapping[str, Any], *, noise_models: bool) -> s
     if not flows:
         return (
             f"{path}: its scheduler is {name or 'not named'}, which is no flow scheduler "
-            "(FlowMatchEulerDiscreteScheduler): the steps of a rectified flow are trained; take a model such as SD3, or "
-            "for Stable Diffusion 1 and 2 method diffusion_dpo or seppo_diffusion"
+            "(FlowMatchEulerDiscreteScheduler): the steps of a rectified flow are trained; take a model such as SD3, "
+            "or for Stable Diffusion 1 and 2 method diffusion_dpo or seppo_diffusion"
         )
     if kind not in FLOWS:
         return (

@@ -1,7 +1,7 @@
-"""Flux.1 out of diffusers as a flow model: latents packed in patches of 2 x 2, a guidance that a distilled model embeds.
+"""Flux.1 out of diffusers as a flow model: latents packed in patches of 2 x 2, guidance embedded by a distilled model.
 
-Its times are placed by the image's size (resolution-dependent shifting, https://arxiv.org/abs/2403.03206, eq. 23), or by
-a fixed shift where the scheduler says so (schnell).
+Its times are placed by the image's size (resolution-dependent shifting, https://arxiv.org/abs/2403.03206, eq. 23), or
+by a fixed shift where the scheduler says so (schnell).
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ class UNetFrame(PipelineFrame):
     def __init__(self, pipeline: Any, path: str, image_size: int | None = None) -> None:
         config, factor = pipeline.unet.config, pipeline.vae_scale_factor
         if config.in_channels != config.out_channels or config.time_cond_proj_dim is not None:
-            raise ModelFault(f"{path}: its UNet reads more than latents, time and prompt, which is not done here")
+            raise ModelFault(
+                f"{path}: its UNet reads more than latents, time and prompt, which is not done here"
+            )
         if config.addition_embed_type is not None or config.class_embed_type is not None:
             raise ModelFault(f"{path}: its UNet has further embeddings, which are not read here")
         size = image_size or config.sample_size * factor
@@ -69,7 +71,9 @@ class UNetFrame(PipelineFrame):
 
         known = len(self.pipeline.scheduler.alphas_cumprod)
         if steps > known:
-            raise ValueError(f"{self.path}: {steps} denoising steps, and its schedule has {known}; take fewer")
+            raise ValueError(
+                f"{self.path}: {steps} denoising steps, and its schedule has {known}; take fewer"
+            )
         scheduler: Any = DDIMScheduler.from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
         passed = scheduler.alphas_cumprod[scheduler.timesteps.clamp(max=known - 1)].double()

@@ -81,7 +81,9 @@ class PipelineFrame:
                 with torch.no_grad():
                     found = {name: value.float().cpu() for name, value in self.encoded(prompt).items()}
                 if (len(self._known) + 1) * 4 * sum(value.numel() for value in found.values()) > CACHED_BYTES:
-                    self._known = {one: self._known[one] for one in dict.fromkeys(prompts) if one in self._known}
+                    self._known = {
+                        one: self._known[one] for one in dict.fromkeys(prompts) if one in self._known
+                    }
                 self._known[prompt] = found
         rows = [self._known[prompt] for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

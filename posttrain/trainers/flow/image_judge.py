@@ -106,12 +106,16 @@ class ImageJudge:
             raise RewardError(f"a model that scores images failed: {failures[0]}")
         return [list(row) for row in zip(*columns, strict=True)] if images else []
 
-    def _put_together(self, values: Sequence[Sequence[Any]], modelled: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    def _put_together(
+        self, values: Sequence[Sequence[Any]], modelled: Sequence[Sequence[Any]]
+    ) -> list[list[Any]]:
         """Each row's rewards in the order they were named."""
         found = []
         for of_functions, of_models in zip(values, modelled, strict=True):
             functions, models = iter(of_functions), iter(of_models)
-            found.append([next(models if place in self.scorers else functions) for place in range(len(self.names))])
+            found.append(
+                [next(models if place in self.scorers else functions) for place in range(len(self.names))]
+            )
         return found
 
     def _score_groups(

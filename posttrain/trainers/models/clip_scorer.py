@@ -46,7 +46,12 @@ class ClipScorer:
     def _of_batch(self, images: list[Any], prompts: list[str]) -> list[float]:
         texts = list(dict.fromkeys(prompts))
         read = self.processor(
-            text=texts, images=images, return_tensors="pt", padding=True, truncation=True, max_length=self.longest
+            text=texts,
+            images=images,
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=self.longest,
         ).to(self.device)
         made = self.model(**read)
         rows = torch.tensor([texts.index(prompt) for prompt in prompts], device=self.device)

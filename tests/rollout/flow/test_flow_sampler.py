@@ -63,7 +63,12 @@ def test_steps_without_noise_follow_a_known_flow():
 
     noise = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     for steps in (1, 7):
-        assert_close(sample_plainly(velocity, noise, DenoisingTimes(sigma_schedule(steps, 2.0))), target, atol=1e-5, rtol=0)
+        assert_close(
+            sample_plainly(velocity, noise, DenoisingTimes(sigma_schedule(steps, 2.0))),
+            target,
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize(("kind", "level"), [("sde", 0.7), ("sde", 0.2), ("cps", 0.05)])

@@ -1,4 +1,4 @@
-"""A tiny pipeline of the kind of Stable Diffusion 1.5: its points and noise on the line, DDIM, pairs, rounds, adapters."""
+"""A tiny pipeline of the kind of Stable Diffusion 1.5: its points on the line, DDIM, pairs, rounds, adapters."""
 
 from __future__ import annotations
 
@@ -90,7 +90,12 @@ def trainer(method: str, path: Path, place: Path, **changes: Any) -> Any:
     shades = [[[200 + i] * 16] * 16 for i in range(4)], [[[20 * i] * 16] * 16 for i in range(4)]
     rows = Dataset.from_list(
         [
-            {"prompt": "a cat" if i % 2 else "a dog", "image": light, "chosen_image": light, "rejected_image": dark}
+            {
+                "prompt": "a cat" if i % 2 else "a dog",
+                "image": light,
+                "chosen_image": light,
+                "rejected_image": dark,
+            }
             for i, (light, dark) in enumerate(zip(*shades, strict=True))
         ]
     )
@@ -98,7 +103,9 @@ def trainer(method: str, path: Path, place: Path, **changes: Any) -> Any:
     config = vars(trainers)["__getattr__"](f"{method}Config")
     make = vars(trainers)["__getattr__"](f"{method}Trainer")
     rounds = {"rounds": 2, "steps_per_round": 1} if method == "SePPODiffusion" else {}
-    return make(model, config(output_dir=str(place), **{**PLAIN, **rounds, **changes}), rows, frame=frame, **named)
+    return make(
+        model, config(output_dir=str(place), **{**PLAIN, **rounds, **changes}), rows, frame=frame, **named
+    )
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -136,7 +143,9 @@ def test_an_adapter_is_trained_saved_and_read_again(method, folder, tmp_path):
     made.model.eval()
     with torch.no_grad():
         assert_close(again(points, times, **told), made.model(points, times, **told), atol=1e-5, rtol=1e-4)
-        assert (again(points, times, **told) - load_pipeline(str(folder))[0](points, times, **told)).abs().max() > 1e-6
+        assert (
+            again(points, times, **told) - load_pipeline(str(folder))[0](points, times, **told)
+        ).abs().max() > 1e-6
 
 
 def test_all_weights_are_trained_through_rounds_and_resumed(folder_of_v, tmp_path):

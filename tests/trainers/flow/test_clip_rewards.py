@@ -26,7 +26,12 @@ def clip(tmp_path_factory) -> str:
 
     place = tmp_path_factory.mktemp("clip")
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
     )
     torch.manual_seed(0)
     config = CLIPConfig(
@@ -39,7 +44,9 @@ def clip(tmp_path_factory) -> str:
 
 
 def pictures(count: int = 5) -> list[Any]:
-    noise = torch.randint(0, 256, (count, 12, 12, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    noise = torch.randint(
+        0, 256, (count, 12, 12, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
     return [Image.fromarray(one.numpy()) for one in noise]
 
 
@@ -51,7 +58,9 @@ def test_formulas_by_hand():
     logit_scale = torch.tensor(100.0).log()
     found = image_text_scores(images, texts, logit_scale, "pickscore", 0.5)
     assert found.tolist() == pytest.approx([0.5 * 100 * 0.8, -50.0])
-    assert image_text_scores(images, texts, logit_scale, "clip_score", 2.5).tolist() == pytest.approx([2.0, 0.0])
+    assert image_text_scores(images, texts, logit_scale, "clip_score", 2.5).tolist() == pytest.approx(
+        [2.0, 0.0]
+    )
 
 
 @pytest.mark.parametrize("kind", ["clip_score", "pickscore"])
