@@ -1,9 +1,9 @@
 """Models of noise (DDPMs) on the straight line of a flow.
 
 A DDPM's point at step k is z = sqrt(a) image + sqrt(1 - a) noise, a = alpha_bar_k. Divided by sqrt(a) + sqrt(1 - a) it
-is the line's point x = (1 - t) image + t noise at t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a)), so that a
-network which says the noise, or the v of progressive distillation, says a velocity noise - image there too, and a step of
-DDIM without noise (https://arxiv.org/abs/2010.02502, eq. 12 with sigma = 0) is Euler's step on the line.
+is the line's point x = (1 - t) image + t noise at t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a)). So a network that says
+the noise, or the v of progressive distillation, says a velocity noise - image there too, and a step of DDIM without
+noise (https://arxiv.org/abs/2010.02502, eq. 12 with sigma = 0) is Euler's step on the line.
 """
 
 from __future__ import annotations

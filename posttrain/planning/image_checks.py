@@ -70,11 +70,11 @@ def _noise_faults(recipe: Recipe) -> Iterator[str]:
 
 
 def sharding_faults(recipe: Recipe, zero: int) -> Iterator[str]:
-    """Launches that keep weights or optimizer states in parts: asked for by `plan --zero`, or as accelerate began it."""
+    """Of launches that keep weights or optimizer states in parts: `plan --zero`, or as accelerate began it."""
     if zero or engine_asked() not in ("ddp", "one process"):
         yield (
-            f"launch: method '{recipe.method}' trains on one process or under DDP; ZeRO and FSDP keep in parts what its "
-            "steps read whole; launch with launch/accelerate/ddp.yaml"
+            f"launch: method '{recipe.method}' trains on one process or under DDP; ZeRO and FSDP keep in parts what "
+            "its steps read whole; launch with launch/accelerate/ddp.yaml"
         )
 
 

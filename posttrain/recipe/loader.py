@@ -17,7 +17,6 @@ from posttrain.recipe.errors import Place, RecipeError, explain, show, spell, su
 from posttrain.recipe.methods import METHODS, Family, Method, bases_of, not_here
 from posttrain.recipe.recipe import FAMILIES, FamilySections, Recipe
 from posttrain.recipe.sections import (
-    REWARD_FILES,
     EnvironmentSection,
     EvaluationSection,
     OutputSection,
@@ -334,9 +333,8 @@ class Loader:
     def located_reward(self, reward: RewardSection) -> RewardSection:
         if reward.name is None:
             return self.located(reward, "model")
-        for name, keys in REWARD_FILES.items():
-            reward = self.located_args(reward, name, *keys)
-        return self.located_function(reward)
+        named = RewardSection.files_of.get(reward.name, ())
+        return self.located_function(self.located_args(reward, reward.name, *named))
 
     def located_function(self, section: SectionT) -> SectionT:
         """A section whose name is path/file.py:NAME, with the place found."""

@@ -86,7 +86,8 @@ class FluxFrame(PipelineFrame):
         size = image_size or pipeline.default_sample_size * factor
         check_size(path, size, 2 * factor)
         self.latent_shape = (pipeline.transformer.config.in_channels // 4, size // factor, size // factor)
-        super().__init__(pipeline, path, size, embedded_guidance=embedded_guidance)
+        embeds = pipeline.transformer.config.guidance_embeds
+        super().__init__(pipeline, path, size, **({"embedded_guidance": embedded_guidance} if embeds else {}))
 
     def denoising_times(self, steps: int) -> DenoisingTimes:
         config, shift = self.pipeline.scheduler.config, 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def test_steps_without_noise_are_the_pipelines(dynamic, embeds, folder, tmp_path
             width=16, output_type="latent",
         ).images  # fmt: skip
     assert_close(packed(mine), theirs, atol=1e-5, rtol=1e-4)
+    frame.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "flow_pipeline.json").read_text())
+    assert said == {"pipeline": str(place), "image_size": 16, **told_guidance}
 
 
 def trained(path: Path, place: Path, **changes: Any) -> Any:
