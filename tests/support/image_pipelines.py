@@ -113,7 +113,7 @@ def flux(place: Path, *, dynamic: bool = True, embeds: bool = True) -> Path:
     )  # fmt: skip
     words = T5Config(
         vocab_size=len(TOKENS), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0,
-        pad_token_id=len(TOKENS) - 1, eos_token_id=len(TOKENS) - 1, decoder_start_token_id=0,
+        pad_token_id=len(TOKENS) - 1, eos_token_id=len(TOKENS) - 1,
     )  # fmt: skip
     pipeline = FluxPipeline(
         transformer=transformer,

@@ -112,7 +112,7 @@ def scratch_flow(seed: int = 0, **sizes: Any) -> FlowMLP:
 class ClassFrame:
     """An ImageFrame whose prompts are class names and whose latents are the pixels, from -1 (black) to 1."""
 
-    line_times = None
+    line_times: Tensor | None = None
 
     def __init__(self, config: FlowMLPConfig) -> None:
         self.shift = config.shift

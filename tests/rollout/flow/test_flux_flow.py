@@ -41,7 +41,7 @@ def test_latents_are_packed_and_back():
 def test_steps_without_noise_are_the_pipelines(dynamic, embeds, folder, tmp_path):
     """Latents of the pipeline's own sampler from the same noise: times, packing, places and the embedded guidance."""
     place = folder if dynamic else flux(tmp_path, dynamic=dynamic, embeds=embeds)
-    told_guidance = {"embedded_guidance": 2.0} if embeds else {}
+    told_guidance: dict[str, Any] = {"embedded_guidance": 2.0} if embeds else {}
     model, frame = load_pipeline(str(place), image_size=16, **told_guidance)
     frame.pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
