@@ -14,7 +14,6 @@ from peft import LoraConfig
 from torch.testing import assert_close
 
 from posttrain import trainers
-from posttrain.ops.noise_line import ddpm_alpha_bars, point_weight, time_on_line, velocity_of
 from posttrain.rollout.flow.diffusers_flow import load_pipeline
 from posttrain.rollout.flow.flow_folder import load_flow
 from posttrain.rollout.flow.flow_sampler import guided, sample_plainly
@@ -36,20 +35,6 @@ def folder_of_v(tmp_path_factory) -> Path:
 @pytest.fixture(params=["epsilon", "v_prediction"])
 def either(request, folder, folder_of_v) -> Path:
     return folder if request.param == "epsilon" else folder_of_v
-
-
-def test_a_network_that_says_the_truth_says_the_lines_velocity():
-    image, noise = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
-    a = ddpm_alpha_bars()[[3, 400, 999]]
-    t = time_on_line(a).view(-1, 1, 1)
-    point = (1 - t) * image + t * noise
-    wide = a.view(-1, 1, 1)
-    assert_close(point * point_weight(wide), wide.sqrt() * image + (1 - wide).sqrt() * noise)
-    v = wide.sqrt() * noise - (1 - wide).sqrt() * image
-    for output, prediction in ((noise, "epsilon"), (v, "v_prediction")):
-        assert_close(velocity_of(output, point, a, prediction), noise - image, atol=1e-10, rtol=0)
-    with pytest.raises(ValueError, match="no prediction 'sample'"):
-        velocity_of(noise, point, a, "sample")
 
 
 def test_images_are_made_as_ddim_makes_them(either):
