@@ -43,7 +43,7 @@ def test_errors_are_those_of_what_the_network_says():
 
 
 def test_eulers_step_on_the_line_is_ddims():
-    """DDIM's step without noise, by its own formula: the image it says, and the noise it says, at the next alpha-bar."""
+    """DDIM's step without noise by its own formula: the image and the noise it says, at the next alpha-bar."""
     generator = torch.Generator().manual_seed(0)
     z, said = (torch.randn(2, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     now, after = ddpm_alpha_bars()[[700, 40]], ddpm_alpha_bars()[[600, 0]]
