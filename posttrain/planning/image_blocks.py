@@ -169,6 +169,7 @@ def _unet(config: Mapping[str, Any], side: int) -> Iterator[Block]:
         config["layers_per_block"],
         config["cross_attention_dim"],
     )
+    linear = bool(config.get("use_linear_projection"))
     sides = [side >> level for level in range(len(widths))]
     attends = ["CrossAttn" in name for name in config["down_block_types"]]
     before = widths[0]
@@ -176,12 +177,12 @@ def _unet(config: Mapping[str, Any], side: int) -> Iterator[Block]:
         for number in range(layers):
             yield _resnet(sides[level], before if number == 0 else width, width)
             if attends[level]:
-                yield _attention(sides[level], width, cross)
+                yield _attention(sides[level], width, cross, linear)
         if level < len(widths) - 1:
             yield _convolved(sides[level], width)
         before = width
     yield _resnet(sides[-1], widths[-1], widths[-1])
-    yield _attention(sides[-1], widths[-1], cross)
+    yield _attention(sides[-1], widths[-1], cross, linear)
     yield _resnet(sides[-1], widths[-1], widths[-1])
     attends = ["CrossAttn" in name for name in config["up_block_types"]]
     for place, level in enumerate(reversed(range(len(widths)))):
@@ -190,30 +191,30 @@ def _unet(config: Mapping[str, Any], side: int) -> Iterator[Block]:
             beside = skipped if number == layers else width
             yield _resnet(sides[level], (before if number == 0 else width) + beside, width)
             if attends[place]:
-                yield _attention(sides[level], width, cross)
+                yield _attention(sides[level], width, cross, linear)
         if level:
             yield _convolved(sides[level - 1], width)
         before = width
     first = widths[0]
-    yield Block(side**2, (Kept(2 * first, wide=True), Kept(first, whole=True)))
+    yield Block(side**2, (Kept(2 * first, wide=True), Kept(first)))
 
 
 def _resnet(side: int, entering: int, leaving: int) -> Block:
     kept = (
         Kept(2 * entering, wide=True),  # into the norm, and between it and the activation
-        Kept(entering, whole=True),
+        Kept(entering),  # a convolution keeps its input even where its weights are frozen
         Kept(2 * leaving, wide=True),
-        Kept(leaving, whole=True),
+        Kept(leaving),
     )
     return Block(side**2, kept, entry=entering)
 
 
 def _convolved(side: int, width: int) -> Block:
     """The convolution that halves or doubles the sides: its input, at the larger size."""
-    return Block(side**2, (Kept(width, whole=True),), entry=0.0)
+    return Block(side**2, (Kept(width),), entry=0.0)
 
 
-def _attention(side: int, width: int, cross: int) -> Block:
+def _attention(side: int, width: int, cross: int, linear: bool) -> Block:
     c, inner = width, "transformer_blocks.0"
     one, two = (
         tuple(f"{inner}.{attn}.{m}" for m in ("to_q", "to_k", "to_v", "to_out.0"))
@@ -221,7 +222,7 @@ def _attention(side: int, width: int, cross: int) -> Block:
     )
     kept = (
         Kept(c, wide=True),
-        Kept(c, of=("proj_in",)),
+        Kept(c, of=("proj_in",) if linear else ()),
         Kept(c, wide=True),
         Kept(c, of=one[:3]),
         Kept(4 * c),
@@ -233,7 +234,7 @@ def _attention(side: int, width: int, cross: int) -> Block:
         Kept(c, of=(f"{inner}.ff.net.0.proj",)),
         Kept(12 * c),
         Kept(4 * c, of=(f"{inner}.ff.net.2",)),
-        Kept(c, of=("proj_out",)),
+        Kept(c, of=("proj_out",) if linear else ()),
     )
     linears = {
         "proj_in": (c, c),

@@ -247,7 +247,7 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
         1: " and gradients; optimizer states split",
         2: "; gradients and optimizer states split",
     }
-    if processes > 1:
+    if processes > 1 and not plan.recipe.objective.makes_images:
         shared[0] += ", all whole (--zero 1, 2 or 3: what a launch that shards leaves of them)"
     plan.holds.append(
         f"{trained}{shared.get(plan.launch.zero, ', gradients and optimizer states, all split')}"
