@@ -8,27 +8,12 @@ noise (https://arxiv.org/abs/2010.02502, eq. 12 with sigma = 0) is Euler's step 
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 from torch import Tensor
-
-
-@cache
-def ddpm_alpha_bars(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Tensor:
-    """Products of 1 - beta_k, the roots of beta_k evenly spaced: Stable Diffusion's schedule. (steps,), float64."""
-    betas = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64).square()
-    return torch.cumprod(1 - betas, 0)
 
 
 def point_weight(alpha_bar: Tensor) -> Tensor:
     """sqrt(a) + sqrt(1 - a): a DDPM's point is the line's times this. Any shape -> the same."""
     return alpha_bar.sqrt() + (1 - alpha_bar).sqrt()
-
-
-def time_on_line(alpha_bar: Tensor) -> Tensor:
-    """Where on the straight line image and noise stand in the proportion of a DDPM's point. Any shape -> the same."""
-    return (1 - alpha_bar).sqrt() / point_weight(alpha_bar)
 
 
 def velocity_of(output: Tensor, point: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:

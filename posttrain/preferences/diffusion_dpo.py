@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, ClassVar, Literal
 
 import pydantic.dataclasses
@@ -30,7 +31,6 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from posttrain.ops.noise_line import ddpm_alpha_bars, time_on_line
 from posttrain.settings import RunView, Settings
 
 TimeLaw = Literal["uniform", "logit_normal", "ddpm"]
@@ -76,6 +76,19 @@ class ErrorBatch:
 def image_pair_loss(winner_margin: Tensor, loser_margin: Tensor, *, beta: float) -> Tensor:
     """-log sigma(beta / 2 * [R(winner) - R(loser)]). (B,) each -> (B,)."""
     return -logsigmoid(beta / 2 * (winner_margin - loser_margin))
+
+
+@cache
+def ddpm_alpha_bars(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Tensor:
+    """Products of 1 - beta_k, the roots of beta_k evenly spaced: Stable Diffusion's schedule. (steps,), float64."""
+    betas = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64).square()
+    return torch.cumprod(1 - betas, 0)
+
+
+def time_on_line(alpha_bar: Tensor) -> Tensor:
+    """Where on the straight line image and noise stand in the proportion of a DDPM's point. Any shape -> the same."""
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    return noise / (signal + noise)
 
 
 def drawn_times(uniform: Tensor, law: str, steps: Tensor | None = None) -> Tensor:

@@ -38,7 +38,10 @@ def write_images_model(source: Path, out: Path, *, merge: bool, dtype: str) -> s
     _, frame = load_flow(str(source), dtype=torch_dtype(wanted) if single else None)
     pipeline: Any = vars(frame)["pipeline"]
     pipeline.save_pretrained(str(out))
-    return f"diffusers.{type(pipeline).__name__}.from_pretrained reads it"
+    optional = type(pipeline)._optional_components
+    absent = [name for name, part in pipeline.components.items() if part is None and name not in optional]
+    told = f"(..., {', '.join(f'{name}=None' for name in absent)})" if absent else ""
+    return f"diffusers.{type(pipeline).__name__}.from_pretrained{told} reads it"
 
 
 def _of_a_pipeline(source: Path) -> bool:

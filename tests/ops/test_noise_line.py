@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from posttrain.ops.flow_step import ode_step
-from posttrain.ops.noise_line import ddpm_alpha_bars, point_weight, time_on_line, velocity_of
-from posttrain.preferences.diffusion_dpo import drawn_times, squared_errors
+from posttrain.ops.noise_line import point_weight, velocity_of
+from posttrain.preferences.diffusion_dpo import ddpm_alpha_bars, drawn_times, squared_errors, time_on_line
 
 
 def test_a_network_that_says_the_truth_says_the_lines_velocity():

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.ops.noise_line import point_weight, time_on_line, velocity_of
+from posttrain.ops.noise_line import point_weight, velocity_of
+from posttrain.preferences.diffusion_dpo import time_on_line
 from posttrain.rollout.adapter_base import ModelFault
 from posttrain.rollout.flow.image_frame import DenoisingTimes
 from posttrain.rollout.flow.pipeline_frame import PipelineFrame, PipelineModel, check_size
