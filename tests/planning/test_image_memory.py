@@ -140,12 +140,11 @@ GRPO: dict[str, Any] = {
 def memory_of(tmp_path: Path, **changes: Any) -> Any:
     import yaml
 
-    sections = {
-        name: {**value, **changes.pop(name, {})} if isinstance(value, dict) else value
-        for name, value in GRPO.items()
-    }
+    sections: dict[str, Any] = {**GRPO}
+    for name, value in changes.items():
+        sections[name] = {**sections[name], **value} if isinstance(value, dict) else value
     path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump({**sections, **changes}))
+    path.write_text(yaml.safe_dump({name: value for name, value in sections.items() if value is not None}))
     recipe: Any = load_recipe(path)
     shape = read_image_shape(recipe.model)
     assert shape is not None
@@ -192,17 +191,8 @@ def test_a_folder_says_its_parameters(tmp_path):
 
     folder = unet(tmp_path)
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(
-        json.dumps(
-            {
-                **GRPO,
-                "method": "diffusion_dpo",
-                "model": {"path": str(folder)},
-                "rewards": [],
-                "rollout": None,
-            }
-        )
-    )
+    pairs = {name: value for name, value in GRPO.items() if name not in ("rewards", "rollout")}
+    recipe.write_text(json.dumps({**pairs, "method": "diffusion_dpo", "model": {"path": str(folder)}}))
     section: Any = load_recipe(recipe).model
     shape, (model, frame) = read_image_shape(section), load_pipeline(str(folder))
     assert shape is not None
