@@ -34,8 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
-    """Write a run's weights as a transformers folder (of an adapter: peft's), with generation config, tokenizer,
-    chat template and model card, from any checkpoint: whole, ZeRO's or FSDP's shards."""
+    """Write a run's weights as a transformers folder (of an adapter: peft's; of images: diffusers'), with generation
+    config, tokenizer, chat template and model card, from any checkpoint: whole, ZeRO's or FSDP's shards."""
     if args.dtype not in DTYPES:
         known = suggest(args.dtype, DTYPES) or f"; write one of {', '.join(DTYPES)}"
         return _refused(f"--dtype: there is no {args.dtype!r}{known}")
@@ -61,6 +61,8 @@ def main(args: Namespace) -> int:
     ) as error:  # ours, and transformers' own: an unknown architecture, a base gone
         return _refused(str(error).strip().partition("\n")[0])
     print(f"{run_dir}: {made.in_words()}\nwritten: {out}")
+    if made.read_by:
+        print(f"read by: {made.read_by}")
     if made.masked:
         print(
             "masked diffusion: load it with posttrain (eval --engine masked_diffusion, chat), not as a decoder"

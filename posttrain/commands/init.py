@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from posttrain.data import DataError
 from posttrain.planning.first_data import find_data
+from posttrain.planning.first_image_recipe import find_image_data, first_image_recipe
 from posttrain.planning.first_recipe import default_model, first_recipe, look_at_model
 from posttrain.planning.saved_model import model_of
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import RecipeError, load_recipe
 from posttrain.recipe.errors import suggest
-from posttrain.recipe.methods import METHODS, not_here
+from posttrain.recipe.methods import METHODS, Method, not_here
 from posttrain.run.plan import make_plan
 
 
@@ -35,36 +37,56 @@ def main(args: Namespace) -> int:
     if args.method not in METHODS:
         reason = not_here(args.method) or f"no method '{args.method}'{suggest(args.method, METHODS)}"
         return _refused(reason)
-    if METHODS[args.method].load_settings().makes_images:
-        return _refused(
-            f"no recipe is written for methods that make images; start from recipes/smoke/{args.method}_digits.yaml"
-        )
     out = Path(args.out or f"{args.method}.yaml")
     if out.suffix not in (".yaml", ".yml"):
         return _refused(f"--out {out}: a recipe's name ends in .yaml")
     if out.exists() and not args.overwrite:
         return _refused(f"{out} exists already; name another with --out, or replace it with --overwrite")
     method = METHODS[args.method]
+    written = _image_recipe if method.load_settings().makes_images else _text_recipe
     try:
-        model = model_of(args.model or default_model(method))
-        if args.model is not None and is_folder_name(model, "runs") and not Path(model).is_dir():
-            raise DataError(f"--model: there is no folder {model}")
-        facts = look_at_model(model)
-        data = find_data(method, args.data, chat=facts.speaks)
-        text = first_recipe(method, facts, data, out, gpu=has_gpu())
+        text, notes = written(method, args, out)
         refusals = _plan_says(text, out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
         return _refused(str(error))
     print(f"written: {out}")
-    for key, note in data.notes.items():
+    for key, note in notes.items():
         print(f"  {key}: {note}")
     if refusals:
         print(f"posttrain init: {out} cannot start yet:", *refusals, sep="\n", file=sys.stderr)
         return 2
     print(f"next: posttrain plan {out}, then posttrain train {out}")
     return 0
+
+
+def _text_recipe(method: Method, args: Namespace, out: Path) -> tuple[str, Mapping[str, str]]:
+    model = model_of(args.model or default_model(method))
+    _check_folder(args.model, model)
+    facts = look_at_model(model)
+    data = find_data(method, args.data, chat=facts.speaks)
+    return first_recipe(method, facts, data, out, gpu=has_gpu()), data.notes
+
+
+def _image_recipe(method: Method, args: Namespace, out: Path) -> tuple[str, Mapping[str, str]]:
+    model = None if args.model is None else _images_model(args.model)
+    data = find_image_data(method, args.data)
+    if model is None and args.data not in (None, "digits"):
+        raise DataError("--model: name the pipeline that makes the images, a folder or hub name")
+    return first_image_recipe(method, model, data, out, gpu=has_gpu()), data.notes
+
+
+def _images_model(given: str) -> str:
+    inner = Path(given) / "model"
+    model = str(inner) if inner.is_dir() and not (Path(given) / "model_index.json").is_file() else given
+    _check_folder(given, model)
+    return model
+
+
+def _check_folder(given: str | None, model: str) -> None:
+    if given is not None and is_folder_name(model, "runs") and not Path(model).is_dir():
+        raise DataError(f"--model: there is no folder {model}")
 
 
 def has_gpu() -> bool:

@@ -137,10 +137,19 @@ def row_faults(recipe: Recipe, first: Row) -> Iterator[str]:
         else:
             yield (
                 f"data: no column '{name}', which method '{recipe.method}' reads; "
-                f"the rows have {', '.join(sorted(first))}{FROM_LOGS.get(name, '')}"
+                f"the rows have {', '.join(sorted(first))}{FROM_LOGS.get(name, '')}{_of_digits(recipe, name)}"
             )
     if recipe.data.system is not None and not isinstance(first["prompt"], list):
         yield "data: 'system' does nothing with prompts of plain text; set chat: true, or remove it"
+
+
+def _of_digits(recipe: Recipe, column: str) -> str:
+    """How the built-in digits get a column that they lack as the recipe stands."""
+    if recipe.data.name != "digits":
+        return ""
+    if column == "image":
+        return "; digits have it without args: {pairs: true} and {prompts_only: true}"
+    return "; digits have it with args: {pairs: true}" if column in ("chosen_image", "rejected_image") else ""
 
 
 def echo_warnings(found: Survey) -> Iterator[str]:

@@ -118,16 +118,7 @@ def default_model(method: Method) -> str:
 
 def first_recipe(method: Method, model: ModelFacts, data: FirstData, out: Path, *, gpu: bool) -> str:
     """The recipe's text. `out` is where it will lie: its name is the run's."""
-    paper = paper_of(method)
-    words = [
-        f"# run:    posttrain train {out}",
-        f"# check:  posttrain plan {out} --full",
-        "#",
-        f"# {method.name}: {method.summary}.{f' {paper}' if paper else ''}",
-        f"# Its settings: posttrain methods {method.name}. All keys: docs/recipes.md.",
-        f"method: {method.name}",
-    ]
-    lines = [*words, *_model(method, model), *_data(data)]
+    lines = [*headed(method, out), *_model(method, model), *_data(data)]
     if data.rewards:
         lines += _rewards(data)
     lines += _objective(method, model, data)
@@ -136,6 +127,19 @@ def first_recipe(method: Method, model: ModelFacts, data: FirstData, out: Path, 
     lines += _section("output", {"name": out.stem, "save_steps": 100})
     lines.append(_line("# hub: {repo: user/name, private: true}", "push the saved model at the end", 2))
     return "\n".join(lines) + "\n"
+
+
+def headed(method: Method, out: Path) -> list[str]:
+    """The first lines: how to run and check it, what the method is."""
+    paper = paper_of(method)
+    return [
+        f"# run:    posttrain train {out}",
+        f"# check:  posttrain plan {out} --full",
+        "#",
+        f"# {method.name}: {method.summary}.{f' {paper}' if paper else ''}",
+        f"# Its settings: posttrain methods {method.name}. All keys: docs/recipes.md.",
+        f"method: {method.name}",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- sections
@@ -171,17 +175,20 @@ def _rewards(data: FirstData) -> list[str]:
 
 
 def _objective(method: Method, model: ModelFacts, data: FirstData) -> list[str]:
+    start = _start(method, model, data)
+    lines = objective_lines(method, {name: one.value for name, one in start.items()})
+    for one in start.values() if lines else ():
+        lines += _wrapped(one.note) if one.note else []
+    return lines
+
+
+def objective_lines(method: Method, instead: Mapping[str, Any]) -> list[str]:
+    """A line for each of the method's settings, with its default or what stands `instead`."""
     settings = list_settings(method.load_settings())
     if not settings:
         return []
-    start = _start(method, model, data)
-    instead = {name: one.value for name, one in start.items()}
     lines = [_line("objective:", "the method's own settings; the values are its defaults")]
-    for setting in settings:
-        lines.append(_setting(setting, instead))
-    for one in start.values():
-        lines += _wrapped(one.note) if one.note else []
-    return lines
+    return lines + [_setting(setting, instead) for setting in settings]
 
 
 def _start(method: Method, model: ModelFacts, data: FirstData) -> Mapping[str, Start]:
@@ -284,6 +291,15 @@ def _section(name: str, values: Mapping[str, Any], notes: Mapping[str, str] | No
         note = (notes or {}).get(key) or NOTES.get(f"{name}.{key}", "")
         lines.append(_line(f"{key}: {_flow(value)}", note, 2))
     return lines
+
+
+def recipe_section(name: str, values: Mapping[str, Any], notes: Mapping[str, str]) -> list[str]:
+    """A section, each key with the note of SECTION.KEY beside it."""
+    return _section(name, values, {key: notes.get(f"{name}.{key}", "") for key in values})
+
+
+def recipe_line(text: str, note: str, indent: int = 0) -> str:
+    return _line(text, note, indent)
 
 
 def _line(text: str, note: str, indent: int = 0) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 
 from posttrain.planning.batch import RolloutSize, plural
 from posttrain.planning.checks import maker_of
+from posttrain.planning.image_shapes import published_fault, published_noise_model
+from posttrain.planning.launcher import engine_asked
 from posttrain.planning.shapes import is_folder_name
 from posttrain.recipe import Recipe
 from posttrain.recipe.image_sections import FlowRolloutSection
 from posttrain.rollout.adapter_base import ModelFault
-from posttrain.rollout.flow.flow_folder import kind_of_folder
+from posttrain.rollout.flow.flow_folder import is_noise_model, kind_of_folder
 
 
 def flow_model_faults(recipe: Recipe) -> Iterator[str]:
@@ -26,8 +28,12 @@ def flow_model_faults(recipe: Recipe) -> Iterator[str]:
         )
     if model.path is None:
         return
-    folder = Path(model.path)
+    folder, noise_models = Path(model.path), recipe.objective.trains_noise_models
     if not folder.is_dir():
+        if (fault := published_fault(model.path, noise_models=noise_models)) is not None:
+            yield f"model: {fault}"
+        if published_noise_model(model.path):
+            yield from _noise_faults(recipe)
         if importlib.util.find_spec("diffusers") is None and not is_folder_name(
             model.path, recipe.output.dir
         ):
@@ -43,12 +49,33 @@ def flow_model_faults(recipe: Recipe) -> Iterator[str]:
     if model.revision is not None:
         yield "model: 'revision' does nothing with a local folder; remove it"
     try:
-        kind = kind_of_folder(folder)
+        kind = kind_of_folder(folder, noise_models=noise_models)
     except ModelFault as error:
         yield f"model: {error}"
         return
+    if is_noise_model(folder):
+        yield from _noise_faults(recipe)
     if kind in ("pipeline", "trained") and importlib.util.find_spec("diffusers") is None:
         yield f"model: {folder} is a pipeline of diffusers, which is not installed; pip install 'posttrain[flow]'"
+
+
+def _noise_faults(recipe: Recipe) -> Iterator[str]:
+    """Settings of a method on pairs that a model of noise does not know."""
+    times = recipe.objective.values().get("times")
+    if recipe.objective.trains_noise_models and times != "ddpm":
+        yield (
+            f"objective: times: {times} are of a flow, and {recipe.model.path} is a model of noise, which knows the "
+            "steps of its own schedule alone; write times: ddpm and error: epsilon (of one that says v v_prediction)"
+        )
+
+
+def sharding_faults(recipe: Recipe, zero: int) -> Iterator[str]:
+    """Of launches that keep weights or optimizer states in parts: `plan --zero`, or as accelerate began it."""
+    if zero or engine_asked() not in ("ddp", "one process"):
+        yield (
+            f"launch: method '{recipe.method}' trains on one process or under DDP; ZeRO and FSDP keep in parts what "
+            "its steps read whole; launch with launch/accelerate/ddp.yaml"
+        )
 
 
 def flow_rollout_faults(recipe: Recipe) -> Iterator[str]:

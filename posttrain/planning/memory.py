@@ -31,7 +31,7 @@ from posttrain.recipe.train_options import PolicyTrain, PreferenceTrain, TextTra
 GIB, MIB = 2**30, 2**20
 ASSUMED_PROMPT_TOKENS = 512
 ASSUMED_ROW_TOKENS = 1024
-_STATE_BYTES = {  # of the optimizer, a trained parameter; for states that follow the parameter's type, at float32
+STATE_BYTES = {  # of the optimizer, a trained parameter; for states that follow the parameter's type, at float32
     "adamw_torch": 8.0,
     "adamw_torch_fused": 8.0,
     "paged_adamw_32bit": 8.0,
@@ -43,16 +43,19 @@ _STATE_BYTES = {  # of the optimizer, a trained parameter; for states that follo
     "adafactor": 0.1,
     "sgd": 0.0,
 }
-_FOLLOWS_PARAMETER = {"adamw_torch", "adamw_torch_fused", "rmsprop"}
+FOLLOWS_PARAMETER = {"adamw_torch", "adamw_torch_fused", "rmsprop"}
 
 CPU_LIBRARIES: dict[Family, float] = {
     "sft": 563 * MIB,
     "policy": 587 * MIB,
     "preference": 587 * MIB,
     "diffusion": 587 * MIB,
+    "images": 663 * MIB,
+    "image_sft": 663 * MIB,
 }
 """Resident size of a trainer that has imported everything and built nothing: x86-64, Python 3.11, torch 2.13 for CPUs,
-transformers 5.23, trl 1.16, 2026-11-26 (`libraries` of eval/memory/measure.py, and 15 MiB that loading rows brings)."""
+transformers 5.23, trl 1.16, 2026-11-26 (`libraries` of eval/memory/measure.py, and 15 MiB that loading rows brings). Of
+images with diffusers 0.42, 2026-11-28 (VmHWM after the imports)."""
 NF4_BYTES = 0.516
 """Of a weight in 4 bits: with scales of 64 weights, themselves in 8 bits (QLoRA, arXiv 2305.14314, section 3)."""
 CUDA_CONTEXT = 800 * MIB
@@ -92,6 +95,7 @@ class Memory:
                            all layers are kept, and the end of the backward, when all gradients are (`last_layer`)
     while generating       generation
     beside                 held all the time too: a critic's weights, gradients and optimizer states
+    rollout                and latents, means and conditions of the images of a rollout
     allocator              kept beside what is in use
     """
 
@@ -111,6 +115,7 @@ class Memory:
     on_cpu: bool = False
     notes: tuple[str, ...] = ()
     beside: float = 0.0
+    rollout: float = 0.0
 
     @property
     def moments(self) -> tuple[float, float]:
@@ -125,7 +130,7 @@ class Memory:
     @property
     def tensors(self) -> float:
         """What torch hands out at the peak (torch.cuda.max_memory_allocated)."""
-        held = self.weights + self.optimizer + self.reference + self.beside
+        held = self.weights + self.optimizer + self.reference + self.beside + self.rollout
         return held + max(self.training, self.generation)
 
     @property
@@ -140,6 +145,7 @@ class Memory:
             ("optimizer states", self.optimizer),
             ("reference model", self.reference),
             ("critic", self.beside),
+            ("rollout", self.rollout),
             (OTHER_TRAINING, 0.0 if trains else self.training),
             ("gradients", self.gradients if trains and (self.accumulates or not early) else 0.0),
             ("activations", (self.layers if early else self.last_layer) if trains else 0.0),
@@ -161,13 +167,13 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
     size = _bytes_of(recipe)
     trained = shape.parameters if peft is None else shape.lora_parameters(peft.r, peft.target_modules)
     trained_size = 4 if peft is not None else size  # adapters stay float32 over a half-precision base
-    states = _STATE_BYTES[train.optim]
-    if train.optim in _FOLLOWS_PARAMETER:
+    states = STATE_BYTES[train.optim]
+    if train.optim in FOLLOWS_PARAMETER:
         states *= trained_size / 4
     if launch.zero and train.bf16 and peft is None:
         # DeepSpeed trains a bfloat16 copy and keeps the float32 weights with the optimizer.
         size = trained_size = 2
-        states = _STATE_BYTES[train.optim] + 4
+        states = STATE_BYTES[train.optim] + 4
     weights_share = launch.processes if launch.zero >= 3 else 1
     gradient_share = launch.processes if launch.zero >= 2 else 1
     optimizer_share = launch.processes if launch.zero >= 1 else 1
@@ -200,10 +206,10 @@ def estimate(recipe: Recipe, shape: Shape, launch: Launch, prompt_tokens: int | 
         notes=notes,
         beside=_beside(recipe) * shape.parameters * 4 * _bytes_of(recipe),
     )
-    return _with_surroundings(found, recipe, step, launch)
+    return with_surroundings(found, recipe, step.all_layers, launch)
 
 
-def _with_surroundings(found: Memory, recipe: Recipe, step: _Step, launch: Launch) -> Memory:
+def with_surroundings(found: Memory, recipe: Recipe, all_layers: float, launch: Launch) -> Memory:
     """What is not tensors: libraries and workers, or the device's context, and the allocator's share."""
     if launch.device == "cuda":
         return replace(found, base=CUDA_CONTEXT, allocator=CUDA_ROUNDING * found.tensors)
@@ -211,7 +217,7 @@ def _with_surroundings(found: Memory, recipe: Recipe, step: _Step, launch: Launc
         found,
         base=CPU_LIBRARIES[recipe.spec.family],
         workers=sum(one.model is None for one in recipe.rewards) * workers_of_a_reward() * CPU_WORKER,
-        allocator=HEAP_KEPT[recipe.model.peft is not None] * step.all_layers,
+        allocator=HEAP_KEPT[recipe.model.peft is not None] * all_layers,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from posttrain.recipe import Recipe
 from posttrain.recipe.sections import RewardSection
+from posttrain.rewards.image_model_reward import scored_beside
 from posttrain.rewards.model_reward import ModelReward
 from posttrain.rewards.resolve import (
     RewardSignature,
@@ -116,7 +117,8 @@ def _kind_faults(recipe: Recipe, signature: RewardSignature) -> Iterator[str]:
         if signature.says_which and not images:
             yield (
                 f"rewards: {signature.name!r} judges texts, and method '{recipe.method}' makes images; take jpeg_size, "
-                "image_statistic, image_class, or a function of yours with completions: list[Image.Image]"
+                "image_statistic, image_class, clip_score, pickscore, ocr_match, or a function of yours with "
+                "completions: list[Image.Image]"
             )
         for name in {"completion_ids", "completion_tokens"} & {*signature.runtime}:
             yield f"rewards: {signature.name!r} reads {name!r}, and an image has no tokens; take another reward"
@@ -211,6 +213,13 @@ def reward_lines(recipe: Recipe) -> list[str]:
             text += (
                 f"; scored by the trainer with the reference {reward.args.get('reference')}, whose memory is not in "
                 "the estimate; timeout_s and on_error have no effect"
+            )
+            lines.append(text)
+            continue
+        if scored_beside(spec_of(reward)):
+            text += (
+                f"; scored by the trainer with the model {reward.args.get('folder')}, whose memory is not in the "
+                "estimate; timeout_s and on_error have no effect"
             )
             lines.append(text)
             continue

@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.data.files import Row
 from posttrain.planning.rewards import model_of, spec_of
 from posttrain.recipe import Recipe
+from posttrain.rewards.image_model_reward import scored_beside
 from posttrain.rewards.messages import messages_of, text_of
 from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.rewards.signature import PROVIDED, RewardSpecError
@@ -45,6 +46,9 @@ def try_rewards(recipe: Recipe, rows: Sequence[Row]) -> Trial:
             )
             continue
         spec = replace(spec_of(reward), on_error="raise")
+        if scored_beside(spec):
+            trial.lines.append(f"tried {spec.title}: nothing, its model is loaded when training starts")
+            continue
         try:
             with RewardRunner([spec], workers=1) as runner:
                 scores = _score(runner, row, completions)

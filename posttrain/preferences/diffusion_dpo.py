@@ -7,13 +7,15 @@ the policy denoises it:
 beta is the released code's: errors are means over the latent's elements and half of beta multiplies them, so beta
 stands for 2 beta T omega(lambda_t) D of the paper, whose errors are sums over D elements. Omega is constant.
 
-Both kinds of error are of one model, a velocity v(x, t) on the straight line x = (1 - t) image + t noise:
-    velocity   |v - (noise - image)|^2                 the flow form
-    epsilon    |(x + (1 - t) v) - noise|^2             of the noise that v says: (1 - t)^2 times the other
+All kinds of error are of one model, a velocity v(x, t) on the straight line x = (1 - t) image + t noise:
+    velocity      |v - (noise - image)|^2                 the flow form
+    epsilon       |(x + (1 - t) v) - noise|^2             of the noise that v says: (1 - t)^2 times the first
+    v_prediction  of sqrt(a) noise - sqrt(1 - a) image    ((1 - t)^2 + t^2) times the first
 With `times: ddpm` the epsilon form is the paper's: a DDPM's point sqrt(a) image + sqrt(1 - a) noise is the line's at
-t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a)), but for its scale, and t follows from an evenly drawn step of the schedule
-that Stable Diffusion 1.5 was trained with.
-Departures: no prompt is left out, where the release drops some.
+t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a)), but for its scale (ops/noise_line.py), and t follows from an evenly drawn
+step of the model's own schedule; of a flow model, of the schedule that Stable Diffusion 1.5 was trained with.
+Departures: no prompt is left out, where the release drops some; an image's latent is the mode of the autoencoder's
+Gaussian, where the release draws from it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from torch.nn.functional import logsigmoid
 from posttrain.settings import RunView, Settings
 
 TimeLaw = Literal["uniform", "logit_normal", "ddpm"]
-ErrorKind = Literal["velocity", "epsilon"]
+ErrorKind = Literal["velocity", "epsilon", "v_prediction"]
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,18 @@ def time_on_line(alpha_bar: Tensor) -> Tensor:
     return noise / (signal + noise)
 
 
-def drawn_times(uniform: Tensor, law: str) -> Tensor:
-    """Times in [0, 1) from evenly drawn numbers in [0, 1). (B,) -> (B,)."""
+def drawn_times(uniform: Tensor, law: str, steps: Tensor | None = None) -> Tensor:
+    """Times in [0, 1) from evenly drawn numbers in [0, 1). (B,) -> (B,).
+
+    steps  (K,) times of a model of noise, which `ddpm` draws from; None: those of Stable Diffusion's schedule
+    """
     if law == "uniform":
         return uniform
     if law == "logit_normal":
         return torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).sigmoid().to(uniform)
     if law != "ddpm":
         raise ValueError(f"no times {law!r}; choose uniform, logit_normal or ddpm")
-    times = time_on_line(ddpm_alpha_bars()).to(uniform)
+    times = (time_on_line(ddpm_alpha_bars()) if steps is None else steps).to(uniform)
     return times[(uniform.double() * len(times)).long().clamp(max=len(times) - 1)]
 
 
@@ -113,9 +118,12 @@ def squared_errors(velocity: Tensor, clean: Tensor, noise: Tensor, times: Tensor
     error = (wide - (noise - clean).to(wide)).square().flatten(1).mean(1)
     if kind == "velocity":
         return error
-    if kind != "epsilon":
-        raise ValueError(f"no error {kind!r}; choose velocity or epsilon")
-    return (1 - times.to(error)).square() * error
+    rest, gone = (1 - times.to(error)).square(), times.to(error).square()
+    if kind == "epsilon":
+        return rest * error
+    if kind != "v_prediction":
+        raise ValueError(f"no error {kind!r}; choose velocity, epsilon or v_prediction")
+    return (rest + gone) * error
 
 
 def _as_wide(times: Tensor, like: Tensor) -> Tensor:
@@ -127,14 +135,15 @@ class DiffusionDPO(Settings):
     """The recipe's `objective` section."""
 
     makes_images: ClassVar[bool] = True
+    trains_noise_models: ClassVar[bool] = True
     needs_columns: ClassVar[tuple[str, ...]] = ("chosen_image", "rejected_image")
 
     beta: Annotated[float, Gt(0), Le(1e9)] = 5000.0
     """half of it multiplies differences of mean squared errors: the released code's, thousands where a text's is 0.1"""
     error: ErrorKind = "velocity"
-    """of the velocity, or of the noise that it says"""
+    """of the velocity, of the noise that it says, or of a DDPM's v"""
     times: TimeLaw = "uniform"
-    """how t is drawn: evenly, logit_normal as SD3 was trained, or ddpm, SD-1.5's thousand steps"""
+    """how t is drawn: evenly, logit_normal as SD3 was trained, or ddpm, from the steps of a model of noise"""
     share_noise: bool = True
     """whether both images of a pair get the same noise"""
     share_time: bool = True
@@ -145,8 +154,8 @@ class DiffusionDPO(Settings):
     def faults(self, run: RunView) -> Iterator[str]:
         if self.times == "ddpm" and self.error == "velocity":
             yield (
-                f"{run.place}: times: ddpm are those of a model of noise, whose error is epsilon; write "
-                "error: epsilon, or other times"
+                f"{run.place}: times: ddpm are those of a model of noise, whose error is epsilon or v_prediction; "
+                "write error: epsilon, or other times"
             )
 
     def pair_loss(self, batch: ErrorBatch) -> Tensor:
@@ -161,3 +170,13 @@ class DiffusionDPO(Settings):
             "winner_margin": batch.winner_margin.detach(),
             "loser_margin": batch.loser_margin.detach(),
         }
+
+
+def noise_model_fault(settings: DiffusionDPO) -> str | None:
+    """Why a model of noise cannot be trained with these settings: it knows the points of its own schedule alone."""
+    if settings.times != "ddpm":
+        return (
+            f"times: {settings.times} are of a flow, and the model is one of noise, which knows the steps of its own "
+            "schedule alone; write times: ddpm and error: epsilon (or v_prediction)"
+        )
+    return None

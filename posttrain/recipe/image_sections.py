@@ -32,10 +32,13 @@ class FlowScratchSection(Section):
 
 
 class FlowModelSection(ModelSection):
-    """A folder of a flow model: one that a run here has saved, or a pipeline of diffusers with a flow scheduler."""
+    """A folder of a model of images: one that a run here has saved, or a pipeline of diffusers."""
 
     scratch: FlowScratchSection | None = Field(default=None)  # type: ignore[assignment]  # another kind of model
     image_size: Annotated[int, Ge(8), Le(4096)] | None = None  # of a pipeline; None: the size it was made for
+    embedded_guidance: Annotated[float, Ge(0), Le(100)] | None = (
+        None  # what a distilled network is told (Flux.1-dev); None: 3.5
+    )
 
     @model_validator(mode="after")
     def _no_text(self) -> Self:
@@ -44,6 +47,8 @@ class FlowModelSection(ModelSection):
                 raise ValueError(f"'{name}' has no effect on a model of images; remove it")
         if self.image_size is not None and self.scratch is not None:
             raise ValueError("'image_size' is of a pipeline; write scratch.image_size")
+        if self.embedded_guidance is not None and self.scratch is not None:
+            raise ValueError("'embedded_guidance' is of a pipeline whose network embeds one; remove it")
         return self
 
 

@@ -344,8 +344,8 @@ class Loader:
     def located_reward(self, reward: RewardSection) -> RewardSection:
         if reward.name is None:
             return self.located(reward, "model")
-        reward = self.located_args(reward, "drift_penalty", "reference")
-        return self.located_function(self.located_args(reward, "policy_precedents", "policy", "precedents"))
+        named = RewardSection.files_of.get(reward.name, ())
+        return self.located_function(self.located_args(reward, reward.name, *named))
 
     def located_function(self, section: SectionT) -> SectionT:
         """A section whose name is path/file.py:NAME, with the place found."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -116,6 +116,12 @@ class ModelSection(Section):
 
 
 class RewardSection(Section):
+    files_of: ClassVar[dict[str, tuple[str, ...]]] = {  # built-in rewards -> args that name files or folders
+        "drift_penalty": ("reference",),
+        "clip_score": ("folder", "processor"),
+        "pickscore": ("folder", "processor"),
+        "policy_precedents": ("policy", "precedents"),
+    }
     name: Text | None = None  # math_answer | package.module:function | path/file.py:function
     model: Text | None = None  # folder or hub name of a reward model, in place of a function
     label: Text | None = None  # metric name; None: the function's, or the model folder's run

@@ -23,6 +23,7 @@ from posttrain.recipe.sections import ModelSection
 from posttrain.rollout.adapter_base import CONFIG, adapter_config, base_of, holds_adapter
 from posttrain.rollout.masked.predictor import load_mask_model
 from posttrain.rollout.model_folder import load_dense, save_merged
+from posttrain.run.exporting_images import write_images_model
 from posttrain.run.run_folder import CHECKPOINTS, MODEL
 from posttrain.run.saved_weights import FSDP_SHARDS, ExportFault, SavedWeights, saved_weights
 from posttrain.settings.beta_family import CONFIG_KEY, BetaFamily
@@ -35,7 +36,8 @@ from posttrain.trainers.seam.resume import publish
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: from which folder and step, whether shards were gathered, in which precision."""
+    """What was written: from which folder and step, whether shards were gathered, in which precision, and what reads
+    it where it is no folder of transformers or peft."""
 
     folder: Path
     taken: SavedWeights
@@ -43,6 +45,7 @@ class Exported:
     merged_into: str | None
     precision: str
     masked: bool
+    read_by: str = ""
 
     def in_words(self) -> str:
         step = "its last step" if self.taken.step is None else f"step {self.taken.step}"
@@ -60,6 +63,7 @@ class _Described:
     section: ModelSection | None
     masked: bool
     family: BetaFamily | None = None
+    images: bool = False
 
     @classmethod
     def of(cls, run_dir: Path) -> _Described:
@@ -69,10 +73,7 @@ class _Described:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         method = METHODS.get(str(recipe.get("method")))
         if method is not None and method.load_settings().makes_images:
-            raise ExportFault(
-                f"{run_dir} trained a flow model of images: {run_dir / MODEL} and its checkpoints are whole folders, "
-                "which `model.path` takes as they are"
-            )
+            return cls(None, False, images=True)
         section = ModelSection.model_validate(recipe.get("model") or {})
         if section.path is not None and not Path(section.path).is_dir():
             # as an adapter's base: from the current folder, then from each above the run
@@ -114,6 +115,8 @@ def export_run(
     """
     check_free(out)
     taken, described = saved_weights(run_dir, which), _Described.of(run_dir)
+    if described.images:
+        return _export_images(run_dir, out, taken, merge, dtype)
     with written_aside(out) as work:
         gather = _must_gather(taken, dtype)
         source = _gathered(run_dir, taken, described, work, merge, dtype) if gather else taken.folder
@@ -131,6 +134,21 @@ def export_run(
         if holds_adapter(model) and not merge:
             _name_base(source, model, out)
     return made
+
+
+def _export_images(run_dir: Path, out: Path, taken: SavedWeights, merge: bool, dtype: str) -> Exported:
+    with written_aside(out) as work:
+        model = work / MODEL
+        read_by = write_images_model(taken.folder, model, merge=merge, dtype=dtype)
+        base = base_of(taken.folder) if merge else None
+        made = Exported(out, taken, False, base, precision_of(_weights_in(model)), False, read_by)
+        write_card(model, run_dir, step=taken.step, exported=_for_the_card(made))
+    return made
+
+
+def _weights_in(model: Path) -> Path:
+    """The folder of the written weights: of a pipeline its network's."""
+    return next((model / part for part in ("transformer", "unet") if (model / part).is_dir()), model)
 
 
 def check_free(out: Path) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -34,7 +34,14 @@ from posttrain.planning.batch import (
     texts_of,
 )
 from posttrain.planning.idle import beyond_the_run, idle_options
-from posttrain.planning.image_checks import flow_lines, flow_model_faults, flow_rollout_faults
+from posttrain.planning.image_checks import (
+    flow_lines,
+    flow_model_faults,
+    flow_rollout_faults,
+    sharding_faults,
+)
+from posttrain.planning.image_memory import estimate_images
+from posttrain.planning.image_shapes import read_image_shape
 from posttrain.planning.launcher import attention_fault, started
 from posttrain.planning.machine import gpu_is_here, memory_of_machine
 from posttrain.planning.masked_costs import diffusion_lines, model_code_faults, sampler_faults
@@ -54,7 +61,7 @@ from posttrain.planning.rollout_engine import engine_faults, logged_column_fault
 from posttrain.planning.row_lengths import RowLengths, row_lengths
 from posttrain.planning.row_needs import needs_of
 from posttrain.planning.row_warnings import row_warnings
-from posttrain.planning.shapes import Shape, config_faults, read_shape
+from posttrain.planning.shapes import config_faults, read_shape
 from posttrain.planning.tokenizer import PlanTokenizer, plan_tokenizer
 from posttrain.planning.tool_checks import template_faults, tool_faults, tool_lines
 from posttrain.planning.trial import try_rewards
@@ -108,6 +115,7 @@ def make_plan(
     rollout = rollout_of(recipe, plan.launch.processes)
     images = recipe.objective.makes_images
     plan.refusals += flow_model_faults(recipe) if images else _model_faults(recipe)
+    plan.refusals += sharding_faults(recipe, zero) if images else []
     plan.refusals += [
         *method_faults(recipe, plan.launch.processes),
         *[*idle_options(recipe), *tool_faults(recipe)],
@@ -157,7 +165,7 @@ def make_plan(
     if not faults:
         _plan_batch(plan, rollout, found)
     if images:
-        plan.memory_note = "not estimated for a flow model"
+        _plan_image_memory(plan)
         return plan
     lengths = row_lengths(recipe, found.rows, tokenizer) if found is not None else None
     if lengths is not None:
@@ -244,7 +252,7 @@ def _plan_batch(plan: Plan, rollout: RolloutSize | None, found: Survey | None) -
         1: " and gradients; optimizer states split",
         2: "; gradients and optimizer states split",
     }
-    if processes > 1:
+    if processes > 1 and not plan.recipe.objective.makes_images:
         shared[0] += ", all whole (--zero 1, 2 or 3: what a launch that shards leaves of them)"
     plan.holds.append(
         f"{trained}{shared.get(plan.launch.zero, ', gradients and optimizer states, all split')}"
@@ -266,12 +274,27 @@ def _plan_memory(plan: Plan, lengths: RowLengths | None) -> None:
         )
         return
     longest = lengths.longest if lengths is not None else None
-    plan.memory = estimate(plan.recipe, shape, plan.launch, longest)
-    plan.memory_note = f"{_count(shape)} parameters, by {shape.source}"
+    plan.memory_note = f"{_count(shape.parameters)} parameters, by {shape.source}"
+    _compare_memory(plan, lambda launch: estimate(plan.recipe, shape, launch, longest))
+
+
+def _plan_image_memory(plan: Plan) -> None:
+    section: Any = plan.recipe.model
+    shape = read_image_shape(section)
+    if shape is None:
+        plan.memory_note = f"not known: {section.path} is not on this machine; give a folder to estimate it"
+        return
+    frozen = f" and {_count(shape.frozen)} frozen" if shape.frozen else ""
+    plan.memory_note = f"{_count(shape.parameters)} parameters{frozen}, by {shape.source}"
+    _compare_memory(plan, lambda launch: estimate_images(plan.recipe, shape, launch))
+
+
+def _compare_memory(plan: Plan, estimated: Callable[[Launch], Memory]) -> None:
+    """Puts the estimate into the plan, and a warning where device or machine hold less."""
+    plan.memory = estimated(plan.launch)
     limit = plan.launch.device_gib
     if plan.launch.device == "cuda" and limit is None and not gpu_is_here():
-        here = estimate(plan.recipe, shape, replace(plan.launch, device="cpu"), longest)
-        plan.memory_here = here.peak
+        plan.memory_here = estimated(replace(plan.launch, device="cpu")).peak
     if limit is not None and plan.memory.peak > 0.9 * limit * GIB:
         plan.warnings.append(
             f"about {plan.memory.peak / GIB:.0f} GiB per device are more than {limit:g} GiB hold with a tenth to "
@@ -288,8 +311,7 @@ def _plan_memory(plan: Plan, lengths: RowLengths | None) -> None:
             )
 
 
-def _count(shape: Shape) -> str:
-    number = shape.parameters
+def _count(number: int) -> str:
     return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number:,}"
 
 

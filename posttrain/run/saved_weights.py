@@ -19,6 +19,7 @@ from typing import Literal
 
 from posttrain.observe.writer import read_events
 from posttrain.planning.saved_model import holds_model
+from posttrain.rollout.flow.flow_folder import SAVED
 from posttrain.run.run_folder import CHECKPOINTS, MODEL, holds_run, is_staged, step_of
 
 LAST = "last"
@@ -70,7 +71,8 @@ def saved_weights(run_dir: Path, which: str = LAST) -> SavedWeights:
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder is a model's, or an adapter's, with its weights in files that transformers or peft read."""
-    return holds_model(folder) and any(folder.glob("*.safetensors"))
+    known = holds_model(folder) or (folder / SAVED).is_file()  # of images, out of a pipeline
+    return known and any(folder.glob("*.safetensors"))
 
 
 def sharding_of(folder: Path) -> Literal["zero", "fsdp"] | None:

@@ -92,6 +92,8 @@ class Settings:
     """Whether it trains masked-diffusion models, which see both ways."""
     makes_images: ClassVar[bool] = False
     """Whether it trains flow models, which make images of their prompts."""
+    trains_noise_models: ClassVar[bool] = False
+    """Whether it also trains models of noise: UNets whose scheduler is a DDPM's, without steps of a flow."""
     continues_scorers: ClassVar[bool] = False
     """Whether it may go on from a sequence classifier, which scores texts and writes none."""
     in_stages: ClassVar[bool] = False

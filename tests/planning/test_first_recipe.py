@@ -76,11 +76,6 @@ def test_without_model_and_data_a_public_pair_is_taken(here, capsys):
     assert "posttrain data feedback" in capsys.readouterr().err
 
 
-def test_image_methods_point_to_a_recipe(here, capsys):
-    assert main(["init", "grpo_guard"]) == 2
-    assert "recipes/smoke/grpo_guard_digits.yaml" in capsys.readouterr().err
-
-
 def test_comments_say_what_keys_do_and_defaults_are_the_methods(here):
     main(["init", "dapo", "--model", "model", "--data", "sums_train.jsonl", "--out", "mine.yaml"])
     text = (here / "mine.yaml").read_text()

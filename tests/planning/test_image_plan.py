@@ -51,7 +51,9 @@ def test_a_plan_that_can_start_says_how_images_are_made(planned):
     assert "made in 10 steps (sde, noise 0.7), and its first 9 are trained on" in text
     assert "9 forward and backward passes" in text
     assert "each of 16 rows for the guidance" in text
-    assert plan.memory is None
+    assert "all rows of a pass stand at the same step" in text
+    assert plan.memory is not None
+    assert "parameters, by model.scratch" in plan.memory_note
 
 
 def test_the_resolved_recipe_is_the_same_recipe(planned, tmp_path):
@@ -73,6 +75,7 @@ def test_the_resolved_recipe_is_the_same_recipe(planned, tmp_path):
         ({"rewards": [{"name": "math_answer"}]}, "'math_answer' judges texts"),
         ({"rewards": [{"model": "some/judge"}]}, "a reward model scores texts"),
         ({"rewards": [{"name": "image_statistic", "args": {"of": "smell"}}]}, "of is 'smell'"),
+        ({"rewards": [{"name": "pickscore", "args": {"folder": "./nowhere"}}]}, "there is no folder"),
         ({"rollout": {"group_size": 3}}, "do not divide into groups of 3"),
         ({"train": {"per_device_train_batch_size": 40}}, "one rollout takes 10 prompts"),
         ({"data": {"chat": True}}, "'chat' does nothing without a method for texts"),
@@ -91,6 +94,7 @@ def test_refusals(planned, changes, words):
         ({"rollout": {"noise_level": 1.2, "sampler": "cps"}}, "write at most 1"),
         ({"model": {"mask": {"token": "x"}}}, "'mask' has no effect"),
         ({"model": {"scratch": {"hidden_size": 7}}}, "must be even"),
+        ({"model": {"embedded_guidance": 2.0}}, "'embedded_guidance' is of a pipeline"),
         ({"train": {"layout": "padded"}}, "'layout'"),
         ({"objective": {"clip": 0}}, "clip"),
     ],
@@ -119,6 +123,60 @@ def test_a_pipeline_without_a_flow_scheduler_is_refused(planned, tmp_path):
     plan = planned(model=pipeline(tmp_path / "sd15", "PNDMScheduler", "StableDiffusionPipeline"))
     (refusal,) = [one for one in plan.refusals if "scheduler" in one]
     assert "PNDMScheduler, which is no flow scheduler" in refusal
+    assert "method diffusion_dpo or seppo_diffusion" in refusal
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "grpo_guard", "flow_sft"])
+def test_a_model_of_noise_that_is_not_here_is_refused_by_its_name(planned, method):
+    image_rows(image=[[0] * 4] * 4)
+    rest = {} if method != "flow_sft" else PAIRS
+    plan = planned(
+        method=method, model={"scratch": None, "path": "stable-diffusion-v1-5/stable-diffusion-v1-5"}, **rest
+    )
+    assert any("which is no flow scheduler" in one for one in plan.refusals), plan.refusals
+
+
+def test_pairs_train_a_model_of_noise_at_its_own_steps(planned, tmp_path):
+    shade = [[0] * 4] * 4
+    image_rows(chosen_image=shade, rejected_image=shade)
+    model = pipeline(tmp_path / "sd15", "DDIMScheduler", "StableDiffusionPipeline")
+    for path in (model, {"scratch": None, "path": "stable-diffusion-v1-5/stable-diffusion-v1-5"}):
+        plan = planned(method="diffusion_dpo", model=path, objective={}, **PAIRS)
+        assert any("write times: ddpm and error: epsilon" in one for one in plan.refusals), plan.refusals
+        plan = planned(
+            method="diffusion_dpo", model=path, objective={"times": "ddpm", "error": "epsilon"}, **PAIRS
+        )
+        assert plan.refusals == []
+    assert plan.memory is not None
+    assert "0.86 billion parameters and 0.21 billion frozen" in plan.memory_note
+    (tmp_path / "sd15" / "scheduler").mkdir()
+    said = tmp_path / "sd15" / "scheduler" / "scheduler_config.json"
+    said.write_text(json.dumps({"prediction_type": "sample"}))
+    plan = planned(
+        method="diffusion_dpo", model=model, objective={"times": "ddpm", "error": "epsilon"}, **PAIRS
+    )
+    assert any("its network says 'sample'" in one for one in plan.refusals)
+
+
+def test_launches_that_keep_weights_in_parts_are_refused(planned, monkeypatch):
+    recipe = planned().recipe
+    assert make_plan(recipe, processes=2).refusals == []
+    words = "ZeRO and FSDP keep in parts what its steps read whole"
+    assert any(words in one for one in make_plan(recipe, processes=2, zero=2).refusals)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert any(words in one for one in make_plan(recipe).refusals)
+
+
+def test_digits_without_pairs_say_how_to_get_them(planned):
+    pytest.importorskip("sklearn")
+    for args, method, words in (
+        ({}, "diffusion_dpo", "no column 'chosen_image', which method 'diffusion_dpo' reads"),
+        ({}, "diffusion_dpo", "digits have it with args: {pairs: true}"),
+        ({"prompts_only": True}, "seppo_diffusion", "digits have it without args"),
+    ):
+        data = {"path": None, "name": "digits", "args": args, "eval": None}
+        refusals = planned(method=method, data=data, objective=None, **PAIRS).refusals
+        assert any(words in one for one in refusals), refusals
 
 
 def test_a_language_model_is_refused(planned, tmp_path):

@@ -10,7 +10,7 @@ from small_recipe import POLICY, SFT, Load
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from posttrain.planning.memory import _STATE_BYTES
+from posttrain.planning.memory import STATE_BYTES
 from posttrain.recipe import FAMILIES
 from posttrain.recipe.train_options import (
     DEPARTURES,
@@ -59,7 +59,7 @@ def test_choices_exist_upstream() -> None:
     options = TrainSection.model_fields
     optimizers = set(options["optim"].annotation.__args__)  # type: ignore[union-attr]  # a Literal
     assert optimizers <= {name.value for name in OptimizerNames}
-    assert optimizers == set(_STATE_BYTES)
+    assert optimizers == set(STATE_BYTES)
     schedules = set(options["lr_scheduler_type"].annotation.__args__)  # type: ignore[union-attr]  # a Literal
     assert schedules <= {name.value for name in SchedulerType}
 

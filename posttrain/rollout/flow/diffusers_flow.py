@@ -1,34 +1,37 @@
-"""Stable Diffusion 3 out of diffusers as a flow model: its transformer is trained, the rest stays as it is.
+"""Pipelines of diffusers as models of images: one network is trained, the rest stays as it is. Here Stable Diffusion 3;
+flux_flow.py has Flux, noise_unet.py the UNets of Stable Diffusion 1 and 2.
 
-Needs the extra `flow`. A folder that a run has saved holds the transformer's weights (or its adapter) and
+Needs the extra `flow`. A folder that a run has saved holds the network's weights (or its adapter) and
 flow_pipeline.json, which names the pipeline that everything else comes from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from posttrain.ops.flow_step import sigma_schedule
 from posttrain.rollout.adapter_base import ModelFault
-from posttrain.rollout.flow.flow_folder import PIPELINE, SAVED, pipeline_fault
+from posttrain.rollout.flow.flow_folder import SAVED, index_fault
+from posttrain.rollout.flow.flux_flow import FluxFrame, FluxVelocity
+from posttrain.rollout.flow.image_frame import DenoisingTimes
+from posttrain.rollout.flow.noise_unet import NoiseUNet, UNetFrame
+from posttrain.rollout.flow.pipeline_frame import PipelineFrame, PipelineModel, check_size
 
-CACHED_PROMPTS = 4096
-"""Prompts whose conditions are kept on the CPU."""
 
-
-class SD3Velocity(nn.Module):
+class SD3Velocity(PipelineModel):
     """forward(latents (B, C, H, W), times (B,), prompt (B, L, E), pooled (B, E')) -> velocity (B, C, H, W)."""
 
-    def __init__(self, transformer: Any, train_steps: int) -> None:
+    part = "transformer"
+
+    def __init__(self, pipeline: Any) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.train_steps = train_steps
+        self.transformer = pipeline.transformer
+        self.train_steps = int(pipeline.scheduler.config.num_train_timesteps)
 
     def forward(self, latents: Tensor, times: Tensor, prompt: Tensor, pooled: Tensor) -> Tensor:
         dtype = self.transformer.dtype
@@ -40,65 +43,28 @@ class SD3Velocity(nn.Module):
             return_dict=False,
         )[0]
 
-    def gradient_checkpointing_enable(self, **_: Any) -> None:
-        self.transformer.enable_gradient_checkpointing()
 
-    def enable_input_require_grads(self) -> None:
-        """What peft asks for before recomputation, which diffusers does without."""
+class SD3Frame(PipelineFrame):
+    """Of a StableDiffusion3Pipeline; its text encoders may lack T5."""
 
-    def get_input_embeddings(self) -> None:
-        """Its inputs are latents."""
-
-    def get_output_embeddings(self) -> None:
-        """Its outputs are a velocity."""
-
-
-class SD3Frame:
-    """An ImageFrame of a StableDiffusion3Pipeline; the pipeline's text encoders may lack T5."""
+    frozen = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
     def __init__(self, pipeline: Any, path: str, image_size: int | None = None) -> None:
-        self.pipeline, self.path = pipeline, path
-        self.shift = float(pipeline.scheduler.config.shift)
-        whole, factor = pipeline.transformer.config.sample_size, pipeline.vae_scale_factor
-        self.image_size = image_size or whole * factor
-        patch = pipeline.transformer.config.patch_size
-        if self.image_size % (factor * patch) or self.image_size > whole * factor:
+        if getattr(pipeline.scheduler.config, "use_dynamic_shifting", False):
             raise ModelFault(
-                f"{path}: images of {self.image_size} pixels a side cannot be made; take a multiple of "
-                f"{factor * patch}, at most {whole * factor}"
+                f"{path}: its scheduler shifts times by the image's size, which SD3's does not do"
             )
-        side = self.image_size // factor
-        self.latent_shape: tuple[int, ...] = (pipeline.transformer.config.in_channels, side, side)
-        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-            if part is not None:
-                part.requires_grad_(False).eval()
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self.shift = float(pipeline.scheduler.config.shift)
+        config, factor = pipeline.transformer.config, pipeline.vae_scale_factor
+        size = image_size or config.sample_size * factor
+        check_size(path, size, factor * config.patch_size, config.sample_size * factor)
+        self.latent_shape = (config.in_channels, size // factor, size // factor)
+        super().__init__(pipeline, path, size)
 
-    def place(self, device: Any) -> None:
-        """The frozen parts go where the model is."""
-        for part in ("vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
-            one = vars(self.pipeline)[part]
-            if one is not None:
-                one.to(device)
+    def denoising_times(self, steps: int) -> DenoisingTimes:
+        return DenoisingTimes(sigma_schedule(steps, self.shift))
 
-    def read_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        if len(self._known) + len(new) > CACHED_PROMPTS:
-            self._known = {}
-            new = list(dict.fromkeys(prompts))
-        for prompt in new:
-            self._known[prompt] = self._encoded(prompt)
-        found = [self._known[prompt] for prompt in prompts]
-        return {
-            "prompt": torch.stack([one for one, _ in found]),
-            "pooled": torch.stack([two for _, two in found]),
-        }
-
-    def no_prompts(self, count: int) -> dict[str, Tensor]:
-        return self.read_prompts([""] * count)
-
-    @torch.no_grad()
-    def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
         told, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=[prompt],
             prompt_2=None,
@@ -106,76 +72,71 @@ class SD3Frame:
             device=self.pipeline.text_encoder.device,
             do_classifier_free_guidance=False,
         )
-        return told[0].float().cpu(), pooled[0].float().cpu()
+        return {"prompt": told[0], "pooled": pooled[0]}
 
-    @torch.no_grad()
-    def to_images(self, latents: Tensor) -> list[Image.Image]:
-        vae, images = self.pipeline.vae, []
-        for one in latents:  # one at a time: a VAE's memory is large
-            scaled = one.unsqueeze(0) / vae.config.scaling_factor + vae.config.shift_factor
-            decoded = vae.decode(scaled.to(vae.device, vae.dtype), return_dict=False)[0]
-            images += self.pipeline.image_processor.postprocess(decoded.float().cpu(), output_type="pil")
-        return images
 
-    @torch.no_grad()
-    def to_latents(self, images: Sequence[Image.Image]) -> Tensor:
-        vae, found, size = self.pipeline.vae, [], (self.image_size, self.image_size)
-        for image in images:
-            plain = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            pixels = self.pipeline.image_processor.preprocess(plain).to(vae.device, vae.dtype)
-            latent = vae.encode(pixels).latent_dist.mode()
-            found.append(((latent - vae.config.shift_factor) * vae.config.scaling_factor)[0].float())
-        return torch.stack(found)
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        Path(folder, SAVED).write_text(
-            json.dumps({"pipeline": self.path, "image_size": self.image_size}, indent=1) + "\n",
-            encoding="utf-8",
-        )
+READERS: dict[str, tuple[type[PipelineModel], type[PipelineFrame]]] = {
+    "StableDiffusion3Pipeline": (SD3Velocity, SD3Frame),
+    "FluxPipeline": (FluxVelocity, FluxFrame),
+    "StableDiffusionPipeline": (NoiseUNet, UNetFrame),
+}
+"""Class of a pipeline -> its network as a velocity model, and the frame."""
 
 
 def load_pipeline(
-    path: str, *, dtype: Any = None, revision: str | None = None, image_size: int | None = None
-) -> tuple[SD3Velocity, SD3Frame]:
+    path: str,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    image_size: int | None = None,
+    embedded_guidance: float | None = None,
+) -> tuple[Any, Any]:
     """Model and frame. Raises ModelFault where diffusers is missing or the pipeline is another."""
     try:
-        from diffusers import StableDiffusion3Pipeline
+        import diffusers
     except ImportError as error:
         raise ModelFault(
             f"{path} is read by diffusers, which cannot be imported ({error}); pip install 'posttrain[flow]'"
         ) from None
-    folder = Path(path)
-    if folder.is_dir() and (fault := pipeline_fault(folder)) is not None:
-        raise ModelFault(fault)
     try:
-        pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-            path, torch_dtype=dtype or torch.float32, revision=revision, **_left_out(folder)
+        index = diffusers.DiffusionPipeline.load_config(path, revision=revision)
+        if (fault := index_fault(path, index, noise_models=True)) is not None:
+            raise ModelFault(fault)
+        name = str(index["_class_name"])
+        model_class, frame_class = READERS[name]
+        left_out = {
+            part: None for part, kind in index.items() if kind == [None, None] or part in frame_class.without
+        }
+        pipeline: Any = getattr(diffusers, name).from_pretrained(
+            path, torch_dtype=dtype or torch.float32, revision=revision, **left_out
         )
+    except ModelFault:
+        raise
     except (OSError, ValueError) as error:
         raise ModelFault(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from None
-    if getattr(pipeline.scheduler.config, "use_dynamic_shifting", False):
-        raise ModelFault(f"{path}: its scheduler shifts times by the image's size, which is not done here")
-    model = SD3Velocity(pipeline.transformer, int(pipeline.scheduler.config.num_train_timesteps))
+    guidance = {} if embedded_guidance is None else {"embedded_guidance": embedded_guidance}
+    if guidance and not pipeline_embeds_guidance(pipeline):
+        raise ModelFault(f"{path}: its network embeds no guidance; leave embedded_guidance out")
+    model: Any = model_class(pipeline, **guidance)  # type: ignore[call-arg]  # each class has its own
     vars(model)["name_or_path"] = path  # an adapter's config names its base by it
-    return model, SD3Frame(pipeline, path, image_size)
+    return model, frame_class(pipeline, path, image_size, **guidance)  # type: ignore[arg-type]
 
 
-def _left_out(folder: Path) -> dict[str, None]:
-    """Parts that the pipeline was saved without (T5, say): diffusers wants to hear of each."""
-    if not (folder / PIPELINE).is_file():
-        return {}
-    index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
-    return {name: None for name, kind in index.items() if kind == [None, None]}
+def pipeline_embeds_guidance(pipeline: Any) -> bool:
+    """Whether its network is told the strength of the guidance, as a distilled one is (Flux.1-dev)."""
+    network = getattr(pipeline, "transformer", None)
+    return bool(network is not None and getattr(network.config, "guidance_embeds", False))
 
 
-def load_trained(folder: Path, *, dtype: Any = None) -> tuple[SD3Velocity, SD3Frame]:
+def load_trained(folder: Path, *, dtype: Any = None) -> tuple[Any, Any]:
     """What a run has saved: the pipeline it names, with the folder's weights."""
     from safetensors.torch import load_file
 
     saved = json.loads((folder / SAVED).read_text(encoding="utf-8"))
-    model, frame = load_pipeline(saved["pipeline"], dtype=dtype, image_size=saved["image_size"])
+    model, frame = load_pipeline(saved.pop("pipeline"), dtype=dtype, **saved)
     weights = load_file(str(folder / "model.safetensors"))
     missing, unknown = model.load_state_dict(weights, strict=False)
     if missing or unknown:
         raise ModelFault(f"{folder} is of another model: {(*missing, *unknown)[0]}")
+    vars(model)["name_or_path"] = str(folder)  # what an adapter on it is an adapter of
     return model, frame

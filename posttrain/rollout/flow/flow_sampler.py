@@ -16,10 +16,9 @@ from posttrain.ops.flow_step import (
     cps_step,
     ode_step,
     sde_step,
-    sigma_schedule,
     step_logprobs,
 )
-from posttrain.rollout.flow.image_frame import Conditions, ImageFrame, on_device
+from posttrain.rollout.flow.image_frame import Conditions, DenoisingTimes, ImageFrame, on_device
 from posttrain.rollout.flow.row_noise import row_noise
 from posttrain.settings import STRICT
 
@@ -60,11 +59,14 @@ class Trajectories:
 
 
 class StepRule:
-    """The schedule and the kind of step of one run: the same object samples and trains, so that both compute alike."""
+    """The schedule and the kind of step of one run: the same object samples and trains, so that both compute alike.
 
-    def __init__(self, sampling: FlowSampling, shift: float) -> None:
+    times  (denoising_steps + 1,) of a flow
+    """
+
+    def __init__(self, sampling: FlowSampling, times: Tensor) -> None:
         self.sampling = sampling
-        self.times = sigma_schedule(sampling.denoising_steps, shift).float()
+        self.times = times.float()
 
     def at(self, steps: Tensor, latents: Tensor, velocity: Tensor) -> StepGaussian:
         """The Gaussian of each row's step, `steps` (B,) numbered from 0."""
@@ -112,13 +114,13 @@ def sample_steps(velocity: Velocity, rule: StepRule, noise: Tensor) -> Trajector
 
 
 @torch.no_grad()
-def sample_plainly(velocity: Velocity, noise: Tensor, steps: int, shift: float) -> Tensor:
-    """B images' latents by Euler's steps, without noise: (B, ...) to (B, ...)."""
-    times, latent = sigma_schedule(steps, shift).to(noise), noise
+def sample_plainly(velocity: Velocity, noise: Tensor, way: DenoisingTimes) -> Tensor:
+    """B images' latents by Euler's steps, without noise, which of a model of noise are DDIM's: (B, ...) to (B, ...)."""
+    times, latent = way.times.to(noise), noise * way.start
     for time, after in zip(times[:-1], times[1:], strict=True):
         here, there = time.expand(len(latent)), after.expand(len(latent))
         latent = ode_step(latent, velocity(latent, here), here, there)
-    return latent
+    return latent * way.end
 
 
 class FlowSampler:
@@ -129,7 +131,7 @@ class FlowSampler:
 
     def __init__(self, frame: ImageFrame, sampling: FlowSampling, device: Any, seed: int) -> None:
         self.frame, self.sampling, self.device, self.seed = frame, sampling, device, seed
-        self.rule = StepRule(sampling, frame.shift)
+        self.rule = StepRule(sampling, frame.denoising_times(sampling.denoising_steps).times)
         frame.place(device)
 
     def trajectories(
@@ -148,11 +150,11 @@ class FlowSampler:
 
     def held_out(self, model: Any, prompts: Sequence[str], rows: Sequence[int]) -> Tensor:
         """Latents without noise in the steps, from noise that is the same at every evaluation. (B, ...)"""
-        made = []
+        made, way = [], self.frame.denoising_times(self.sampling.eval_denoising_steps)
         for start, velocity in self._in_parts(model, prompts):
             some = rows[start : start + self.sampling.sampler_rows]
             noise = row_noise(self.frame.latent_shape, some, self.seed, "evaluation").to(self.device)
-            made.append(sample_plainly(velocity, noise, self.sampling.eval_denoising_steps, self.frame.shift))
+            made.append(sample_plainly(velocity, noise, way))
         return torch.cat(made)
 
     def _in_parts(self, model: Any, prompts: Sequence[str]) -> Any:

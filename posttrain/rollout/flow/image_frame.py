@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +15,35 @@ Conditions = Mapping[str, Tensor]
 """Keyword arguments of the velocity model beside latents and times, a row each."""
 
 
+@dataclass(frozen=True)
+class DenoisingTimes:
+    """The way from noise to an image.
+
+    times  (steps + 1,) falling, float64; 0 last, but for some models of noise
+    start  what noise is multiplied by, to stand on the line at times[0]: 1 for a flow
+    end    what the last point is multiplied by, to be a latent
+    """
+
+    times: Tensor
+    start: float = 1.0
+    end: float = 1.0
+
+
 class ImageFrame(Protocol):
-    """shift  of the schedule (ops.flow_step.sigma_schedule); latent_shape  of one image, (C, H, W)
+    """
+    latent_shape  of one image, (C, H, W)
+    line_times    (K,) times that a model of noise was trained at (ops.noise_line); None: it is a flow model
 
     The velocity model it belongs to is a module called as model(latents (B, C, H, W), times (B,), **conditions), which
     gives the velocity (B, C, H, W).
     """
 
-    shift: float
     latent_shape: tuple[int, ...]
+    line_times: Tensor | None
+
+    def denoising_times(self, steps: int) -> DenoisingTimes:
+        """Of `steps` denoising steps, as the model's own sampler places them."""
+        ...
 
     def place(self, device: Any) -> None:
         """Its frozen parts go to the model's device."""

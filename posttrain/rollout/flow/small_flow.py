@@ -13,6 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from posttrain.ops.flow_step import sigma_schedule
+from posttrain.rollout.flow.image_frame import DenoisingTimes
+
 _SCALE = 1000.0  # times lie in [0, 1]; the embedding's waves are those of a thousand steps
 
 
@@ -109,10 +112,15 @@ def scratch_flow(seed: int = 0, **sizes: Any) -> FlowMLP:
 class ClassFrame:
     """An ImageFrame whose prompts are class names and whose latents are the pixels, from -1 (black) to 1."""
 
+    line_times: Tensor | None = None
+
     def __init__(self, config: FlowMLPConfig) -> None:
         self.shift = config.shift
         self.latent_shape: tuple[int, ...] = (config.channels, config.image_size, config.image_size)
         self._numbers = {name: number for number, name in enumerate(config.classes)}
+
+    def denoising_times(self, steps: int) -> DenoisingTimes:
+        return DenoisingTimes(sigma_schedule(steps, self.shift))
 
     def place(self, device: Any) -> None:
         """There is nothing to place."""

@@ -17,6 +17,7 @@ from posttrain.preferences.diffusion_dpo import (
     DiffusionDPO,
     ErrorBatch,
     drawn_times,
+    noise_model_fault,
     noised,
     squared_errors,
 )
@@ -24,7 +25,6 @@ from posttrain.rollout.flow.row_noise import row_noise, row_uniform
 from posttrain.trainers.flow.given_images import GivenImagesTrainer
 from posttrain.trainers.flow.swapped_weights import SwappedWeights
 from posttrain.trainers.seam.config import flat_config
-from posttrain.trainers.seam.faults import NotUnderThisEngine
 
 DiffusionDPOConfig = flat_config("DiffusionDPOConfig", TrainingArguments, DiffusionDPO, __name__)
 
@@ -46,11 +46,9 @@ class DiffusionDPOTrainer(GivenImagesTrainer):
 
     def __init__(self, model: Any, args: Any, *rows: Any, **named: Any) -> None:
         super().__init__(model, args, *rows, **named)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise NotUnderThisEngine(
-                f"{type(self).__name__}: the reference takes the place of the policy's weights, which DeepSpeed and "
-                "FSDP keep in parts; train on one process or under DDP"
-            )
+        fault = noise_model_fault(self.settings) if self.frame.line_times is not None else None
+        if fault is not None:
+            raise ValueError(f"{type(self).__name__}: {fault}")
         self.method = self.settings_class.__module__.rsplit(".", 1)[-1]
         self.reference = SwappedWeights.of(self.model)
         self._noted: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
@@ -92,7 +90,8 @@ class DiffusionDPOTrainer(GivenImagesTrainer):
         """Times (2 B,) and noises (2 B, ...), those of the winners first."""
         drawn = row_uniform(2, rows, *key, "time").to(clean.device)
         of_losers = drawn[:, 0] if self.settings.share_time else drawn[:, 1]
-        times = drawn_times(torch.cat([drawn[:, 0], of_losers]), self.settings.times)
+        law, steps = self.settings.times, self.frame.line_times
+        times = drawn_times(torch.cat([drawn[:, 0], of_losers]), law, steps)
         noise = row_noise(clean.shape[1:], rows, *key, "noise")
         other = (
             noise if self.settings.share_noise else row_noise(clean.shape[1:], rows, *key, "loser's noise")

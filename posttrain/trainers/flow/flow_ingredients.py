@@ -21,6 +21,7 @@ from posttrain.rollout.flow.flow_folder import load_flow
 from posttrain.rollout.flow.image_frame import ImageFrame
 from posttrain.rollout.flow.small_flow import ClassFrame, scratch_flow
 from posttrain.trainers.models.ingredients import torch_dtype
+from posttrain.trainers.seam.faults import NotUnderThisEngine
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ def flow_model(section: FlowModelSection) -> tuple[Any, ImageFrame]:
     if section.path is None:
         raise ValueError("model: give 'path' or 'scratch'")
     dtype = None if section.dtype == "auto" else torch_dtype(section.dtype)
-    return load_flow(section.path, dtype=dtype, revision=section.revision, image_size=section.image_size)
+    return load_flow(
+        section.path,
+        dtype=dtype,
+        revision=section.revision,
+        image_size=section.image_size,
+        embedded_guidance=section.embedded_guidance,
+    )
 
 
 def flow_lora(section: PeftSection) -> LoraConfig:
@@ -82,6 +89,24 @@ def flow_lora(section: PeftSection) -> LoraConfig:
         use_rslora=section.rslora,
         use_dora=section.dora,
     )
+
+
+def require_flow(trainer: type, frame: ImageFrame) -> None:
+    """ValueError where the model is one of noise, which has no steps of a flow."""
+    if frame.line_times is not None:
+        raise ValueError(
+            f"{trainer.__name__} trains flow models, and this is a model of noise with a DDPM's scheduler, whose steps "
+            "are none of a flow; train it with diffusion_dpo or seppo_diffusion"
+        )
+
+
+def require_whole_weights(trainer: Any) -> None:
+    """NotUnderThisEngine under DeepSpeed and FSDP, which keep in parts what image methods read whole."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise NotUnderThisEngine(
+            f"{type(trainer).__name__}: samplers and references read the policy's weights whole, which DeepSpeed and "
+            "FSDP keep in parts; train on one process or under DDP"
+        )
 
 
 def _check_prompts(recipe: Recipe, frame: ImageFrame, place: str, rows: Dataset | None) -> None:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from posttrain.objectives.flow_sft import FlowSFT
 from posttrain.rollout.flow.image_frame import mixed_conditions, on_device
 from posttrain.rollout.flow.row_noise import row_noise, row_uniform
+from posttrain.trainers.flow.flow_ingredients import require_flow
 from posttrain.trainers.flow.given_images import GivenImagesTrainer
 from posttrain.trainers.seam.config import flat_config
 
@@ -33,6 +34,10 @@ class FlowSFTTrainer(GivenImagesTrainer):
     config_class: ClassVar[Any] = FlowSFTConfig
     settings_class: ClassVar[Any] = FlowSFT
     image_columns: ClassVar[dict[str, str]] = {"latents": "image"}
+
+    def __init__(self, model: Any, args: Any, *rows: Any, **named: Any) -> None:
+        super().__init__(model, args, *rows, **named)
+        require_flow(type(self), self.frame)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """Mean over the micro-batch's rows and elements. A row's time and noise follow from its number and the step,

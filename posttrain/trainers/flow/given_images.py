@@ -21,7 +21,7 @@ from posttrain.rollout.flow.flow_sampler import FlowSampler, FlowSampling
 from posttrain.rollout.flow.image_frame import ImageFrame
 from posttrain.rollout.flow.image_values import as_image
 from posttrain.trainers.engines.scored_images import ScoredImages
-from posttrain.trainers.flow.flow_ingredients import flow_ingredients
+from posttrain.trainers.flow.flow_ingredients import flow_ingredients, require_whole_weights
 from posttrain.trainers.flow.image_judge import ImageJudge
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.reporting.announced import AnnouncedSteps
@@ -86,6 +86,7 @@ class GivenImagesTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResu
             processing_class=frame,
             **named,
         )
+        require_whole_weights(self)
         # the loss is a mean over a micro-batch, which transformers divides by the accumulated ones
         self.model_accepts_loss_kwargs = False
         sampling = FlowSampling(eval_denoising_steps=self.settings.sample_steps)

@@ -1,13 +1,14 @@
 """Rewards of images: whole groups, in processes of their own, the same result on every rank.
 
 As policy/judging.py does for text: the images of all ranks are brought together, each rank scores some of the groups,
-and a failure on one rank is raised on all of them.
+and a failure on one rank is raised on all of them. CLIP models score a rank's own images, on its device.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,26 +19,32 @@ from torch import Tensor
 from posttrain.data.reward_columns import reward_columns
 from posttrain.objectives.base import Groups
 from posttrain.process.phases import PHASES
-from posttrain.rewards.resolve import RewardSpec
-from posttrain.rewards.runner import RewardRunner, Scores
+from posttrain.rewards.image_model_reward import ImageModelReward, scored_beside
+from posttrain.rewards.resolve import RewardSpec, describe
+from posttrain.rewards.runner import RewardError, RewardRunner, Scores
 from posttrain.trainers.engines.scored_images import ScoredImages
+from posttrain.trainers.models.clip_scorer import ClipScorer
 from posttrain.trainers.policy.judging import as_tensor, of_all_ranks, require_judged, state_snapshot
 
 log = logging.getLogger(__name__)
 
 
 class ImageJudge:
-    """runner   scores the reward functions; None: there are none, and images are only kept
+    """sources  the rewards; None: there are none, and images are only kept
     weights  (K,)
     last     the images that were judged last
     """
 
     def __init__(
-        self, accelerator: Accelerator, runner: RewardRunner | None, weights: Sequence[float]
+        self, accelerator: Accelerator, sources: ImageRewards | None, weights: Sequence[float]
     ) -> None:
         self.accelerator = accelerator
-        self.runner = runner
-        self.names: list[str] = [] if runner is None else list(runner.names)
+        self.runner = None if sources is None else sources.runner
+        self.names: list[str] = [] if sources is None else sources.names
+        self.scorers = {
+            place: ClipScorer(spec, accelerator.device)
+            for place, spec in ({} if sources is None else sources.models).items()
+        }
         self.weights = torch.tensor(list(weights), dtype=torch.float32)
         self.last: ScoredImages | None = None
         self._told_of_unjudged = False
@@ -52,13 +59,15 @@ class ImageJudge:
     ) -> ScoredImages:
         """This rank's images, with the rows they were made for, to those of all ranks with their rewards."""
         columns = reward_columns(rows[0], own=("prompt",)) if rows else {}
+        modelled = self._score_by_models([str(row["prompt"]) for row in rows], images)
         local = [
             {
                 "prompt": row["prompt"],
                 "image": image,
+                "modelled": scores,
                 "columns": {name: row[key] for name, key in columns.items() if key != "image"},
             }
-            for row, image in zip(rows, images, strict=True)
+            for row, image, scores in zip(rows, images, modelled, strict=True)
         ]
         whole = gather_object(local)
         names = list(whole[0]["columns"]) if whole else []
@@ -66,7 +75,8 @@ class ImageJudge:
         if self.runner is not None:
             with PHASES.within("scoring", len(whole)):
                 scores = self._score_groups(whole, names, group_size, state)
-        rewards = as_tensor(scores.values, self.accelerator.device).view(len(whole), len(self.names))
+        values = self._put_together(scores.values, [row["modelled"] for row in whole])
+        rewards = as_tensor(values, self.accelerator.device).view(len(whole), len(self.names))
         require_judged(rewards, self.names, [])
         scored = ScoredImages(
             prompts=[row["prompt"] for row in whole],
@@ -80,6 +90,33 @@ class ImageJudge:
         self.last = scored
         self._tell_of_unjudged(rewards)
         return scored
+
+    def _score_by_models(self, prompts: Sequence[str], images: Sequence[Any]) -> list[list[float]]:
+        """Of this rank's images, in the models' order. A failure is raised on every rank."""
+        if not self.scorers:
+            return [[] for _ in images]
+        failure, columns = None, []
+        try:
+            with PHASES.within("scoring", len(images)):
+                columns = [scorer.scores(images, prompts) for scorer in self.scorers.values()]
+        except Exception as error:  # any failure of a model must reach the other ranks before it is raised
+            failure = f"{type(error).__name__}: {error}"
+        failures = [one for one in gather_object([failure]) if one is not None]
+        if failures:
+            raise RewardError(f"a model that scores images failed: {failures[0]}")
+        return [list(row) for row in zip(*columns, strict=True)] if images else []
+
+    def _put_together(
+        self, values: Sequence[Sequence[Any]], modelled: Sequence[Sequence[Any]]
+    ) -> list[list[Any]]:
+        """Each row's rewards in the order they were named."""
+        found = []
+        for of_functions, of_models in zip(values, modelled, strict=True):
+            functions, models = iter(of_functions), iter(of_models)
+            found.append(
+                [next(models if place in self.scorers else functions) for place in range(len(self.names))]
+            )
+        return found
 
     def _score_groups(
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], group_size: int, state: Any
@@ -123,7 +160,7 @@ class ImageJudge:
 
     def metrics(self, scored: ScoredImages, group_size: int) -> dict[str, float]:
         """reward, reward_std (of groups, sample), rewards/NAME/mean and std, and what could not be judged."""
-        if self.runner is None:
+        if not self.names:
             return {}
         rewards = self.groups(scored, group_size).rewards.double()
         found = {"reward": float(rewards.nanmean())}
@@ -146,7 +183,7 @@ class ImageJudge:
         return found
 
     def _tell_of_unjudged(self, rewards: Tensor) -> None:
-        if self.runner is None or self._told_of_unjudged or not self.accelerator.is_main_process:
+        if not self.names or self._told_of_unjudged or not self.accelerator.is_main_process:
             return
         count = int(rewards.isnan().all(dim=1).sum())
         if count:
@@ -156,15 +193,35 @@ class ImageJudge:
             )
 
 
-def image_runner(rewards: Any, *, timeout_s: float, on_error: Any, workers: int | None) -> RewardRunner:
-    """The runner of a trainer's `reward_funcs`. ValueError where one judges texts or reads tokens."""
+@dataclass(frozen=True)
+class ImageRewards:
+    """
+    runner   scores the reward functions; None where there are none
+    models   position of a reward -> the CLIP model that is asked for it
+    names, weights  of all, in the order they were given
+    """
+
+    runner: RewardRunner | None
+    models: dict[int, ImageModelReward]
+    names: list[str]
+    weights: list[float]
+
+
+def image_rewards(rewards: Any, *, timeout_s: float, on_error: Any, workers: int | None) -> ImageRewards:
+    """A trainer's `reward_funcs`. ValueError where one judges texts or reads tokens."""
     given = rewards if isinstance(rewards, list | tuple) else [rewards]
     specs = [RewardSpec.of(one) for one in given]
-    runner = RewardRunner(specs, timeout_s=timeout_s, on_error=on_error, workers=workers)
-    for signature in runner.signatures:
+    models = {place: ImageModelReward.of(spec) for place, spec in enumerate(specs) if scored_beside(spec)}
+    for place in models:
+        describe(specs[place])  # its own check of its settings
+    run = [spec for place, spec in enumerate(specs) if place not in models]
+    runner = RewardRunner(run, timeout_s=timeout_s, on_error=on_error, workers=workers) if run else None
+    for signature in [] if runner is None else runner.signatures:
         if signature.says_which and signature.completions_as != "images":
             raise ValueError(
                 f"reward {signature.name!r} judges texts, and this trainer makes images; annotate its parameter as "
                 "completions: list[Image.Image] where it reads them"
             )
-    return runner
+    run_names = iter([] if runner is None else runner.names)
+    names = [models[place].title if place in models else next(run_names) for place in range(len(specs))]
+    return ImageRewards(runner, models, names, [spec.weight for spec in specs])

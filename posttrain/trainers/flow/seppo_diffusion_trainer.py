@@ -115,7 +115,7 @@ class SePPODiffusionTrainer(DiffusionDPOTrainer):
         scale = self.settings.sample_guidance
         without = None if scale == 1.0 else on_device(self.frame.no_prompts(len(rows)), winners.device)
         velocity = guided(reference, self.conditions_of(inputs), without, scale)
-        return sample_plainly(velocity, noise, self.settings.sample_steps, self.frame.shift)
+        return sample_plainly(velocity, noise, self.frame.denoising_times(self.settings.sample_steps))
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
         """Also says which checkpoint the round compares with."""

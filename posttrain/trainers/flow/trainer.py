@@ -33,10 +33,10 @@ from posttrain.rollout.flow.flow_sampler import FlowSampler, FlowSampling, Veloc
 from posttrain.rollout.flow.image_frame import ImageFrame, on_device
 from posttrain.trainers.engines.scored_images import ScoredImages
 from posttrain.trainers.flow.flow_config import FlowConfig
-from posttrain.trainers.flow.flow_ingredients import flow_ingredients
+from posttrain.trainers.flow.flow_ingredients import flow_ingredients, require_flow, require_whole_weights
 from posttrain.trainers.flow.flow_metrics import FlowMetrics
 from posttrain.trainers.flow.flow_step_in_hand import CONDITION, FlowStep
-from posttrain.trainers.flow.image_judge import ImageJudge, image_runner
+from posttrain.trainers.flow.image_judge import ImageJudge, image_rewards
 from posttrain.trainers.models.adapters import check_adapter
 from posttrain.trainers.policy.epoch_sampler import EpochRepeatSampler
 from posttrain.trainers.policy.keeper import Keeper
@@ -92,6 +92,7 @@ class FlowTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, Tra
         self.objective = settings_from(args, learner) if objective is None else objective
         sampling = settings_from(args, FlowSampling)
         _check_together(self.objective, sampling)
+        require_flow(type(self), frame)
         require_rewards(type(self), reward_funcs, None)
         for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             require_columns(type(self), rows, ["prompt"], name=name)
@@ -111,18 +112,19 @@ class FlowTrainer(AnnouncedSteps, FiniteSteps, WholeCheckpoint, ExactResume, Tra
             compute_loss_func=_never_called,
             **named,
         )
+        require_whole_weights(self)
         self.frame = frame
         self.reference = None if reference is None else self._frozen(reference)
-        runner = image_runner(
+        sources = image_rewards(
             reward_funcs,
             timeout_s=args.reward_timeout_s,
             on_error=args.reward_on_error,
             workers=args.reward_workers,
         )
-        weights = args.reward_weights if args.reward_weights is not None else runner.weights
-        if len(weights) != len(runner.names):
-            raise ValueError(f"reward_weights: {len(weights)} weights for {len(runner.names)} rewards")
-        self.judge = ImageJudge(self.accelerator, runner, weights)
+        weights = args.reward_weights if args.reward_weights is not None else sources.weights
+        if len(weights) != len(sources.names):
+            raise ValueError(f"reward_weights: {len(weights)} weights for {len(sources.names)} rewards")
+        self.judge = ImageJudge(self.accelerator, sources, weights)
         self.sampler = FlowSampler(frame, sampling, self.accelerator.device, args.seed)
         self.step = FlowStep(self, self.objective, self.method, FlowMetrics(self.accelerator))
         self.num_iterations = args.num_iterations

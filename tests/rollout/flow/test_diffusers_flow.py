@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from image_judges import bright
+from image_pipelines import sd3
 from peft import LoraConfig
 from torch.testing import assert_close
 
@@ -25,57 +25,7 @@ pytestmark = pytest.mark.flow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Random weights; two CLIP encoders of one vocabulary of letters, no T5."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    place = tmp_path_factory.mktemp("sd3")
-    letters = [chr(i) for i in range(97, 123)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (place / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (place / "merges.txt").write_text("#version: 0.2\n")
-    torch.manual_seed(0)
-
-    def tokenizer() -> Any:
-        return CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt"), model_max_length=16)
-
-    def encoder() -> Any:
-        config = CLIPTextConfig(
-            vocab_size=len(tokens), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=16, projection_dim=16,
-            bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1,
-        )  # fmt: skip
-        return CLIPTextModelWithProjection(config)
-
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
-        pos_embed_max_size=8,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        in_channels=3, out_channels=3, block_out_channels=(4, 4), norm_num_groups=1, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1, shift_factor=0.06, scaling_factor=1.5, sample_size=16,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    pipeline = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae,
-        text_encoder=encoder(),
-        tokenizer=tokenizer(),
-        text_encoder_2=encoder(),
-        tokenizer_2=tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    pipeline.save_pretrained(place / "whole")
-    return place / "whole"
+    return sd3(tmp_path_factory.mktemp("sd3"))
 
 
 def test_steps_without_noise_are_the_pipelines(folder):
@@ -84,7 +34,7 @@ def test_steps_without_noise_are_the_pipelines(folder):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     told, none = frame.read_prompts(["a cat", "a dog"]), frame.no_prompts(2)
     with torch.no_grad():
-        mine = sample_plainly(guided(model, told, none, 4.5), noise, 5, frame.shift)
+        mine = sample_plainly(guided(model, told, none, 4.5), noise, frame.denoising_times(5))
         theirs = frame.pipeline(
             prompt=["a cat", "a dog"], num_inference_steps=5, guidance_scale=4.5, latents=noise.clone(), height=16,
             width=16, output_type="latent",

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from posttrain.ops.flow_step import sigma_schedule, step_logprobs
 from posttrain.rollout.flow.flow_sampler import FlowSampler, FlowSampling, StepRule, guided, sample_plainly
-from posttrain.rollout.flow.image_frame import mixed_conditions
+from posttrain.rollout.flow.image_frame import DenoisingTimes, mixed_conditions
 from posttrain.rollout.flow.row_noise import row_noise, row_uniform
 from posttrain.rollout.flow.small_flow import ClassFrame, FlowMLP, scratch_flow
 
@@ -63,7 +63,12 @@ def test_steps_without_noise_follow_a_known_flow():
 
     noise = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     for steps in (1, 7):
-        assert_close(sample_plainly(velocity, noise, steps, shift=2.0), target, atol=1e-5, rtol=0)
+        assert_close(
+            sample_plainly(velocity, noise, DenoisingTimes(sigma_schedule(steps, 2.0))),
+            target,
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize(("kind", "level"), [("sde", 0.7), ("sde", 0.2), ("cps", 0.05)])
@@ -71,7 +76,7 @@ def test_noisy_steps_keep_the_marginals(kind, level):
     """Data x_0 ~ N(1, 0.5^2): with the exact velocity, the last latents have that mean and spread. (CPS keeps them as
     its noise goes to 0: each step shrinks what it does not draw anew.)"""
     count = 4000
-    rule = StepRule(FlowSampling(denoising_steps=60, sampler=kind, noise_level=level), 1.0)
+    rule = StepRule(FlowSampling(denoising_steps=60, sampler=kind, noise_level=level), sigma_schedule(60))
     mean, spread = 1.0, 0.5
 
     def velocity(latents, times):
@@ -126,7 +131,7 @@ def test_model_is_saved_and_read_again(tmp_path):
     classes = torch.tensor([0, 4])
     assert torch.equal(model(latents, times, classes), again(latents, times, classes))
     assert ClassFrame(again.config).shift == 3.0
-    assert StepRule(FlowSampling(), 3.0).times[1].item() == pytest.approx(float(sigma_schedule(10, 3.0)[1]))
+    assert_close(ClassFrame(again.config).denoising_times(10).times, sigma_schedule(10, 3.0))
 
 
 def test_conditions_are_mixed_row_by_row():
