@@ -38,6 +38,8 @@ STATE = Path("runs/real/doors")
 START = "runs/real/start"
 PORT = 8765
 SERVED = "real"
+ANSWERS = "runs/real/eval"
+BENCHMARKS = ("gsm8k", "math500", "ifeval")
 SHORT = ("--set", "data.eval.limit=16", "--set", "train.max_steps=3", "--set", "train.eval_steps=3")
 """The recipe of `make real`, cut to three steps of its eighteen and 16 of its 128 held-out prompts."""
 
@@ -174,75 +176,19 @@ def engines(data: Path) -> Iterator[Door]:
         (question,),
         server=serve(exported, "--max-model-len", "512"),
     )
-    out = "runs/real/eval"
-    for name, tokens, limit in (("gsm8k", 512, 30), ("math500", 1024, 20), ("ifeval", 1024, 20)):
-        yield Door(
-            name,
-            f"{name}, first {limit} problems",
-            (
-                posttrain(
-                    "eval",
-                    "generate",
-                    START,
-                    name,
-                    "--data",
-                    str(data),
-                    "--engine",
-                    "vllm",
-                    "--limit",
-                    str(limit),
-                    "--max-new-tokens",
-                    str(tokens),
-                    "--gpu-memory-utilization",
-                    "0.3",
-                    "--out",
-                    out,
-                ),
-                posttrain("eval", "grade", f"{out}/{name}"),
-            ),
-            evaluated=f"{out}/{name}",
-        )
-    answer = posttrain(
-        "eval",
-        "generate",
-        START,
-        "alpaca_eval",
-        "--data",
-        str(data),
-        "--engine",
-        "vllm",
-        "--limit",
-        "12",
-        "--max-new-tokens",
-        "512",
-        "--gpu-memory-utilization",
-        "0.3",
-        "--out",
-        out,
+    how = "--engine vllm --dtype bfloat16 --limit 20 --max-new-tokens 1024 --gpu-memory-utilization 0.3"
+    answers = posttrain(
+        "eval", "generate", START, *BENCHMARKS, "alpaca_eval", *how.split(), "--data", str(data)
     )
-    judge = posttrain(
-        "eval",
-        "judge",
-        f"{out}/alpaca_eval",
-        "--judge",
-        SERVED,
-        "--base-url",
-        f"http://127.0.0.1:{PORT}/v1",
-        "--data",
-        str(data),
-        "--swapped",
-        "6",
-        "--timeout",
-        "180",
-    )
-    yield Door("alpaca_answers", "AlpacaEval, first 12, answers", (answer,))
-    yield Door(
-        "alpaca_judge",
-        "the same, judged by the model itself",
-        (judge,),
-        evaluated=f"{out}/alpaca_eval",
-        server=serve(START, "--max-model-len", "4096"),
-    )
+    yield Door("answers", "benchmarks' first 20 problems, answered", (answers,))
+    for name in BENCHMARKS:
+        folder = f"{ANSWERS}/{name}"
+        yield Door(name, "graded", (posttrain("eval", "grade", folder),), evaluated=folder)
+    where = f"--judge {SERVED} --base-url http://127.0.0.1:{PORT}/v1 --swapped 6 --timeout 180".split()
+    judge = posttrain("eval", "judge", f"{ANSWERS}/alpaca_eval", *where, "--data", str(data))
+    server = serve(START, "--max-model-len", "4096")
+    shows = "AlpacaEval, judged by the model itself"
+    yield Door("alpaca_eval", shows, (judge,), evaluated=f"{ANSWERS}/alpaca_eval", server=server)
 
 
 class Meter:
