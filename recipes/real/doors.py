@@ -40,8 +40,17 @@ PORT = 8765
 SERVED = "real"
 ANSWERS = "runs/real/eval"
 BENCHMARKS = ("gsm8k", "math500", "ifeval")
-SHORT = ("--set", "data.eval.limit=16", "--set", "train.max_steps=3", "--set", "train.eval_steps=3")
-"""The recipe of `make real`, cut to three steps of its eighteen and 16 of its 128 held-out prompts."""
+SHORT = {
+    "data__eval__limit": 8,
+    "rollout__group_size": 4,
+    "train__max_steps": 2,
+    "train__eval_steps": 2,
+    "train__per_device_train_batch_size": 4,
+    "train__gradient_accumulation_steps": 5,
+    "train__per_device_eval_batch_size": 8,
+    "output__logging_steps": 1,
+}
+"""The recipe of `make real`, cut to two steps of its eighteen, groups of four and 8 of its 128 held-out prompts."""
 
 METRICS = (
     "loss",
@@ -83,10 +92,10 @@ def posttrain(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "posttrain", *words)
 
 
-def train(recipe: str, *words: str, **values: Any) -> tuple[str, ...]:
+def train(recipe: str, **values: Any) -> tuple[str, ...]:
     """`posttrain train`; values are overrides, `__` for a dot."""
     sets = [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
-    return posttrain("train", f"recipes/real/{recipe}.yaml", *words, *sets)
+    return posttrain("train", f"recipes/real/{recipe}.yaml", *sets)
 
 
 def serve(model: str, *words: str) -> tuple[str, ...]:
@@ -114,7 +123,7 @@ def trainings(data: Path) -> Iterator[Door]:
         ("bf16", {"train__bf16": "true"}),
     ):
         run = f"real-instructions-{name}"
-        command = train("instructions", *SHORT, **setting, output__name=run, output__logging_steps=1)
+        command = train("instructions", **SHORT, **setting, output__name=run)
         yield Door(name, f"DAPO on instructions, {name}", (command,), run=run)
     yield Door(
         "seppo", "SePPO, UltraFeedback's chosen", (train("seppo", data__path=pairs),), run="real-seppo"
@@ -131,24 +140,12 @@ def engines(data: Path) -> Iterator[Door]:
     """The doors that need vLLM, and the benchmarks."""
     cache = "{gpu_memory_utilization: 0.2, max_model_length: 256, enforce_eager: true}"
     beside = train(
-        "instructions",
-        *SHORT,
-        rollout__engine="vllm",
-        rollout__vllm=cache,
-        output__name="real-vllm",
-        output__logging_steps=1,
+        "instructions", **SHORT, rollout__engine="vllm", rollout__vllm=cache, output__name="real-vllm"
     )
     yield Door("vllm", "DAPO, vLLM beside the trainer", (beside,), run="real-vllm")
     address = f'{{servers: ["http://127.0.0.1:{PORT}"], timeout_s: 120}}'
-    ahead = train(
-        "instructions",
-        *SHORT,
-        rollout__engine="vllm_server",
-        rollout__staleness=1,
-        rollout__vllm=address,
-        output__name="real-server",
-        output__logging_steps=1,
-    )
+    settings = {"rollout__engine": "vllm_server", "rollout__staleness": 1, "rollout__vllm": address}
+    ahead = train("instructions", **SHORT, **settings, output__name="real-server")
     server = serve(START, "--max-model-len", "256")
     yield Door("vllm_server", "DAPO, a server one step ahead", (ahead,), run="real-server", server=server)
     exported = "runs/real/exported"
