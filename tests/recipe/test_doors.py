@@ -61,12 +61,13 @@ def test_every_training_command_is_a_recipe_that_reads(doors, root, monkeypatch)
     }
     assert runs["sft"].train.seed != runs["sft2"].train.seed
     assert runs["salsa"].model.path == f"runs/{runs['sft'].output.name}/model"
-    assert runs["salsa"].objective["others"] == [f"runs/{runs['sft2'].output.name}/model"]
+    assert runs["salsa"].objective.others == [f"runs/{runs['sft2'].output.name}/model"]
 
 
 def note(doors: ModuleType, name: str, text: str, code: int = 0) -> Any:
     """A door that adds a line to a file, prints another and ends with `code`."""
-    body = f"import sys; open('done', 'a').write('{text}\\n'); print('said {text}'); sys.exit({code})"
+    busy = "sum(range(3_000_000))"  # a clock tick or two of the processor
+    body = f"import sys; {busy}; open('done', 'a').write('{text}\\n'); print('said {text}'); sys.exit({code})"
     return doors.Door(name, f"shows {text}", ((sys.executable, "-c", body),))
 
 
