@@ -45,6 +45,7 @@ SHORT = {
     "rollout__group_size": 4,
     "train__max_steps": 2,
     "train__eval_steps": 2,
+    "train__warmup_steps": 0,
     "train__per_device_train_batch_size": 4,
     "train__gradient_accumulation_steps": 5,
     "train__per_device_eval_batch_size": 8,
