@@ -74,7 +74,7 @@ def note(doors: ModuleType, name: str, text: str, code: int = 0) -> Any:
 def test_the_first_failure_ends_it_and_the_next_call_goes_on(doors, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     state, console = tmp_path / "state", Console(width=200)
-    first, broken, last = (note(doors, *row) for row in (("a", "one"), ("b", "two", 3), ("c", "three")))
+    first, broken, last = note(doors, "a", "one"), note(doors, "b", "two", 3), note(doors, "c", "three")
     assert doors.through([first, broken, last], state, console, again=False) == 1
     assert Path("done").read_text().split() == ["one", "two"]
     said = capsys.readouterr().err
