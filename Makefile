@@ -1,5 +1,6 @@
 # make demo            a small model is warmed up and then trained by RL with BAPO, on a CPU, in about four minutes
 # make real            a chat model of 135 million parameters learns to follow instructions, on two cores, in about ten minutes
+# make real-doors      the same model through every method's and engine's door, a few steps each: DATA=DIR (recipes/real/doors.py)
 # make test            the core suite
 # make test-all        the core suite and the optional stack (vLLM, DeepSpeed, evaluation), installed first
 # make test-optional   only the tests of the optional stack
@@ -21,7 +22,7 @@ ifeq ($(filter-out 0,$(GPU)),)
 PINS := torch==2.13.0 -c constraints.txt
 endif
 
-.PHONY: demo real test test-all test-optional test-real lint types stubs docs clean
+.PHONY: demo real real-doors test test-all test-optional test-real lint types stubs docs clean
 .DELETE_ON_ERROR:
 
 $(BIN)/.core: pyproject.toml constraints.txt
@@ -45,6 +46,10 @@ $(BIN)/.real: $(BIN)/.core
 
 real: $(BIN)/.real
 	VENV=$(VENV) bash launch/real.sh
+
+real-doors: $(BIN)/.real $(BIN)/.all
+	$(BIN)/python recipes/real/make_model.py runs/real/start
+	HF_HUB_OFFLINE=1 $(BIN)/python recipes/real/doors.py --data $(or $(DATA),$(error say where the data are: make real-doors DATA=DIR)) $(DOORS)
 
 test: $(BIN)/.core
 	$(BIN)/python -m pytest -m 'not real' -n 2 --dist loadfile --no-loadscope-reorder

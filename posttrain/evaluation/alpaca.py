@@ -184,12 +184,14 @@ def rates(
 ) -> Rates:
     """Win rate and length-controlled win rate of 805 preferences in canonical order; NaN = failed judgement.
 
+    The first few alone have a win rate: the regression finds an instruction by its place among all.
+
     `gamed` is the hub's df_gamed.csv (or .csv.gz); None asks the hub for it. Each of `resamples` fits for the
     length-controlled rate's error takes a quarter of a second.
     """
     import pandas as pd
 
-    if len(pairs) != COUNT or len(preferences) != COUNT:
+    if len(pairs) != len(preferences) or not 0 < len(pairs) <= COUNT:
         raise ValueError(f"{len(pairs)} pairs and {len(preferences)} preferences; AlpacaEval has {COUNT}")
     if all(math.isnan(p) for p in preferences):
         raise ValueError("not one of the judgements holds a verdict, so there is no rate")
@@ -234,6 +236,8 @@ def _length_controlled(
     """
     import numpy as np
 
+    if len(frame) < COUNT:
+        return None, None, f"the regression needs all {COUNT} instructions; these are the first {len(frame)}"
     lengths = frame["output_1"].str.len() - frame["output_2"].str.len()
     if (frame["output_1"] == frame["output_2"]).all():
         return 50.0, 0.0, None  # every pair is a tie

@@ -29,7 +29,7 @@ SWAPPED = 200
 
 @dataclass(frozen=True)
 class Sides:
-    """What is judged: 805 pairs in canonical order, with the ids and groups of their problems."""
+    """What is judged: 805 pairs in canonical order, or the first of them, with the ids and groups of their problems."""
 
     pairs: list[OutputPair]
     ids: list[str]
@@ -39,15 +39,16 @@ class Sides:
 
 
 def sides_of_generations(folder: Path) -> Sides:
-    """The responses `posttrain eval generate` wrote. ValueError unless all 805 are there."""
+    """The responses `posttrain eval generate` wrote: all 805, or with --limit the first so many, which have a win rate
+    and no length-controlled one. ValueError where some are missing."""
     run = store.read_json(folder / store.RUN)
     if run["benchmark"] != "alpaca_eval":
         raise ValueError(f"{folder}: {run['benchmark']} has a grader of its own; use `posttrain eval grade`")
     rows = [row for row in store.read_lines(folder / store.GENERATIONS) if row["sample"] == 0]
-    if len(rows) != alpaca.COUNT:
+    asked = run["task"]["problems"]
+    if len(rows) != asked:
         raise ValueError(
-            f"{folder}: {len(rows)} of {alpaca.COUNT} instructions have a response; run `posttrain eval generate` to "
-            "its end, without --limit"
+            f"{folder}: {len(rows)} of {asked} instructions have a response; run `posttrain eval generate` to its end"
         )
     rows.sort(key=lambda row: int(row["id"]))
     golds = [row["gold"] for row in rows]

@@ -76,7 +76,8 @@ def convert(folder: Path, out: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(where.parent, gguf_file=where.name)
     loaded = AutoModelForCausalLM.from_pretrained(where.parent, gguf_file=where.name, dtype=torch.float32)
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = "<|im_end|>", "<|endoftext|>", "left"
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tokenizer.clean_up_tokenization_spaces = False  # meant for other tokenizers, and warned of in every run
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     left_out = ("quantization_config", "model_type", "transformers_version", "architectures")
     values = {key: value for key, value in loaded.config.to_dict().items() if key not in left_out}
     model = LlamaForCausalLM(LlamaConfig(**{**values, **ends}))

@@ -425,6 +425,43 @@ def test_one_judgement_of_805_makes_files_without_nan_and_is_shown(
     assert "nan" not in capsys.readouterr().out
 
 
+def test_the_first_few_have_a_win_rate_and_say_that_they_are_few(tmp_path, pairs, gamed, capsys):
+    from rich.console import Console
+
+    from posttrain.evaluation import terminal
+    from posttrain.evaluation.results import collect
+
+    task = {"hash": "h", "problems": 12, "of": alpaca.COUNT, "definition": {"title": "AlpacaEval 2"}}
+    run = {"format": 1, "benchmark": "alpaca_eval", "model": {"path": "mine", "weights": None}, "task": task}
+    store.write_json(tmp_path / store.RUN, {**run, "sampling": {"max_new_tokens": 64}, "versions": {}})
+    rows = [
+        {
+            "id": str(i),
+            "sample": 0,
+            "group": "d",
+            "gold": {"instruction": p.instruction, "reference": p.reference, "reference_generator": "gpt"},
+            "text": p.output,
+            "finish": "stop",
+        }
+        for i, p in enumerate(pairs[:12])
+    ]
+    store.write_lines(tmp_path / store.GENERATIONS, rows[:-1])
+    with pytest.raises(ValueError, match="11 of 12 instructions have a response"):
+        judge.sides_of_generations(tmp_path)
+    store.write_lines(tmp_path / store.GENERATIONS, rows)
+    with server(lambda n, text: honest(text)) as (url, count):
+        sides = judge.sides_of_generations(tmp_path)
+        found = judge.judge(tmp_path, sides, at(url), swapped=20, gamed=gamed, resamples=0)
+    assert count[0] == 24
+    win_rate, controlled = found["metrics"].values()
+    # eight of twelve say GOOD, of which the judge is sure to .999; four are ties
+    assert win_rate["value"] == pytest.approx(100 * (8 * 0.999 + 4 * 0.5) / 12, abs=0.01)
+    assert controlled["value"] is None
+    assert "needs all 805 instructions; these are the first 12" in controlled["method"]
+    terminal.show(collect([tmp_path]), Console(width=200))
+    assert "first 12 of 805" in capsys.readouterr().out
+
+
 def test_outputs_do_not_go_into_a_folder_of_generations(tmp_path, pairs, benchmark_and_problems):
     (tmp_path / store.GENERATIONS).write_text("")
     given = outputs_file(tmp_path / "mine.json", pairs)

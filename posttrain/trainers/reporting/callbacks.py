@@ -237,11 +237,16 @@ class HeldOut(TrainerCallback):
             if "transcript" in before
             else "completion"
         )
-        table = Table("prompt", "before", "after", "answer", box=SIMPLE_HEAD)
-        rows = list(zip(before["prompt"], before[said], after[said], after["answer"], strict=True))
+        heads = {"prompt": before["prompt"], "before": before[said], "after": after[said]}
+        if any(
+            answer is not None for answer in after["answer"]
+        ):  # some tasks have no answer that could be given
+            heads["answer"] = ["" if answer is None else answer for answer in after["answer"]]
+        table = Table(*heads, box=SIMPLE_HEAD)
+        rows = list(zip(*heads.values(), strict=True))
         changed = [row for row in rows if row[1] != row[2]] or rows
-        for prompt, first, last, answer in changed[:count]:
-            table.add_row(*(escape(_short(value)) for value in (prompt, first, last, answer)))
+        for row in changed[:count]:
+            table.add_row(*(escape(_short(value)) for value in row))
         console.print(table)
 
 

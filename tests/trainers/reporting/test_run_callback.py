@@ -151,6 +151,23 @@ def test_the_last_table_of_a_resumed_run_shows_what_was_measured_at_its_start(tm
     assert ["31>", "31", "13", "13"] in shown
 
 
+@pytest.mark.parametrize(("answers", "last"), [([None, None], []), (["13", None], ["answer"])])
+def test_a_task_without_answers_has_no_column_of_them(
+    tmp_path: Path, answers: list[str | None], last: list[str]
+) -> None:
+    said = iter((["one", "two"], ["three", "four"]))
+    held_out = HeldOut(None, lambda: {"prompt": ["31>", "20>"], "completion": next(said), "answer": answers})
+    for step in (0, 1):
+        state = TrainerState(global_step=step)
+        held_out.on_evaluate(arguments(tmp_path), state, TrainerControl(), {"eval_reward": 0.5})
+    out = io.StringIO()
+    held_out.show(Console(file=out, width=100))
+    shown = [line.split() for line in out.getvalue().splitlines()]
+    assert ["prompt", "before", "after", *last] in shown
+    assert ["20>", "two", "four"] in shown
+    assert "None" not in out.getvalue()
+
+
 def test_a_run_resumed_where_nothing_was_measured_shows_its_end_alone(tmp_path: Path) -> None:
     held_out = HeldOut(None, lambda: None)
     held_out.take_up(tmp_path)
