@@ -284,16 +284,4 @@ REGIMES: dict[str, Regime] = {
         held_out="eval_reward",
         family=False,
     ),
-    "real_sums": Regime(
-        "SmolLM2-135M-Instruct on small sums, all weights, one update per rollout, learning rate 1e-5",
-        {},
-        {
-            **{name: FAMILY[name] for name in ("grpo", "dapo", "bnpo", "copo")},
-            "copo_fill_in": Cell("copo", FILL_IN),
-        },
-        ("grpo", "copo", "copo_fill_in"),
-        warmup="real_sums",
-        base="real_sums.yaml",
-        held_out="eval_reward",
-    ),
 }
