@@ -25,6 +25,11 @@ def value_of(row: Mapping[str, Any], name: str) -> Any:
     return row.get(_MARK + name, row.get(name))
 
 
+def unmarked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row under the names of its own columns, for what is told of it beside the trainer."""
+    return {name.removeprefix(_MARK): value for name, value in row.items()}
+
+
 def reward_columns(row: Mapping[str, Any], own: Iterable[str]) -> dict[str, str]:
     """The rewards' name -> the row's, of all columns but the trainer's `own`."""
     own = set(own)

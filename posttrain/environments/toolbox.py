@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.data.reward_columns import unmarked
 from posttrain.environments.orders import Order, Reply
 from posttrain.environments.tool_specs import (
     EnvironmentFault,
@@ -175,7 +176,7 @@ class Toolbox:
         def reset(self: Any, **row: Any) -> str | None:
             self._heard = None
             seed = (toolbox.episode_seed + self._place) % 2**63
-            order = Order(self._slot, "open", "reset", row, seed=seed, **limits)
+            order = Order(self._slot, "open", "reset", unmarked(row), seed=seed, **limits)
             reply = toolbox._begun(order, getattr(original, "_begin_tries", 1))
             if reply.end != "done":
                 raise EnvironmentFault(f"environment {spec.name!r}: reset: {reply.said}\n{reply.detail}")

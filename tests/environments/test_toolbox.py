@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
+from posttrain.data.reward_columns import marked
 from posttrain.environments.tool_specs import EnvironmentFault, EnvironmentSpec, ToolFault, ToolSpec
 from posttrain.environments.toolbox import Toolbox, ToolCallFailed
 
@@ -182,6 +184,13 @@ def test_what_crashes_raises_or_floods_is_said_in_words(toolbox: Toolbox, games:
 def test_an_episode_that_cannot_begin_stops_the_run(games: list[Any]) -> None:
     with pytest.raises(EnvironmentFault, match=r"reset: KeyError: 'no such game'\n(.|\n)*game\.py"):
         games[0].reset(hint="boom")
+
+
+def test_a_row_of_a_recipe_is_told_under_its_own_names(games: list[Any]) -> None:
+    """Its columns but the prompt travel through TRL under names that TRL does not look for."""
+    row = marked(Dataset.from_list([{"prompt": "p", "hint": "left"}]))[0]
+    assert "hint" not in row
+    assert games[0].reset(**row) == "left"
 
 
 def test_an_environment_draws_by_seed_and_place(toolbox: Toolbox, games: list[Any]) -> None:
