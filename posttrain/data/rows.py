@@ -356,7 +356,7 @@ def _unread(section: DataSection, layout: Layout, needs: Needs, row: Row) -> lis
 
 def _echoes(row: Row) -> bool:
     """Whether every answer of a row of text begins with the whole prompt."""
-    answers = [row[name] for name in TEXTS if isinstance(row.get(name), str)]  # pixels may be called so
+    answers = [row[name] for name in TEXTS if name in row]
     prompt = row["prompt"]
     return isinstance(prompt, str) and bool(answers) and all(answer.startswith(prompt) for answer in answers)
 

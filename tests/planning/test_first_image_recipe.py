@@ -26,7 +26,13 @@ def here(tmp_path, monkeypatch) -> Path:
     start.mkdir(parents=True)
     (start / "config.json").write_text(json.dumps({"model_type": "posttrain_flow_mlp"}))
     rows = [
-        {"caption": 1, "prompt": f"thing {i}", "file": SHADE, "chosen": SHADE, "rejected_image": SHADE}
+        {
+            "caption": 1,
+            "prompt": f"thing {i}",
+            "file": SHADE,
+            "preferred_image": SHADE,
+            "rejected_image": SHADE,
+        }
         for i in range(20)
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +74,7 @@ def test_rows_and_a_pipeline_of_ones_own(method, here, capsys):
     columns = {
         "flow_sft": {"image": "file"},
         "seppo_diffusion": {"image": "file"},
-        "diffusion_dpo": {"chosen_image": "chosen"},
+        "diffusion_dpo": {"chosen_image": "preferred_image"},
     }
     assert written["data"].get("columns", {}) == columns.get(method, {})
     if noise:
