@@ -50,7 +50,7 @@ class BetaFamily:
     def place(self, value: float) -> int:
         """Which value it is; ValueError, with those there are, where it is none."""
         for at, one in enumerate(self.values):
-            if abs(one - value) <= 1e-9 * max(1.0, abs(one)):
+            if abs(one - value) <= 1e-6 * abs(one):  # 0 is met by 0 alone
                 return at
         known = ", ".join(map(self.name, self.values))
         raise ValueError(f"{value:g} is no coefficient of this family; it has {known}")
