@@ -76,7 +76,7 @@ def table(names: Sequence[str]) -> str:
             *([row[key] for row in best] for key in ("gold", "kl", "proxy")),
             *([row[key] for row in ends] for key in ("gold", "kl", "proxy")),
         ]
-        seeds = "" if len(curves) == 3 else f" ({len(curves)} seeds)"
+        seeds = "" if len(curves) == 3 else f" ({len(curves)} of 3 seeds)"
         lines.append(f"| {name}{seeds} | " + " | ".join(map(spread, cells)) + " |")
     for i, first in enumerate(arms[BEST_OF_N][0]["curve"] if BEST_OF_N in arms else []):
         rows = [run["curve"][i] for run in arms[BEST_OF_N]]
