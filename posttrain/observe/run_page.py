@@ -129,17 +129,19 @@ def _signal(s: Summary) -> str:
         f'<td class="muted">{escape(meaning)}</td><td class="number">{share:.2%}</td></tr>'
         for name, meaning, share in s.signal
     )
-    blended = "".join(
-        f'<tr><td>{escape(name)}</td><td class="muted">{escape(meaning)}</td><td class="number">{value:.2%}</td></tr>'
-        for name, meaning, value in s.blend
+    own = "".join(
+        f'<tr><td>{escape(name)}</td><td class="muted">{escape(meaning)}</td>'
+        f'<td class="number">{number(value)}</td></tr>'
+        for name, meaning, value in s.own
     )
-    if blended:
-        blended = f'<table><tr><th>blend of two losses</th><th></th><th class="number">share</th></tr>{blended}</table>'
+    if own:
+        head = f'<tr><th>{escape(s.method)}\'s own numbers</th><th></th><th class="number">over the steps</th></tr>'
+        own = f"<table>{head}{own}</table>"
     return (
         f"<h2>Signal: what became of the generated {s.counted}</h2>"
         f'<div class="card"><div class="stack">{bar}</div>'
         f'<table><tr><th>class</th><th></th><th class="number">share of {s.counted}</th></tr>{rows}</table>'
-        f"{blended}</div>"
+        f"{own}</div>"
         f'<div class="card wide"><h3>Over the steps</h3>{plots.draw_signal(s.rows, s.counted)}</div>'
     )
 
@@ -312,6 +314,13 @@ def _change(before: float | None, after: float | None) -> str:
 # The terminal
 
 
+def _own_table(s: Summary) -> Table:
+    table = Table(f"{s.method}'s own numbers", "over the steps", "", box=None, padding=(0, 2, 0, 0))
+    for name, meaning, value in s.own:
+        table.add_row(name, number(value), f"[dim]{meaning}[/dim]")
+    return table
+
+
 def print_summary(s: Summary, console: Console) -> None:
     """The page in a screenful: facts, curves' ends, signal, failures, notes."""
     console.print(f"[bold]{markup.escape(s.name)}[/bold]")
@@ -341,9 +350,9 @@ def print_summary(s: Summary, console: Console) -> None:
         table = Table(f"generated {s.counted}", "share", "", box=None, padding=(0, 2, 0, 0))
         for name, meaning, share in s.signal:
             table.add_row(name, f"{share:.2%}", "" if name == CARRIED else f"[dim]{meaning}[/dim]")
-        for name, meaning, value in s.blend:
-            table.add_row(name, f"{value:.2%}", f"[dim]{meaning}[/dim]")
         console.print(table)
+    if s.own:
+        console.print(_own_table(s))
     if s.resampled is not None:
         _print_resampled(s.resampled, console)
     if s.reliability is not None:

@@ -46,7 +46,7 @@ class Summary:
     result      (label, before, after) or None
     basis       what the result rests on: problems and interval, or steps; "" where it is not known
     signal      (class, meaning, share of all generated tokens), empty classes left out
-    blend       (metric, meaning, mean over the steps) of a method that blends two losses
+    own         (metric, meaning, mean over the steps) of what the method logs of itself
     resampled   what dynamic sampling threw away; None where the run did not sample over
     reliability how sure a reward model is of held-out pairs, and how right; None for other methods
     logged      the account of logged answers; None where every response was sampled
@@ -66,7 +66,7 @@ class Summary:
     result: tuple[str, float, float] | None
     basis: str
     signal: list[tuple[str, str, float]]
-    blend: list[tuple[str, str, float]]
+    own: list[tuple[str, str, float]]
     failures: list[tuple[str, str, int]]
     evaluation: dict[str, dict[str, float]]
     pairs: list[BeforeAfter]
@@ -138,7 +138,7 @@ def summarise(run_dir: str | Path) -> Summary:
         result=result,
         basis=basis,
         signal=signal_shares(rows),
-        blend=blend_means(rows),
+        own=own_means(rows),
         failures=_failures(rows),
         evaluation=evaluation,
         pairs=pairs,
@@ -173,7 +173,7 @@ def signal_shares(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, flo
     return [(name, meanings[name], share) for name, share in shares.items() if share > 0 or name == CARRIED]
 
 
-def blend_means(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+def own_means(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """(metric, meaning, mean over the steps that log it; of `_min` and `_max` the extreme); [] where none is."""
     found = []
     for method in methods_in(rows):

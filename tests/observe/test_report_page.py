@@ -149,7 +149,7 @@ def test_a_reward_models_reliability_is_drawn_and_told(tmp_path: Path) -> None:
     assert "less sure than it is right" in found.in_words()
 
 
-def test_the_blend_of_two_losses_stands_with_the_signal(tmp_path: Path) -> None:
+def test_what_a_method_logs_of_itself_stands_with_the_signal(tmp_path: Path) -> None:
     writer = policy_run(tmp_path)
     for step, share, least in ((51, 0.25, 0.5), (52, 0.75, 0.125)):
         found = {
@@ -158,17 +158,17 @@ def test_the_blend_of_two_losses_stands_with_the_signal(tmp_path: Path) -> None:
             "copo/local_weight_max": least,
         }
         writer.log(step, found)
-    assert [(name, value) for name, _, value in summarise(tmp_path).blend] == [
+    assert [(name, value) for name, _, value in summarise(tmp_path).own] == [
         ("copo/global_loss_share", 0.5),
         ("copo/local_weight_min", 0.125),
         ("copo/local_weight_max", 0.5),
     ]
     words = " ".join(page_of(tmp_path).text.split())
-    assert "blend of two losses share copo/global_loss_share" in words
+    assert "bapo's own numbers over the steps copo/global_loss_share" in words
     out = io.StringIO()
     run_page.print_summary(summarise(tmp_path), Console(file=out, width=160))
     (line,) = [line for line in out.getvalue().splitlines() if line.startswith("copo/global_loss_share")]
-    assert "50.00%" in line
+    assert "0.5000" in line
 
 
 def test_notes_name_what_to_worry_about(tmp_path: Path) -> None:
