@@ -50,7 +50,7 @@ from posttrain.run.family_curves import (  # noqa: E402
 )
 from posttrain.run.train import run as run_recipe  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parent / "results" / "balance.jsonl.gz"
+RESULTS = Path(__file__).resolve().parent / "results" / "balance" / "runs.jsonl.gz"
 VALUES = (0.0, 0.01, 0.1, 0.3, 1.0)
 PREFIXES = ("a", "b", "c", "d", "e")
 EASY, HARD = (3, 4), (7, 8, 9)

@@ -57,6 +57,7 @@ def test_the_digits_are_what_is_taken_without_data(method, here, capsys):
     assert main(["plan", f"{method}.yaml"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.flow
 @pytest.mark.parametrize("method", IMAGES)
 def test_rows_and_a_pipeline_of_ones_own(method, here, capsys):
     noise = METHODS[method].load_settings().trains_noise_models

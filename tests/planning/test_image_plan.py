@@ -136,6 +136,7 @@ def test_a_model_of_noise_that_is_not_here_is_refused_by_its_name(planned, metho
     assert any("which is no flow scheduler" in one for one in plan.refusals), plan.refusals
 
 
+@pytest.mark.flow
 def test_pairs_train_a_model_of_noise_at_its_own_steps(planned, tmp_path):
     shade = [[0] * 4] * 4
     image_rows(chosen_image=shade, rejected_image=shade)
