@@ -115,18 +115,18 @@ class JudgeClient:
             ) as refusal:
                 self.lost = JudgeLost(
                     f"{self.named} refuses ({refusal.status_code}): "
-                    f"{_one_line(refusal.message)}; check {self._check}"
+                    f"{_one_line(_its_words(refusal))}; check {self._check}"
                 )
                 self._stop.set()
                 raise self.lost from None
             except openai.RateLimitError as busy:
-                error, detail, wait = "429", _one_line(busy.message), _retry_after(busy)
+                error, detail, wait = "429", _one_line(_its_words(busy)), _retry_after(busy)
             except openai.APITimeoutError:
                 error, detail = "time-out", f"no answer within {self.server.timeout_s:g} s, see --timeout"
             except openai.APIConnectionError as broken:
                 error, detail = "no connection", _one_line(str(broken.__cause__ or broken))
             except openai.APIStatusError as status:
-                error, detail = f"status {status.status_code}", _one_line(status.message)
+                error, detail = f"status {status.status_code}", _one_line(_its_words(status))
                 if status.status_code < 500:
                     return None, error, detail
             except (openai.APIResponseValidationError, ValueError) as malformed:
@@ -147,6 +147,14 @@ class JudgeClient:
                 f"the judge fails ({error}{f': {detail}' if detail else ''}); each question is asked up to "
                 f"{self.server.retries + 1} times"
             )
+
+
+def _its_words(error: Any) -> str:
+    """What the server said. The client's own message holds it as openai 3 writes it, as data with openai 2."""
+    body = error.body if isinstance(error.body, dict) else {}
+    told = body.get("error", body)
+    words = told.get("message") if isinstance(told, dict) else told
+    return words if isinstance(words, str) and words else error.message
 
 
 def _one_line(text: str) -> str:
