@@ -38,7 +38,7 @@ STATE = Path("runs/real/doors")
 START = "runs/real/start"
 PORT = 8765
 SERVED = "real"
-ANSWERS = "runs/real/eval"
+ANSWERS = "runs/eval/start"
 BENCHMARKS = ("gsm8k", "math500", "ifeval")
 SHORT = {
     "data__eval__limit": 8,
@@ -174,11 +174,11 @@ def engines(data: Path) -> Iterator[Door]:
         (question,),
         server=serve(exported, "--max-model-len", "512"),
     )
-    how = "--engine vllm --dtype bfloat16 --limit 20 --max-new-tokens 1024 --gpu-memory-utilization 0.3"
+    how = "--engine vllm --dtype bfloat16 --limit 8 --max-new-tokens 1024 --gpu-memory-utilization 0.3"
     answers = posttrain(
         "eval", "generate", START, *BENCHMARKS, "alpaca_eval", *how.split(), "--data", str(data)
     )
-    yield Door("answers", "benchmarks' first 20 problems, answered", (answers,))
+    yield Door("answers", "benchmarks' first 8 problems, answered", (answers,))
     for name in BENCHMARKS:
         folder = f"{ANSWERS}/{name}"
         yield Door(name, "graded", (posttrain("eval", "grade", folder),), evaluated=folder)
