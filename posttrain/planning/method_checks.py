@@ -114,7 +114,8 @@ def _family_faults(recipe: Recipe, train: PolicyTrain) -> Iterator[str]:
         and "it reads the policy without its prefix",
         "an 'evaluation' section": recipe.evaluation is not None
         and "its benchmarks would be asked without a prefix; measure afterwards (posttrain eval --beta-value)",
-        "method salsa": recipe.method == "salsa" and "its soup is asked with the policy's own prompts",
+        f"method {recipe.method}": recipe.objective.brings_reference
+        and "the reference that it makes is asked with the policy's own prompts",
     }
     for what, reason in reasons.items():
         if reason:

@@ -26,6 +26,7 @@ from posttrain.settings import BuiltOn, RunView, Settings, Start
 class SALSA(Settings):
     """What the policy is pulled towards, and which objective pulls it. `beta` is the trainer's and must be above 0."""
 
+    brings_reference: ClassVar[bool] = True
     names_models: ClassVar[tuple[str, ...]] = ("others",)
     fixed_on_resume: ClassVar[tuple[str, ...]] = ("objective", "weights")
     built_on: ClassVar[BuiltOn | None] = BuiltOn("objective", "objective_settings", "is_objective")

@@ -120,9 +120,7 @@ def make_plan(
         *method_faults(recipe, plan.launch.processes),
         *[*idle_options(recipe), *tool_faults(recipe)],
     ]
-    lines, refused = built_in_environment(recipe)
-    plan.refusals += refused
-    plan.tools = [*tool_lines(recipe), *lines]
+    _plan_tools(plan)
     plan.refusals += benchmark_faults(recipe.evaluation) if recipe.evaluation is not None else []
     plan.warnings += [*checks.precision_warnings(recipe), *checks.determinism_warnings(recipe)]
     plan.warnings += method_warnings(recipe, plan.launch.processes)
@@ -173,6 +171,12 @@ def make_plan(
         plan.data += checks.length_lines(recipe, lengths)
     _plan_memory(plan, lengths)
     return plan
+
+
+def _plan_tools(plan: Plan) -> None:
+    lines, refused = built_in_environment(plan.recipe)
+    plan.refusals += refused
+    plan.tools = [*tool_lines(plan.recipe), *lines]
 
 
 def _model_faults(recipe: Recipe) -> list[str]:

@@ -112,6 +112,8 @@ class Settings:
     """Whether `advantages` reads `Groups.answers`; a recipe whose rewards yield none is refused."""
     built_on: ClassVar[BuiltOn | None] = None
     """The settings that say which other method this one is built on, if any."""
+    brings_reference: ClassVar[bool] = False
+    """Whether the policy's reference is a model that the method makes, in place of a copy of the start."""
     is_objective: ClassVar[bool] = False
     """Whether it is a loss on sampled responses, which another method can be built on."""
     ratio_per_token: ClassVar[bool] = False

@@ -73,7 +73,7 @@ class PipelineFrame:
 
     def encoded(self, prompt: str) -> dict[str, Tensor]:
         """The conditions of one prompt, without a row's dimension."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family of pipelines has text encoders of its own
 
     def read_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         for prompt in dict.fromkeys(prompts):

@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from posttrain.recipe.errors import suggest
 from posttrain.rollout.model_folder import is_tied
@@ -95,3 +96,9 @@ def _inner(module: Any) -> Any:
 
 def _ends_with(name: str, wanted: Any) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in wanted)
+
+
+def copies_reference(model: Any, adapter: Any) -> bool:
+    """Whether the reference is a copy made here: an adapter's is its base, and under ZeRO-3 TRL loads it."""
+    adapted = adapter is not None or (not isinstance(model, str) and is_peft_model(model))
+    return not (adapted or is_deepspeed_zero3_enabled())

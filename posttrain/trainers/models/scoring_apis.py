@@ -47,11 +47,11 @@ class ScoringApi:
 
     def fault(self) -> str | None:
         """How its tokenizer differs from ours."""
-        raise NotImplementedError
+        raise NotImplementedError  # whose routes for texts and tokens these are
 
     def scores(self, rows: list[list[int]]) -> list[list[float]]:
         """The scores of each row of tokens; ValueError from what reads them counts as a failed try."""
-        raise NotImplementedError
+        raise NotImplementedError  # whose question and answer these are
 
 
 class VLLMScores(ScoringApi):

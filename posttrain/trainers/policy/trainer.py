@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
@@ -41,7 +40,7 @@ from posttrain.trainers.forward.base import Rows, Scorer, Wanted
 from posttrain.trainers.forward.choose_layout import RowLayout, choose_layout
 from posttrain.trainers.forward.head import HeadOptions
 from posttrain.trainers.forward.padded import ForwardProbe, PaddedScorer
-from posttrain.trainers.models.adapters import check_adapter
+from posttrain.trainers.models.adapters import check_adapter, copies_reference
 from posttrain.trainers.models.ingredients import ingredients
 from posttrain.trainers.models.reference import copy_of_policy, frozen_reference
 from posttrain.trainers.policy.critic import Critic
@@ -142,11 +141,7 @@ class PolicyTrainer(
         self.row_counts: RowCounts | None = None
         self.curriculum: Curriculum | None = None
         beta, sync = args.beta, args.sync_ref_model
-        self._makes_reference = not (
-            (not isinstance(model, str) and is_peft_model(model))
-            or trl_arguments.get("peft_config") is not None
-            or is_deepspeed_zero3_enabled()
-        )
+        self._makes_reference = copies_reference(model, trl_arguments.get("peft_config"))
         if self._makes_reference:
             # keeps TRL from loading a reference from disk or hub; see _set_reference
             args.beta, args.sync_ref_model = 0.0, False
